@@ -1,0 +1,88 @@
+"""What the rest of isochunk asks of storage: voxels of boxes, and bytes of keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+import numpy as np
+
+from isochunk.geometry import Box, reflected
+from isochunk.predict import Voxels
+from isochunk.spec import VolumeSpec
+
+
+class Volume(Protocol):
+    """A stored volume that can be read by box."""
+
+    @property
+    def spec(self) -> VolumeSpec:
+        """What is stored and where."""
+        ...
+
+    def read(self, box: Box, level: int = 0) -> Voxels:
+        """Read a box that lies inside ``spec.levels[level].box`` as a z, y, x array.
+
+        Raises:
+            StorageError: storage failed after retries; the message names box and URL.
+        """
+        ...
+
+
+class WritableVolume(Volume, Protocol):
+    """A stored volume that can be written by whole stored objects."""
+
+    def write(self, box: Box, voxels: Voxels, level: int = 0) -> None:
+        """Write whole stored objects; each object is written once. All-zero objects are not stored.
+
+        Raises:
+            StorageError: storage failed after retries.
+        """
+        ...
+
+
+class ObjectStore(Protocol):
+    """Bytes by key below one URL."""
+
+    url: str
+
+    def get(self, key: str) -> bytes | None:
+        """Return the bytes, or None if the key does not exist."""
+        ...
+
+    def put(self, key: str, value: bytes) -> None:
+        """Write or replace one object atomically."""
+        ...
+
+    def keys(self, prefix: str = "") -> list[str]:
+        """List keys that start with ``prefix``, sorted."""
+        ...
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Delete keys; those that do not exist are no error."""
+        ...
+
+
+def read_reflected(volume: Volume, box: Box) -> Voxels:
+    """Read a box that may reach beyond the volume, continued by half-sample reflection.
+
+    Only voxels that exist are read, each once, whatever the volume's thickness.
+
+    Args:
+        volume: where to read, at its finest level.
+        box: global source box of any position.
+
+    Returns:
+        Array of ``box.shape``.
+    """
+    bounds = volume.spec.box
+    if box in bounds:
+        return volume.read(box)
+    index = [
+        reflected(lo, hi, start, stop)
+        for lo, hi, start, stop in zip(box.lo, box.hi, bounds.lo, bounds.hi, strict=True)
+    ]
+    z, y, x = index
+    lo = (int(z.min()), int(y.min()), int(x.min()))
+    inside = Box(lo, (int(z.max()) + 1, int(y.max()) + 1, int(x.max()) + 1))
+    return volume.read(inside)[np.ix_(z - lo[0], y - lo[1], x - lo[2])]
