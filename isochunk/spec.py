@@ -142,7 +142,7 @@ class ModelSpec:
     """Digest over what defines the model's answers."""
 
     def for_factor(self, factor: Factor) -> ModelSpec:
-        """Fix the free axes.
+        """Fix the free axes; a free axis whose factor is 1 passes through and needs no halo.
 
         Raises:
             ModelError: an axis has a factor of its own and it differs.
@@ -154,7 +154,11 @@ class ModelSpec:
                     f"model {self.name!r} has factor {mine} (z, y, x) but the spacings ask for "
                     f"{format_factor(factor)}; choose --spacing to match or another --model"
                 )
-        return replace(self, factor=factor)
+        halo = triple(
+            0 if own is None and wanted == 1 else h
+            for own, wanted, h in zip(self.factor, factor, self.halo, strict=True)
+        )
+        return replace(self, factor=factor, halo=halo)
 
     @property
     def resolved_factor(self) -> Factor:
