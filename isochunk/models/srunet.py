@@ -1,0 +1,238 @@
+"""3D-SRU-Net: a U-Net that takes coarse sections in and gives isotropic voxels out.
+
+Heinrich, Bogovic and Saalfeld 2017, "Deep learning for isotropic super-resolution from
+non-isotropic 3D electron microscopy" (MICCAI; arXiv 1706.03142).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import nn
+
+from isochunk.errors import ModelError
+from isochunk.geometry import Triple
+from isochunk.models.placed import (
+    Padding,
+    Placed,
+    PlacedNetwork,
+    added,
+    concatenate,
+    require_kernel,
+)
+
+Residual: TypeAlias = Literal["none", "linear", "cubic"]
+
+CUBE: Triple = (3, 3, 3)
+
+
+@dataclass(frozen=True, slots=True)
+class SRUNetConfig:
+    """Hyperparameters; kernels are z, y, x, one per level, finest first."""
+
+    width: int
+    """Feature maps at the finest level; each level doubles them."""
+    levels: int
+    """Resolution levels including the bottom; at least 2."""
+    convs: int
+    """Convolutions per level on either side."""
+    encoder: tuple[Triple, ...]
+    """Kernels of the contracting levels and the bottom; ``levels`` of them."""
+    decoder: tuple[Triple, ...]
+    """Kernels of the expanding levels; ``levels - 1`` of them."""
+    skip: tuple[Triple, ...]
+    """Transposed kernels that make skips isotropic; unused where z is as fine as xy."""
+    up: tuple[Triple, ...]
+    """Transposed kernels from the level below; ``levels - 1`` of them."""
+    factor: int = 4
+    """Target voxels per section."""
+    residual: Residual = "none"
+    """Interpolation of the input along z that is added to the answer; none in the paper."""
+
+    def __post_init__(self) -> None:
+        """Check counts and kernels.
+
+        Raises:
+            ModelError: fewer than two levels, or a kernel missing or too small.
+        """
+        if min(self.width, self.convs, self.factor) < 1 or self.levels < 2:  # noqa: PLR2004
+            raise ModelError(
+                f"srunet needs width, convs, factor >= 1 and levels >= 2; got {self.width}, "
+                f"{self.convs}, {self.factor} and {self.levels}"
+            )
+        wanted = (self.levels, *(self.levels - 1,) * 3)
+        got = tuple(map(len, (self.encoder, self.decoder, self.skip, self.up)))
+        if got != wanted:
+            raise ModelError(
+                f"srunet of {self.levels} levels takes {wanted} encoder, decoder, skip and up "
+                f"kernels; got {got}"
+            )
+        for level in range(self.levels - 1):
+            require_kernel(self.skip[level], self.skip_stride(level), f"srunet skip {level}")
+            require_kernel(self.up[level], self.up_stride(level), f"srunet up {level}")
+
+    @classmethod
+    def paper(cls, width: int, levels: int, convs: int, factor: int = 4) -> SRUNetConfig:
+        """Return 3D-SRU-Net(w, h, d) with the kernels that give the paper's Table 2.
+
+        The table's counts fix the encoder and decoder kernels; the two skip kernels and the
+        up-convolution from an anisotropic bottom are inferred. Other factors follow our rule.
+        """
+        lateral = (9, 6, *(3,) * levels)[:levels]
+        ratios = _ratios(factor, levels)
+        skip = [
+            (max(least, 2 * ratio + 1), k, k)
+            for least, ratio, k in zip((9, 7, *CUBE * levels), ratios[:-1], lateral, strict=False)
+        ]
+        up = [CUBE] * (levels - 2) + [CUBE if ratios[-1] == 1 else (4 * ratios[-1], 6, 6)]
+        return cls(
+            width,
+            levels,
+            convs,
+            encoder=tuple((3, k, k) for k in lateral),
+            decoder=(CUBE,) * (levels - 1),
+            skip=tuple(skip),
+            up=tuple(up),
+            factor=factor,
+        )
+
+    @classmethod
+    def compact(
+        cls, width: int, levels: int, convs: int, factor: int = 4, residual: Residual = "none"
+    ) -> SRUNetConfig:
+        """Return the variant with 3x3x3 convolutions, a fraction of the paper's cost and halo."""
+        ratios = _ratios(factor, levels)
+        bottom = (2 * ratios[-1], 2, 2) if ratios[-1] > 1 else CUBE
+        return cls(
+            width,
+            levels,
+            convs,
+            encoder=(CUBE,) * levels,
+            decoder=(CUBE,) * (levels - 1),
+            skip=tuple((max(ratio, 1), 3, 3) for ratio in ratios[:-1]),
+            up=(*(CUBE,) * (levels - 2), bottom),
+            factor=factor,
+            residual=residual,
+        )
+
+    def pool_stride(self, level: int) -> Triple:
+        """Return the pooling after ``level``: xy only while z is coarser and stays whole."""
+        return (1 if _ratios(self.factor, self.levels)[level] % 2 == 0 else 2, 2, 2)
+
+    def skip_stride(self, level: int) -> Triple:
+        """Return the upsampling that makes ``level`` isotropic."""
+        return (_ratios(self.factor, self.levels)[level], 1, 1)
+
+    def up_stride(self, level: int) -> Triple:
+        """Return the upsampling into ``level``; from the bottom it makes z isotropic too."""
+        ratios = _ratios(self.factor, self.levels)
+        return (2 * ratios[-1] if level == self.levels - 2 else 2, 2, 2)
+
+
+def _ratios(factor: int, levels: int) -> tuple[int, ...]:
+    """Return, for each contracting level, how much coarser z is than xy."""
+    ratios = [factor]
+    while len(ratios) < levels:
+        ratios.append(ratios[-1] // 2 if ratios[-1] % 2 == 0 else ratios[-1])
+    return tuple(ratios)
+
+
+class SRUNet(PlacedNetwork):
+    """The network of an :class:`SRUNetConfig`; ReLU after every 3D convolution but the last.
+
+    Maps float (b, 1, z, y, x) to (b, 1, factor * z, y, x).
+    """
+
+    def __init__(self, config: SRUNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.factor = (config.factor, 1, 1)
+        top = config.levels - 1
+        z = 1
+        for level in range(top):
+            z *= config.pool_stride(level)[0]
+        self.alignment = (z, 2**top, 2**top)
+        maps = [config.width * 2**level for level in range(config.levels)]
+        self.encoder = nn.ModuleList(
+            _convs(maps[level - 1] if level else 1, maps[level], config.encoder[level], config)
+            for level in range(config.levels)
+        )
+        self.skip = nn.ModuleDict(
+            {
+                str(level): nn.ConvTranspose3d(
+                    maps[level], maps[level], config.skip[level], config.skip_stride(level)
+                )
+                for level in range(top)
+                if config.skip_stride(level) != (1, 1, 1)
+            }
+        )
+        self.up = nn.ModuleList(
+            nn.ConvTranspose3d(
+                maps[level + 1], maps[level], config.up[level], config.up_stride(level)
+            )
+            for level in range(top)
+        )
+        self.decoder = nn.ModuleList(
+            _convs(2 * maps[level], maps[level], config.decoder[level], config)
+            for level in range(top)
+        )
+        self.last = nn.Conv3d(config.width, 1, 1)
+        if config.residual != "none":
+            # Training starts from the interpolation itself.
+            nn.init.zeros_(self.last.weight)
+            nn.init.zeros_(_bias(self.last))
+
+    def run(self, x: Placed, padding: Padding) -> Placed:
+        """Apply to (b, 1, z, y, x) source voxels; returns (b, 1, z, y, x) target voxels."""
+        source, skips = x, []
+        for level in range(self.config.levels - 1):
+            x = _apply(x, self.encoder[level], padding)
+            skips.append(x)
+            x = padding.pool(x, self.config.pool_stride(level))
+        x = _apply(x, self.encoder[-1], padding)
+        for level in reversed(range(self.config.levels - 1)):
+            x = padding.transposed(x, _transposed(self.up[level]))
+            skip = skips.pop()
+            if str(level) in self.skip:
+                skip = padding.transposed(skip, _transposed(self.skip[str(level)]), within=x)
+            x = concatenate(x, skip)
+            del skip  # the memory of the widest tensors counts
+            x = _apply(x, self.decoder[level], padding)
+        x = padding.conv(x, self.last)
+        if self.config.residual == "none":
+            return x
+        return added(x, padding.interpolate(source, self.config.factor, self.config.residual))
+
+
+def _convs(first: int, maps: int, kernel: Triple, config: SRUNetConfig) -> nn.ModuleList:
+    layers = nn.ModuleList(
+        nn.Conv3d(maps if i else first, maps, kernel) for i in range(config.convs)
+    )
+    for layer in _conv_layers(layers):
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        nn.init.zeros_(_bias(layer))
+    return layers
+
+
+def _apply(x: Placed, layers: nn.Module, padding: Padding) -> Placed:
+    for layer in _conv_layers(layers):
+        y = padding.conv(x, layer)
+        x = Placed(torch.relu_(y.data), y.origin)
+    return x
+
+
+def _conv_layers(layers: nn.Module) -> Iterator[nn.Conv3d]:
+    return (layer for layer in layers.children() if isinstance(layer, nn.Conv3d))
+
+
+def _transposed(layer: nn.Module) -> nn.ConvTranspose3d:
+    assert isinstance(layer, nn.ConvTranspose3d)
+    return layer
+
+
+def _bias(layer: nn.Conv3d) -> nn.Parameter:
+    assert isinstance(layer.bias, nn.Parameter)
+    return layer.bias
