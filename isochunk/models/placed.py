@@ -25,6 +25,7 @@ from isochunk.errors import ModelError
 from isochunk.geometry import Box, Triple, ceil_div, reflected, triple
 
 Kernel: TypeAlias = Literal["linear", "cubic"]
+Residual: TypeAlias = Literal["none", "linear", "cubic"]
 
 _REACH = {"linear": 1, "cubic": 2}
 
@@ -189,10 +190,22 @@ def concatenate(*parts: Placed) -> Placed:
     return Placed(torch.cat([part.crop(common).data for part in parts], 1), common.lo)
 
 
-def added(a: Placed, b: Placed) -> Placed:
-    """Add where both are known."""
-    common = a.box & b.box
-    return Placed(a.crop(common).data + b.crop(common).data, common.lo)
+def with_residual(
+    x: Placed, source: Placed, factor: int, residual: Residual, padding: Padding
+) -> Placed:
+    """Add the interpolation of ``source`` along z to a network's answer, where both are known."""
+    if residual == "none":
+        return x
+    base = padding.interpolate(source, factor, residual)
+    common = x.box & base.box
+    return Placed(x.crop(common).data + base.crop(common).data, common.lo)
+
+
+def zero_for_residual(last: nn.Conv3d | nn.ConvTranspose3d) -> None:
+    """Zero the last layer, so that training starts from the interpolation itself."""
+    nn.init.zeros_(last.weight)
+    if last.bias is not None:
+        nn.init.zeros_(last.bias)
 
 
 def require_kernel(kernel: Triple, stride: Triple, role: str) -> None:
@@ -243,4 +256,4 @@ def _phases(factor: int, kernel: Kernel) -> Tensor:
         return (1 - t).clamp(min=0)
     near = (1.5 * t - 2.5) * t * t + 1
     far = ((-0.5 * t + 2.5) * t - 4) * t + 2
-    return torch.where(t < 1, near, torch.where(t < 2, far, torch.zeros_like(t)))
+    return torch.where(t < 1, near, torch.where(t < reach, far, torch.zeros_like(t)))

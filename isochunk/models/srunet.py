@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 import torch
 from torch import nn
@@ -19,12 +18,12 @@ from isochunk.models.placed import (
     Padding,
     Placed,
     PlacedNetwork,
-    added,
+    Residual,
     concatenate,
     require_kernel,
+    with_residual,
+    zero_for_residual,
 )
-
-Residual: TypeAlias = Literal["none", "linear", "cubic"]
 
 CUBE: Triple = (3, 3, 3)
 
@@ -147,6 +146,7 @@ class SRUNet(PlacedNetwork):
     """
 
     def __init__(self, config: SRUNetConfig) -> None:
+        """Build the layers with fresh weights."""
         super().__init__()
         self.config = config
         self.factor = (config.factor, 1, 1)
@@ -181,9 +181,7 @@ class SRUNet(PlacedNetwork):
         )
         self.last = nn.Conv3d(config.width, 1, 1)
         if config.residual != "none":
-            # Training starts from the interpolation itself.
-            nn.init.zeros_(self.last.weight)
-            nn.init.zeros_(_bias(self.last))
+            zero_for_residual(self.last)
 
     def run(self, x: Placed, padding: Padding) -> Placed:
         """Apply to (b, 1, z, y, x) source voxels; returns (b, 1, z, y, x) target voxels."""
@@ -202,9 +200,7 @@ class SRUNet(PlacedNetwork):
             del skip  # the memory of the widest tensors counts
             x = _apply(x, self.decoder[level], padding)
         x = padding.conv(x, self.last)
-        if self.config.residual == "none":
-            return x
-        return added(x, padding.interpolate(source, self.config.factor, self.config.residual))
+        return with_residual(x, source, self.config.factor, self.config.residual, padding)
 
 
 def _convs(first: int, maps: int, kernel: Triple, config: SRUNetConfig) -> nn.ModuleList:
