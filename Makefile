@@ -1,0 +1,58 @@
+# Everything here needs Python >= 3.11 and make; the rest is set up in .venv on first use.
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# Another interpreter: make PYTHON=/path/to/python3.12 test
+PYTHON ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check lint bench clean
+
+help:
+	@echo "make demo    anisotropic to isotropic on a synthetic volume, local files and local workers"
+	@echo "make test    all tests, and each benchmark once"
+	@echo "make check   lint and the tests that take seconds"
+	@echo "make lint    ruff and mypy"
+	@echo "make bench   measure the benchmarks"
+	@echo "make clean   remove what was set up and built"
+
+# The interpreter must run, be new enough and be able to make environments: pyenv leaves names
+# on the path that do not run, and Debian packages venv apart.
+$(READY): pyproject.toml constraints.txt Makefile
+	@set -eu; \
+	if [ ! -x $(BIN)/python ]; then \
+	    found=""; \
+	    for candidate in $(PYTHON) python3.11 python3.12 python3.13 python3; do \
+	        if "$$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' \
+	            >/dev/null 2>&1; then found="$$candidate"; break; fi; \
+	    done; \
+	    if [ -z "$$found" ]; then \
+	        echo "No Python >= 3.11 with venv was found (python3 is: $$(python3 --version 2>&1 || true))." >&2; \
+	        echo "Install it (Debian: apt install python3 python3-venv) or say make PYTHON=/path/to/python3." >&2; \
+	        exit 1; \
+	    fi; \
+	    "$$found" -m venv $(VENV); \
+	fi; \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	    -c constraints.txt -e '.[view,dev]'; \
+	touch $@
+
+demo: $(READY)
+	$(BIN)/isochunk demo
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+check: lint
+	$(BIN)/python -m pytest -m "not slow and not browser" tests
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/python -m pytest --benchmark-enable --benchmark-only benchmarks
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
