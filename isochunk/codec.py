@@ -1,0 +1,70 @@
+"""Frozen dataclasses to JSON and back, exactly.
+
+Fractions become text (``"23/5"``), tuples become lists. Reading follows the type hints, so a file
+with a missing or unknown key is an error and not a surprise later.
+"""
+
+from __future__ import annotations
+
+import types
+import typing
+from dataclasses import fields, is_dataclass
+from fractions import Fraction
+from typing import Any, TypeVar
+
+from isochunk.errors import UsageError
+
+T = TypeVar("T")
+
+
+def to_json(value: Any) -> Any:  # noqa: ANN401 - any of the values the specs are made of
+    """Turn a dataclass, or a value inside one, into JSON values."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_json(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Fraction):
+        return str(value)
+    if isinstance(value, tuple):
+        return [to_json(v) for v in value]
+    return value
+
+
+def from_json(kind: type[T], data: Any) -> T:  # noqa: ANN401 - parsed JSON
+    """Read a dataclass written by :func:`to_json`.
+
+    Raises:
+        UsageError: a key is missing, unknown, or holds a value of another kind.
+    """
+    result: T = _read(kind, data, kind.__name__)
+    return result
+
+
+def _read(kind: Any, data: Any, where: str) -> Any:  # noqa: ANN401, PLR0911
+    if is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        names = {f.name for f in fields(kind)}
+        if not isinstance(data, dict) or set(data) != names:
+            got = sorted(data) if isinstance(data, dict) else data
+            raise UsageError(f"{where} holds {got}; wanted the keys {sorted(names)}")
+        return kind(**{k: _read(hints[k], v, f"{where}.{k}") for k, v in data.items()})
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        if data is None:
+            return None
+        (inner,) = (a for a in args if a is not type(None))
+        return _read(inner, data, where)
+    if origin is tuple:
+        inner = [args[0]] * len(data) if args[-1] is Ellipsis else args
+        return tuple(
+            _read(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(inner, data, strict=True))
+        )
+    if origin is typing.Literal:
+        if data not in args:
+            raise UsageError(f"{where} is {data!r}; wanted one of {args}")
+        return data
+    if kind is Fraction:
+        return Fraction(data)
+    if kind is float and isinstance(data, int):
+        return float(data)
+    if not isinstance(data, kind):
+        raise UsageError(f"{where} is {data!r}; wanted {kind.__name__}")
+    return data
