@@ -1,0 +1,149 @@
+"""How storage is reached: limits, retries, drivers, and errors in words. No I/O."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from isochunk.errors import (
+    AccessError,
+    CorruptDataError,
+    NotFoundError,
+    StorageError,
+    StorageTimeoutError,
+)
+from isochunk.geometry import Spacing
+from isochunk.storage.url import Location, clean
+
+JsonObject: TypeAlias = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """How to reach storage. Credentials are never part of it."""
+
+    endpoint_url: str | None = None
+    """S3-compatible server; None for ``AWS_ENDPOINT_URL``, or else AWS itself."""
+    cache_bytes: int = 128 * 2**20
+    """Decoded chunks kept for neighbouring reads (halos), per opened source volume."""
+    timeout_s: float = 120.0
+    """Longest wait for one operation, retries included."""
+    retries: int = 6
+    """Further tries after 429, 5xx and lost connections; 50 ms doubling: 3 s in all."""
+    requests: int = 32
+    """Requests in flight, per opened volume."""
+    spacing: Spacing | None = None
+    """Voxel size (z, y, x) for volumes whose metadata has none."""
+    missing: Literal["auto", "background", "error"] = "auto"
+    """What an absent object means. ``auto``: background where the format says so (zarr, N5, and
+    precomputed written by isochunk), an error in other precomputed volumes."""
+
+    def endpoint(self, location: Location) -> str | None:
+        """Return the S3 endpoint for a location, None for AWS."""
+        chosen = location.endpoint_url or self.endpoint_url or os.environ.get("AWS_ENDPOINT_URL")
+        return chosen.rstrip("/") if chosen else None
+
+
+INITIAL_DELAY = "50ms"
+"""tensorstore starts at 1 s: a few 503s then cost minutes instead of a second."""
+
+
+def context_json(access: Access, cache_bytes: int) -> JsonObject:
+    """Return the tensorstore context of one opened volume."""
+    retries = {
+        "max_retries": access.retries,
+        "initial_delay": INITIAL_DELAY,
+        "max_delay": "2s",
+    }
+    context: JsonObject = {"cache_pool": {"total_bytes_limit": cache_bytes}}
+    for service in ("s3", "gcs", "http"):
+        context[f"{service}_request_retries"] = retries
+        context[f"{service}_request_concurrency"] = {"limit": access.requests}
+    return context
+
+
+def kvstore_json(location: Location, access: Access, *, anonymous: bool = False) -> JsonObject:
+    """Return the tensorstore kvstore spec of a location."""
+    path = f"{location.path.strip('/')}/" if location.path else ""
+    match location.scheme:
+        case "file":
+            return {"driver": "file", "path": f"{location.path.rstrip('/')}/"}
+        case "gs":
+            return {"driver": "gcs", "bucket": location.bucket, "path": path}
+        case "s3":
+            spec: JsonObject = {"driver": "s3", "bucket": location.bucket, "path": path}
+            if anonymous:
+                spec["aws_credentials"] = {"type": "anonymous"}
+            endpoint = access.endpoint(location)
+            if endpoint:
+                # Without a region tensorstore asks the server for it, which few answer.
+                spec["endpoint"] = endpoint
+                spec["aws_region"] = region(os.environ) or "us-east-1"
+            return spec
+        case _:
+            base_url = f"{location.scheme}://{location.bucket}"
+            return {"driver": "http", "base_url": base_url, "path": f"/{path}"}
+
+
+def region(environment: Mapping[str, str]) -> str | None:
+    """Return the AWS region that the environment names."""
+    return environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION")
+
+
+CREDENTIALS = {
+    "s3": (
+        "credentials are looked for in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, "
+        "~/.aws/credentials, and the machine's or container's role"
+    ),
+    "gs": (
+        "credentials are looked for in GOOGLE_APPLICATION_CREDENTIALS, in what 'gcloud auth "
+        "application-default login' stores, and the machine's service account"
+    ),
+    "file": "check the owner and mode of the files",
+}
+"""Where each kind of storage looks for credentials."""
+
+_REFUSED = re.compile(
+    r"PERMISSION_DENIED|UNAUTHENTICATED|AccessDenied|Forbidden|response code: 40[13]\b"
+    r"|credentials? (?:provider|chain)|[Nn]o credentials",
+)
+_NOT_FOUND = re.compile(r"\bNOT_FOUND\b")
+_TIMEOUT = re.compile(r"\bDEADLINE_EXCEEDED\b|[Tt]imed? ?out|Timeout was reached")
+_CORRUPT = re.compile(
+    r"\bDATA_LOSS\b|\bINVALID_ARGUMENT\b|\bOUT_OF_RANGE\b|[Dd]ecod|[Cc]orrupt|[Tt]runcat"
+    r"|[Uu]nexpected end|[Cc]hecksum|crc32c|zstd|blosc|zlib|JPEG|PNG",
+)
+_TRAILER = re.compile(r"\s*\[(?:tensorstore_spec|source locations|http_response_body)=.*", re.S)
+
+
+def storage_error(error: Exception, doing: str, location: Location) -> StorageError:
+    """Put what a storage library raised into words, without credentials.
+
+    Args:
+        error: what was raised.
+        doing: what was attempted, with the box or key.
+        location: where.
+    """
+    raw = str(error)
+    text = clean(_TRAILER.sub("", raw)).strip()
+    where = f"{doing} {location.url}"
+    if isinstance(error, TimeoutError):
+        return StorageTimeoutError(
+            f"{where}: no answer within the time allowed; check the storage, or allow more time "
+            "(Access.timeout_s)"
+        )
+    if _REFUSED.search(raw):
+        hint = CREDENTIALS.get(location.scheme, "the server does not give it to everybody")
+        return AccessError(f"{where}: access refused: {text}; {hint}")
+    if _TIMEOUT.search(text):
+        return StorageTimeoutError(f"{where}: storage timed out: {text}; check the storage")
+    if _NOT_FOUND.search(text):
+        return NotFoundError(f"{where}: not found: {text}; check the URL")
+    if _CORRUPT.search(text):
+        return CorruptDataError(
+            f"{where}: the stored bytes do not decode: {text}; store the object again"
+        )
+    return StorageError(f"{where}: storage failed after retries: {text}")

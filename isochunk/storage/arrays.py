@@ -1,0 +1,212 @@
+"""Metadata of single arrays: zarr v2, zarr v3 and N5, read and written. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from isochunk.errors import CorruptDataError, UsageError
+from isochunk.geometry import Triple
+from isochunk.spec import Format, LevelSpec
+
+JsonObject: TypeAlias = dict[str, Any]
+
+ENCODINGS = ("raw", "zstd", "blosc", "gzip")
+"""Compressions that can be written."""
+
+# Level 1: EM is noise to a compressor, higher levels cost time and win little.
+_ZARR3_CODECS: dict[str, JsonObject] = {
+    "zstd": {"name": "zstd", "configuration": {"level": 1, "checksum": False}},
+    "gzip": {"name": "gzip", "configuration": {"level": 1}},
+    "blosc": {
+        "name": "blosc",
+        "configuration": {"cname": "lz4", "clevel": 5, "shuffle": "bitshuffle", "blocksize": 0},
+    },
+}
+_ZARR2_COMPRESSORS: dict[str, JsonObject] = {
+    "zstd": {"id": "zstd", "level": 1},
+    "gzip": {"id": "gzip", "level": 1},
+    "blosc": {"id": "blosc", "cname": "lz4", "clevel": 5, "shuffle": 2, "blocksize": 0},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayMeta:
+    """What an array's metadata says, in stored axis order."""
+
+    format: Format
+    """zarr2, zarr3 or n5."""
+    shape: tuple[int, ...]
+    """Voxels along each axis."""
+    dtype: str
+    """numpy name of the voxel type."""
+    chunk: tuple[int, ...]
+    """Smallest unit that decodes by itself."""
+    shard: tuple[int, ...] | None
+    """Stored object holding many chunks."""
+    encoding: str
+    """Compression."""
+    names: tuple[str, ...] | None
+    """Names of the axes where the metadata has them."""
+    attributes: JsonObject
+    """User attributes of the array."""
+
+
+def read_zarr3(url: str, meta: JsonObject) -> ArrayMeta:
+    """Read the ``zarr.json`` of an array.
+
+    Raises:
+        CorruptDataError: a member is missing or has the wrong type.
+    """
+    try:
+        outer = tuple(int(n) for n in meta["chunk_grid"]["configuration"]["chunk_shape"])
+        codecs = meta["codecs"]
+        chunk, shard = outer, None
+        if codecs[0]["name"] == "sharding_indexed":
+            inner = codecs[0]["configuration"]
+            chunk, shard, codecs = tuple(inner["chunk_shape"]), outer, inner["codecs"]
+        packed = [c["name"] for c in codecs if c["name"] not in ("bytes", "crc32c", "transpose")]
+        names = meta.get("dimension_names")
+        named = tuple(str(n).lower() for n in names) if names and all(names) else None
+        return ArrayMeta(
+            "zarr3", tuple(meta["shape"]), str(meta["data_type"]), chunk, shard,
+            packed[-1] if packed else "raw", named, meta.get("attributes", {}),
+        )  # fmt: skip
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise _unreadable(url, "zarr v3", error) from error
+
+
+def read_zarr2(url: str, meta: JsonObject, attributes: JsonObject) -> ArrayMeta:
+    """Read the ``.zarray`` and ``.zattrs`` of an array.
+
+    Raises:
+        CorruptDataError: a member is missing or has the wrong type.
+    """
+    try:
+        compressor = meta.get("compressor")
+        names = attributes.get("_ARRAY_DIMENSIONS")  # as xarray writes it
+        return ArrayMeta(
+            "zarr2", tuple(meta["shape"]), np.dtype(meta["dtype"]).name, tuple(meta["chunks"]),
+            None, compressor["id"] if compressor else "raw",
+            tuple(str(n).lower() for n in names) if names else None, attributes,
+        )  # fmt: skip
+    except (KeyError, TypeError, ValueError) as error:
+        raise _unreadable(url, "zarr v2", error) from error
+
+
+def read_n5(url: str, meta: JsonObject) -> ArrayMeta:
+    """Read the ``attributes.json`` of an N5 array; its axes are x, y, z.
+
+    Raises:
+        CorruptDataError: a member is missing or has the wrong type.
+    """
+    try:
+        compression = meta.get("compression", {}).get("type", meta.get("compressionType", "raw"))
+        shape = tuple(int(n) for n in meta["dimensions"])
+        return ArrayMeta(
+            "n5", shape, str(meta["dataType"]), tuple(meta["blockSize"]), None, str(compression),
+            None, meta,
+        )  # fmt: skip
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _unreadable(url, "N5", error) from error
+
+
+def _unreadable(url: str, what: str, error: Exception) -> CorruptDataError:
+    return CorruptDataError(
+        f"{url} has unreadable {what} metadata: {type(error).__name__}: {error}"
+    )
+
+
+def axis_names(url: str, array: ArrayMeta) -> tuple[str, ...]:
+    """Return the axes of an array that stands alone.
+
+    Raises:
+        UsageError: a rank that is no volume.
+    """
+    if array.names and {"z", "y", "x"} <= set(array.names):
+        return array.names
+    rank = len(array.shape)
+    order = ("z", "y", "x") if array.format != "n5" else ("x", "y", "z")
+    extra = tuple(f"axis {i}" for i in range(rank - len(order)))
+    if rank < len(order):
+        raise UsageError(f"{url} has {rank} axes; one z, y, x volume is supported")
+    return order + extra if array.format == "n5" else extra + order
+
+
+def _check(level: LevelSpec, dtype: str, encoding: str) -> None:
+    if encoding not in ENCODINGS:
+        raise UsageError(
+            f"zarr cannot be written with encoding {encoding!r}; choose {', '.join(ENCODINGS)}"
+        )
+    if dtype not in ("uint8", "uint16"):
+        raise UsageError(f"dtype {dtype} cannot be written; uint8 and uint16 are supported")
+    if level.box.lo != (0, 0, 0):
+        raise UsageError(
+            f"level {level.key!r} starts at {level.box.lo}; zarr arrays start at 0, "
+            "the position goes into the translation"
+        )
+    if not level.key:
+        raise UsageError("a level of an OME-Zarr target needs a key such as s0")
+
+
+def zarr3_metadata(level: LevelSpec, dtype: str, encoding: str) -> JsonObject:
+    """Return the metadata that makes tensorstore create a zarr v3 array.
+
+    Raises:
+        UsageError: encoding, dtype or origin that zarr cannot have; a shard that cuts chunks.
+    """
+    _check(level, dtype, encoding)
+    codecs: list[JsonObject] = [{"name": "bytes", "configuration": {"endian": "little"}}]
+    if encoding != "raw":
+        codec = _ZARR3_CODECS[encoding]
+        if encoding == "blosc":
+            size = np.dtype(dtype).itemsize
+            codec = {**codec, "configuration": {**codec["configuration"], "typesize": size}}
+        codecs.append(codec)
+    if level.shard is not None:
+        _check_shard(level.shard, level.chunk)
+        index = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
+        inner = {"chunk_shape": list(level.chunk), "codecs": codecs, "index_codecs": index}
+        codecs = [{"name": "sharding_indexed", "configuration": inner}]
+    return {
+        "shape": list(level.box.shape),
+        "data_type": dtype,
+        "chunk_grid": {
+            "name": "regular",
+            "configuration": {"chunk_shape": list(level.object_shape)},
+        },
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "codecs": codecs,
+        "fill_value": 0,
+        "dimension_names": ["z", "y", "x"],
+    }
+
+
+def _check_shard(shard: Triple, chunk: Triple) -> None:
+    if any(s % c for s, c in zip(shard, chunk, strict=True)):
+        raise UsageError(f"shard {shard} is no multiple of chunk {chunk} (z, y, x)")
+
+
+def zarr2_metadata(level: LevelSpec, dtype: str, encoding: str) -> JsonObject:
+    """Return the metadata that makes tensorstore create a zarr v2 array.
+
+    Raises:
+        UsageError: encoding, dtype or origin that zarr cannot have; shards.
+    """
+    _check(level, dtype, encoding)
+    if level.shard is not None:
+        raise UsageError(
+            f"zarr v2 has no shards, {level.shard} was asked for; write OME-Zarr 0.5 or no shards"
+        )
+    return {
+        "shape": list(level.box.shape),
+        "chunks": list(level.chunk),
+        "dtype": np.dtype(dtype).newbyteorder("<").str,
+        "compressor": None if encoding == "raw" else _ZARR2_COMPRESSORS[encoding],
+        "fill_value": 0,
+        "filters": None,
+        "order": "C",
+        "dimension_separator": "/",
+    }

@@ -1,0 +1,224 @@
+"""The record of finished blocks, kept in the target itself.
+
+``TARGET/.isochunk/job.json`` holds the plan. ``TARGET/.isochunk/ledger/`` holds small segments that
+are only ever added, and folds of many segments into one table. What is recorded is their union, so
+two submitters at once, or one that dies between any two writes, lose nothing that was written.
+Names sort by time; where two records disagree on a checksum, the later one holds.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+import uuid
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isochunk.block import BlockReport
+from isochunk.codec import from_json, to_json
+from isochunk.errors import CorruptDataError, TargetConflictError, UsageError
+from isochunk.plan import Plan
+from isochunk.storage.volume import ObjectStore
+
+JOB_KEY = ".isochunk/job.json"
+LEDGER_PREFIX = ".isochunk/ledger/"
+FOLD_SEGMENTS = 256
+"""Segments that one submitter writes before it folds them."""
+
+SCAN = 1 << 16
+"""Blocks looked at together when listing what is missing."""
+
+ENTRY = np.dtype([("stage", "<u2"), ("index", "<u8"), ("checksum", "<u4"), ("empty", "u1")])
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """What is recorded of one stage, one value a block."""
+
+    done: NDArray[np.bool_]
+    """Finished and stored."""
+    empty: NDArray[np.bool_]
+    """Finished, and all background."""
+    checksum: NDArray[np.uint32]
+    """CRC-32 of the first level's voxels."""
+
+    @classmethod
+    def blank(cls, blocks: int) -> Table:
+        """Return the table of a stage of which nothing is done."""
+        return cls(
+            np.zeros(blocks, np.bool_), np.zeros(blocks, np.bool_), np.zeros(blocks, np.uint32)
+        )
+
+
+def write_job(store: ObjectStore, plan: Plan, version: str) -> None:
+    """Write ``job.json``: the plan and the version that made it. It holds no credentials."""
+    record = {"isochunk": version, "plan": to_json(plan)}
+    store.put(JOB_KEY, json.dumps(record, indent=1).encode())
+
+
+def read_job(store: ObjectStore) -> Plan | None:
+    """Read the plan that a target was made by, or None if there is none.
+
+    Raises:
+        UsageError: ``job.json`` cannot be read by this version.
+    """
+    data = store.get(JOB_KEY)
+    if data is None:
+        return None
+    try:
+        return from_json(Plan, json.loads(data)["plan"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{store.url}{JOB_KEY} is not a job of this version: {error}") from error
+
+
+def check_same_job(store: ObjectStore, old: Plan, new: Plan) -> None:
+    """Make sure that two plans give the same bytes.
+
+    Raises:
+        TargetConflictError: they do not; the message names what differs.
+    """
+    changes = list(differences(old.identity(), new.identity()))
+    if changes:
+        raise TargetConflictError(
+            f"{store.url} holds another job: {'; '.join(changes[:5])}"
+            f"{'; ...' if len(changes) > 5 else ''}. "  # noqa: PLR2004
+            "Choose another target, or --overwrite to delete that output first"
+        )
+
+
+def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:  # noqa: ANN401
+    """Yield every leaf at which two JSON values differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            yield from differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+    elif old != new:
+        yield f"{path} was {old} and is now {new}"
+
+
+class Ledger:
+    """The record of one target, held in memory as bitmaps and written through to storage."""
+
+    def __init__(self, store: ObjectStore, plan: Plan) -> None:
+        """Read what is recorded so far.
+
+        Raises:
+            CorruptDataError: a segment is damaged.
+        """
+        self.store = store
+        self.tables = [Table.blank(plan.block_count(s)) for s in range(len(plan.stages))]
+        self._pending: list[BlockReport] = []
+        self._session = uuid.uuid4().hex[:12]
+        self._segments = 0
+        self._load(store.keys(LEDGER_PREFIX))
+
+    def missing(self, stage: int) -> Iterator[int]:
+        """Yield the blocks of a stage that are not done, lazily and in order."""
+        done = self.tables[stage].done
+        for start in range(0, len(done), SCAN):
+            yield from (start + np.flatnonzero(~done[start : start + SCAN])).tolist()
+
+    def count(self) -> int:
+        """Return the number of blocks done."""
+        return int(sum(table.done.sum() for table in self.tables))
+
+    def add(self, reports: Iterable[BlockReport]) -> None:
+        """Take finished blocks; :meth:`flush` stores them."""
+        for report in reports:
+            table = self.tables[report.stage]
+            table.done[report.index] = True
+            table.empty[report.index] = report.empty
+            table.checksum[report.index] = report.checksum
+            self._pending.append(report)
+
+    def forget(self, stage: int, index: int) -> None:
+        """Treat a block as not done, in this process only."""
+        self.tables[stage].done[index] = False
+
+    def flush(self) -> None:
+        """Store what was added since the last flush as one segment; fold if there are many."""
+        if not self._pending:
+            return
+        entries = np.array(
+            [(r.stage, r.index, r.checksum, r.empty) for r in self._pending], ENTRY
+        )
+        self.store.put(self._name("segment"), seal(entries.tobytes()))
+        self._pending.clear()
+        self._segments += 1
+        if self._segments >= FOLD_SEGMENTS:
+            self.fold()
+
+    def fold(self) -> None:
+        """Replace all segments and folds that exist now by one table."""
+        self.flush()
+        names = self.store.keys(LEDGER_PREFIX)
+        if len(names) <= 1:
+            return
+        self._load(names)
+        arrays = {}
+        for number, table in enumerate(self.tables):
+            arrays[f"done_{number}"] = np.packbits(table.done)
+            arrays[f"empty_{number}"] = np.packbits(table.empty)
+            arrays[f"checksum_{number}"] = table.checksum
+        buffer = io.BytesIO()
+        np.savez(buffer, allow_pickle=False, **arrays)
+        self.store.put(self._name("fold"), seal(buffer.getvalue()))
+        self.store.delete(names)
+        self._segments = 0
+
+    def _name(self, kind: str) -> str:
+        return f"{LEDGER_PREFIX}{time.time_ns():020d}-{self._session}.{kind}"
+
+    def _load(self, names: list[str]) -> None:
+        for name in names:
+            sealed = self.store.get(name)
+            if sealed is None:  # folded by another submitter since it was listed
+                self._load([n for n in self.store.keys(LEDGER_PREFIX) if n > name])
+                return
+            data = unseal(sealed, self.store.url + name)
+            if name.endswith(".fold"):
+                self._merge_fold(data)
+            else:
+                self._merge_entries(np.frombuffer(data, ENTRY))
+
+    def _merge_entries(self, entries: NDArray[Any]) -> None:
+        for number, table in enumerate(self.tables):
+            mine = entries[entries["stage"] == number]
+            table.done[mine["index"]] = True
+            table.empty[mine["index"]] = mine["empty"].astype(bool)
+            table.checksum[mine["index"]] = mine["checksum"]
+
+    def _merge_fold(self, data: bytes) -> None:
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            for number, table in enumerate(self.tables):
+                n = len(table.done)
+                done = np.unpackbits(arrays[f"done_{number}"], count=n).astype(bool)
+                empty = np.unpackbits(arrays[f"empty_{number}"], count=n).astype(bool)
+                table.done[done] = True
+                table.empty[done] = empty[done]
+                table.checksum[done] = arrays[f"checksum_{number}"][done]
+
+
+def seal(data: bytes) -> bytes:
+    """Append a CRC-32, so that a damaged record is found."""
+    return data + zlib.crc32(data).to_bytes(4, "little")
+
+
+def unseal(sealed: bytes, where: str) -> bytes:
+    """Check and remove the CRC-32.
+
+    Raises:
+        CorruptDataError: it does not match.
+    """
+    data, crc = sealed[:-4], sealed[-4:]
+    if zlib.crc32(data).to_bytes(4, "little") != crc:
+        raise CorruptDataError(
+            f"ledger record {where} is damaged; delete it and run the job again, which then redoes "
+            "the blocks it recorded"
+        )
+    return data

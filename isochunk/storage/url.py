@@ -1,0 +1,130 @@
+"""Volume URLs: what users type, taken apart. Pure, apart from the home folder of ``~``.
+
+Accepted: plain paths, ``file://``, ``s3://``, ``gs://``, ``http(s)://``, and S3-compatible
+``s3+https://host/bucket/path``, each bare, as ``format://URL`` or as ``URL|format:path``.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+from urllib.parse import unquote, urlsplit
+
+from isochunk.errors import UsageError
+
+NamedFormat: TypeAlias = Literal["precomputed", "zarr", "zarr2", "zarr3", "n5", "graphene"]
+Scheme: TypeAlias = Literal["file", "s3", "gs", "http", "https", "graphene"]
+
+FORMATS: dict[str, NamedFormat] = {
+    "precomputed": "precomputed",
+    "neuroglancer-precomputed": "precomputed",
+    "zarr": "zarr",
+    "zarr2": "zarr2",
+    "zarr3": "zarr3",
+    "n5": "n5",
+    "graphene": "graphene",
+}
+"""Format names as neuroglancer, tensorstore and cloud-volume write them."""
+
+HELP = (
+    "write a path or file://, s3://, gs://, http(s)://, with precomputed://, zarr://, zarr2://, "
+    "zarr3://, n5:// or graphene:// in front or |precomputed:, |zarr3: ... behind"
+)
+
+_QUERY = re.compile(r"\?[^\s\"'\]|]*")
+_USERINFO = re.compile(r"(?<=://)[^/\s@\"']*@")
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where a volume is stored."""
+
+    scheme: Scheme
+    """Kind of storage."""
+    bucket: str
+    """Bucket, or host and port; empty for files."""
+    path: str
+    """Key prefix or path, without a slash at the end."""
+    format: NamedFormat | None = None
+    """Format the user named, None to recognise it."""
+    endpoint_url: str | None = None
+    """S3-compatible server that the URL itself names."""
+
+    @property
+    def url(self) -> str:
+        """The canonical URL, without format and credentials."""
+        if self.scheme == "file":
+            return f"file://{self.path}"
+        if self.scheme == "graphene":
+            return f"graphene://{self.path}"
+        path = self.path.strip("/")
+        if self.endpoint_url:
+            return f"s3+{self.endpoint_url}/{self.bucket}/{path}"
+        return f"{self.scheme}://{self.bucket}/{path}"
+
+
+def parse_url(text: str) -> Location:
+    """Take a volume URL apart.
+
+    Raises:
+        UsageError: unknown scheme or format, or credentials inside the URL.
+    """
+    base, *adapters = text.strip().split("|")
+    named: NamedFormat | None = None
+    inner = ""
+    scheme, found, rest = base.partition("://")
+    if found and scheme in FORMATS:
+        named, base = FORMATS[scheme], rest
+    for adapter in adapters:
+        name, _, inner_path = adapter.partition(":")
+        if name not in FORMATS:
+            raise UsageError(f"format {name!r} in {clean(text)!r} is not known; {HELP}")
+        named, inner = FORMATS[name], "/".join(filter(None, (inner, inner_path.strip("/"))))
+    if named == "graphene":
+        return Location("graphene", "", _without_credentials(base, text), named)
+    return _locate(base, inner, named)
+
+
+def _locate(base: str, inner: str, named: NamedFormat | None) -> Location:
+    scheme, found, rest = base.partition("://")
+    if not found:
+        if not base:
+            raise UsageError(f"the volume URL is empty; {HELP}")
+        path = Path(base).expanduser().resolve() / inner
+        return Location("file", "", path.as_posix(), named)
+    if scheme == "file":
+        path = Path(unquote(rest)) / inner
+        if not path.is_absolute():
+            raise UsageError(f"{base!r} needs an absolute path: file:///folder/volume")
+        return Location("file", "", path.as_posix(), named)
+    _without_credentials(base, base)
+    bucket, _, path_text = rest.partition("/")
+    joined = "/".join(part for part in (path_text.strip("/"), inner) if part)
+    if not bucket:
+        raise UsageError(f"{base!r} names no bucket or host; {HELP}")
+    match scheme:
+        case "s3" | "gs" | "http" | "https":
+            return Location(scheme, bucket, joined, named)
+        case "s3+http" | "s3+https":
+            name, _, key = joined.partition("/")
+            return Location("s3", name, key, named, f"{scheme[3:]}://{bucket}")
+        case _:
+            raise UsageError(f"scheme {scheme!r} of {base!r} is not known; {HELP}")
+
+
+def _without_credentials(url: str, text: str) -> str:
+    """Refuse what would end up in logs, metadata and links."""
+    parts = urlsplit(url)
+    if "@" in parts.netloc or parts.query:
+        raise UsageError(
+            f"{clean(text)!r} was given with a user name or a query; leave them out, credentials "
+            "are taken from the environment and the files of the storage libraries"
+        )
+    return url.rstrip("/")
+
+
+def clean(text: str) -> str:
+    """Strip user names, passwords and query strings (signatures) from URLs within a text."""
+    return _USERINFO.sub("", _QUERY.sub("", text))
