@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from isochunk.errors import ModelError
-from isochunk.geometry import Triple
+from isochunk.geometry import Box, Triple
 from isochunk.models.placed import (
     Padding,
     Placed,
@@ -99,12 +99,12 @@ class FSRCNN(PlacedNetwork):
         if config.residual != "none":
             zero_for_residual(self.expand)
 
-    def run(self, x: Placed, padding: Padding) -> Placed:
+    def run(self, x: Placed, padding: Padding, want: Box | None = None) -> Placed:
         """Apply to (b, 1, z, y, x) source voxels; returns (b, 1, z, y, x) target voxels."""
         source = x
         for layer, slope in zip(self.convs, self.slopes, strict=True):
             assert isinstance(layer, nn.Conv3d)
             x = padding.conv(x, layer)
             x = Placed(functional.prelu(x.data, slope), x.origin)
-        x = padding.transposed(x, self.expand)
+        x = padding.transposed(x, self.expand, want)
         return with_residual(x, source, self.config.factor, self.config.residual, padding)

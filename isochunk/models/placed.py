@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from isochunk.errors import ModelError
-from isochunk.geometry import Box, Triple, ceil_div, reflected, triple
+from isochunk.geometry import Box, Triple, add, ceil_div, reflected, sub, triple
 
 Kernel: TypeAlias = Literal["linear", "cubic"]
 Residual: TypeAlias = Literal["none", "linear", "cubic"]
@@ -57,10 +57,8 @@ class Padding(Protocol):
         """Convolve with stride 1."""
         ...
 
-    def transposed(
-        self, x: Placed, layer: nn.ConvTranspose3d, within: Placed | None = None
-    ) -> Placed:
-        """Upsample by ``layer.stride``; only voxels that overlap ``within`` need be computed."""
+    def transposed(self, x: Placed, layer: nn.ConvTranspose3d, within: Box | None = None) -> Placed:
+        """Upsample by ``layer.stride``; only voxels inside ``within`` are wanted."""
         ...
 
     def pool(self, x: Placed, stride: Triple) -> Placed:
@@ -77,20 +75,15 @@ class Same:
 
     def conv(self, x: Placed, layer: nn.Conv3d) -> Placed:
         """Convolve with zeros around."""
-        return Placed(
-            functional.conv3d(x.data, layer.weight, layer.bias, padding="same"), x.origin
-        )
+        return Placed(functional.conv3d(x.data, layer.weight, layer.bias, padding="same"), x.origin)
 
-    def transposed(
-        self, x: Placed, layer: nn.ConvTranspose3d, within: Placed | None = None
-    ) -> Placed:
+    def transposed(self, x: Placed, layer: nn.ConvTranspose3d, within: Box | None = None) -> Placed:
         """Upsample to ``stride * n`` voxels; ``within`` is not used."""
         stride = triple(layer.stride)
         full = functional.conv_transpose3d(x.data, layer.weight, layer.bias, stride)
         first = [(k - s) // 2 for k, s in zip(triple(layer.kernel_size), stride, strict=True)]
         z, y, x_ = (
-            slice(a, a + n * s)
-            for a, n, s in zip(first, x.data.shape[2:], stride, strict=True)
+            slice(a, a + n * s) for a, n, s in zip(first, x.data.shape[2:], stride, strict=True)
         )
         return Placed(full[..., z, y, x_], _scaled(x.origin, stride))
 
@@ -117,13 +110,11 @@ class Valid:
         )
         return Placed(functional.conv3d(x.data, layer.weight, layer.bias), origin)
 
-    def transposed(
-        self, x: Placed, layer: nn.ConvTranspose3d, within: Placed | None = None
-    ) -> Placed:
+    def transposed(self, x: Placed, layer: nn.ConvTranspose3d, within: Box | None = None) -> Placed:
         """Upsample, keeping only outputs of which every contributing input is known."""
         kernel, stride = triple(layer.kernel_size), triple(layer.stride)
         if within is not None:
-            x = x.crop(_inputs_of(within.box, kernel, stride))
+            x = x.crop(transposed_inputs(within, layer))
         # Output o sums inputs (o + first - k + 1)/s .. (o + first)/s, so k - s outputs at either
         # end of the full transposed convolution miss a contributor.
         margin = triple(k - s for k, s in zip(kernel, stride, strict=True))
@@ -131,7 +122,8 @@ class Valid:
         origin = triple(
             o * s + m - m // 2 for o, s, m in zip(x.origin, stride, margin, strict=True)
         )
-        return Placed(data, origin)
+        result = Placed(data, origin)
+        return result if within is None else result.crop(within)
 
     def pool(self, x: Placed, stride: Triple) -> Placed:
         """Pool the whole cells of the absolute grid that lie inside the tile."""
@@ -160,8 +152,17 @@ class PlacedNetwork(nn.Module, ABC):
     """Source grid on which the network's pooling cells start."""
 
     @abstractmethod
-    def run(self, x: Placed, padding: Padding) -> Placed:
-        """Apply the network to (b, 1, z, y, x) source voxels; returns target voxels."""
+    def run(self, x: Placed, padding: Padding, want: Box | None = None) -> Placed:
+        """Apply the network to (b, 1, z, y, x) source voxels.
+
+        Args:
+            x: source voxels.
+            padding: what to do at the rim.
+            want: target box beyond which nothing need be computed.
+
+        Returns:
+            Target voxels, at least those of ``want`` that are known.
+        """
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply with zero padding: (b, 1, z, y, x) to (b, 1, fz*z, fy*y, fx*x).
@@ -177,9 +178,9 @@ class PlacedNetwork(nn.Module, ABC):
             )
         return self.run(Placed(x, (0, 0, 0)), SAME).data
 
-    def predict(self, tile: Placed) -> Placed:
-        """Apply to real voxels without padding; returns every target voxel that is exact."""
-        return self.run(tile, VALID)
+    def predict(self, tile: Placed, want: Box | None = None) -> Placed:
+        """Apply to real voxels without padding; returns the target voxels that are exact."""
+        return self.run(tile, VALID, want)
 
 
 def concatenate(*parts: Placed) -> Placed:
@@ -208,6 +209,25 @@ def zero_for_residual(last: nn.Conv3d | nn.ConvTranspose3d) -> None:
         nn.init.zeros_(last.bias)
 
 
+def conv_inputs(outputs: Box, layer: nn.Conv3d) -> Box:
+    """Return the voxels that a convolution needs for ``outputs``."""
+    kernel = triple(layer.kernel_size)
+    before = triple((k - 1) // 2 for k in kernel)
+    after = triple(k // 2 for k in kernel)
+    return Box(sub(outputs.lo, before), add(outputs.hi, after))
+
+
+def transposed_inputs(outputs: Box, layer: nn.ConvTranspose3d) -> Box:
+    """Return the voxels that a transposed convolution needs for ``outputs``."""
+    lo, hi = [], []
+    sizes = zip(triple(layer.kernel_size), triple(layer.stride), strict=True)
+    for a, b, (k, s) in zip(outputs.lo, outputs.hi, sizes, strict=True):
+        first = (k - s) // 2
+        lo.append(ceil_div(a + first - k + 1, s))
+        hi.append((b - 1 + first) // s + 1)
+    return Box(triple(lo), triple(hi))
+
+
 def require_kernel(kernel: Triple, stride: Triple, role: str) -> None:
     """Refuse a transposed convolution that leaves gaps.
 
@@ -223,16 +243,6 @@ def require_kernel(kernel: Triple, stride: Triple, role: str) -> None:
 
 def _scaled(origin: Triple, by: Triple) -> Triple:
     return (origin[0] * by[0], origin[1] * by[1], origin[2] * by[2])
-
-
-def _inputs_of(outputs: Box, kernel: Triple, stride: Triple) -> Box:
-    """Return the inputs of a transposed convolution that contribute to ``outputs``."""
-    lo, hi = [], []
-    for a, b, k, s in zip(outputs.lo, outputs.hi, kernel, stride, strict=True):
-        first = (k - s) // 2
-        lo.append(ceil_div(a + first - k + 1, s))
-        hi.append((b - 1 + first) // s + 1)
-    return Box(triple(lo), triple(hi))
 
 
 def _interpolate(x: Tensor, factor: int, kernel: Kernel) -> Tensor:

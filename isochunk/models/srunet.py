@@ -13,14 +13,16 @@ import torch
 from torch import nn
 
 from isochunk.errors import ModelError
-from isochunk.geometry import Triple
+from isochunk.geometry import Box, Triple
 from isochunk.models.placed import (
     Padding,
     Placed,
     PlacedNetwork,
     Residual,
     concatenate,
+    conv_inputs,
     require_kernel,
+    transposed_inputs,
     with_residual,
     zero_for_residual,
 )
@@ -183,7 +185,7 @@ class SRUNet(PlacedNetwork):
         if config.residual != "none":
             zero_for_residual(self.last)
 
-    def run(self, x: Placed, padding: Padding) -> Placed:
+    def run(self, x: Placed, padding: Padding, want: Box | None = None) -> Placed:
         """Apply to (b, 1, z, y, x) source voxels; returns (b, 1, z, y, x) target voxels."""
         source, skips = x, []
         for level in range(self.config.levels - 1):
@@ -191,16 +193,29 @@ class SRUNet(PlacedNetwork):
             skips.append(x)
             x = padding.pool(x, self.config.pool_stride(level))
         x = _apply(x, self.encoder[-1], padding)
+        wanted = self._wanted(want)
         for level in reversed(range(self.config.levels - 1)):
-            x = padding.transposed(x, _transposed(self.up[level]))
+            x = padding.transposed(x, _transposed(self.up[level]), wanted[level])
             skip = skips.pop()
             if str(level) in self.skip:
-                skip = padding.transposed(skip, _transposed(self.skip[str(level)]), within=x)
+                skip = padding.transposed(skip, _transposed(self.skip[str(level)]), x.box)
             x = concatenate(x, skip)
             del skip  # the memory of the widest tensors counts
             x = _apply(x, self.decoder[level], padding)
         x = padding.conv(x, self.last)
         return with_residual(x, source, self.config.factor, self.config.residual, padding)
+
+    def _wanted(self, want: Box | None) -> list[Box | None]:
+        """Return, per level, the decoder's input voxels that ``want`` needs."""
+        boxes: list[Box | None] = []
+        for level in range(self.config.levels - 1):
+            if want is not None:
+                for layer in _conv_layers(self.decoder[level]):
+                    want = conv_inputs(want, layer)
+            boxes.append(want)
+            if want is not None:
+                want = transposed_inputs(want, _transposed(self.up[level]))
+        return boxes
 
 
 def _convs(first: int, maps: int, kernel: Triple, config: SRUNetConfig) -> nn.ModuleList:
