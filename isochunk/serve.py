@@ -1,0 +1,277 @@
+"""Local volumes in the browser: a read-only file server and neuroglancer's own client."""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from types import TracebackType
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from isochunk.errors import UsageError
+from isochunk.spec import VolumeSpec
+from isochunk.viewer import (
+    ORIGIN,
+    PUBLIC_NEUROGLANCER,
+    JsonObject,
+    Layer,
+    LengthsNm,
+    neuroglancer_state,
+    neuroglancer_url,
+)
+
+logger = logging.getLogger(__name__)
+
+LOOPBACK = "127.0.0.1"
+PIECE_BYTES = 1 << 20
+LOCAL = "file://"
+UNREACHABLE = (LOCAL, "http://", "s3+http://")
+"""URLs that a page served over https may not read."""
+
+_RANGE = re.compile(r"bytes=(\d*)-(\d*)", re.ASCII)
+_CORS = {
+    "Access-Control-Allow-Origin": "*",
+    "Access-Control-Allow-Methods": "GET, HEAD, OPTIONS",
+    "Access-Control-Allow-Headers": "*",
+    "Access-Control-Expose-Headers": "Content-Range, Content-Length, ETag",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class FolderServer:
+    """A folder being served."""
+
+    url: str
+    """Where its files are found; ends without a slash."""
+
+
+@contextmanager
+def serve_folder(folder: Path, port: int = 0) -> Iterator[FolderServer]:
+    """Serve the files below a folder, read-only, to programs of this machine.
+
+    Any web page may ask a server on this machine, so the URL holds a secret that only those who
+    were given the link know.
+
+    Args:
+        folder: what to serve; nothing outside it is reachable, not through links either.
+        port: 0 for any that is free.
+
+    Raises:
+        UsageError: there is no such folder.
+    """
+    root = folder.expanduser().resolve()
+    if not root.is_dir():
+        raise UsageError(f"{root} is no folder; a local volume is a folder of files")
+    secret = secrets.token_urlsafe(16)
+    server = _FileServer((LOOPBACK, port), partial(_FileHandler, root, secret))
+    thread = Thread(target=server.serve_forever, name="isochunk-serve", daemon=True)
+    thread.start()
+    try:
+        yield FolderServer(f"http://{LOOPBACK}:{server.server_port}/{secret}")
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class _FileHandler(BaseHTTPRequestHandler):
+    """GET, HEAD and OPTIONS on the files below one folder, whole or one range of bytes."""
+
+    protocol_version = "HTTP/1.1"
+    timeout = 60
+
+    def __init__(self, root: Path, secret: str, *request: Any) -> None:  # noqa: ANN401
+        self.root = root
+        self.secret = secret
+        super().__init__(*request)
+
+    def do_GET(self) -> None:
+        """Send a file or the part of it that was asked for."""
+        self._send_file()
+
+    def do_HEAD(self) -> None:
+        """Send what GET would send, without the body."""
+        self._send_file()
+
+    def do_OPTIONS(self) -> None:
+        """Tell the browser that any page with the link may read."""
+        self._send_headers(HTTPStatus.NO_CONTENT, {"Content-Length": "0"})
+
+    def _send_file(self) -> None:
+        file = self._file()
+        if file is None:
+            # A chunk that is not there is background, so this is no error.
+            self._send_headers(HTTPStatus.NOT_FOUND, {"Content-Length": "0"})
+            return
+        with file.open("rb") as content:
+            size = file.stat().st_size
+            start, stop, status = byte_range(self.headers.get("Range"), size)
+            headers = {
+                "Content-Type": "application/octet-stream",
+                "Content-Length": str(stop - start),
+                "Accept-Ranges": "bytes",
+                # Volumes are looked at while they are being written.
+                "Cache-Control": "no-cache",
+            }
+            if status == HTTPStatus.PARTIAL_CONTENT:
+                headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
+            elif status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                headers["Content-Range"] = f"bytes */{size}"
+            self._send_headers(status, headers)
+            if self.command != "GET":
+                return
+            content.seek(start)
+            # Never more than was announced, though the file may grow meanwhile.
+            while start < stop and (piece := content.read(min(PIECE_BYTES, stop - start))):
+                self.wfile.write(piece)
+                start += len(piece)
+
+    def _file(self) -> Path | None:
+        """Return the file that the request names, if it is one below the folder."""
+        secret, _, path = unquote(urlsplit(self.path).path).removeprefix("/").partition("/")
+        if not secrets.compare_digest(secret.encode(), self.secret.encode()):
+            return None
+        try:
+            file = (self.root / path.lstrip("/")).resolve(strict=True)
+        except (OSError, ValueError):  # not there, a loop of links, a null byte
+            return None
+        return file if file.is_relative_to(self.root) and file.is_file() else None
+
+    def _send_headers(self, status: HTTPStatus, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in {**_CORS, **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: ANN401
+        """Keep requests out of the terminal and the secret out of logs."""
+        logger.debug("local files: %s %s", self.command, " ".join(map(str, args[1:])))
+
+
+class _FileServer(ThreadingHTTPServer):
+    """One thread a connection; leaving does not wait for browsers that keep theirs open."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
+        """Log what the base class would print: browsers drop requests whenever one looks away."""
+        logger.debug("local files: connection lost", exc_info=True)
+
+
+def byte_range(header: str | None, size: int) -> tuple[int, int, HTTPStatus]:
+    """Read a Range header (RFC 9110): half-open bounds in the file, and the answer's status.
+
+    Several ranges, other units and what cannot be read are ignored, as the RFC allows.
+    """
+    whole = (0, size, HTTPStatus.OK)
+    match = _RANGE.fullmatch((header or "").replace(" ", ""))
+    if match is None or not any(match.groups()):
+        return whole
+    first, last = match.groups()
+    if not first:
+        start, stop = max(0, size - int(last)), size
+    else:
+        start, stop = int(first), min(size, int(last) + 1) if last else size
+        if last and int(last) < int(first):
+            return whole
+    if start >= stop:
+        return (0, 0, HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE)
+    return (start, stop, HTTPStatus.PARTIAL_CONTENT)
+
+
+class RunningViewer:
+    """Volumes open in neuroglancer until :meth:`close`, or the end of a ``with`` block."""
+
+    def __init__(self, url: str, client: Any, resources: ExitStack) -> None:  # noqa: ANN401
+        """Hold what has to stay alive.
+
+        Args:
+            url: the link to open.
+            client: the ``neuroglancer.Viewer`` behind it; None where the link needs no server.
+            resources: closed with the viewer.
+        """
+        self.url = url
+        self.client = client
+        self._resources = resources
+
+    def close(self) -> None:
+        """Stop serving the volumes; the link is dead afterwards."""
+        self.client = None
+        self._resources.close()
+
+    def __enter__(self) -> RunningViewer:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close."""
+        self.close()
+
+
+def view(
+    target: VolumeSpec,
+    source: VolumeSpec | None = None,
+    contrast: tuple[float, float] | None = None,
+    shift_nm: LengthsNm = ORIGIN,
+) -> RunningViewer:
+    """Show a volume in neuroglancer, beside its source if that is given.
+
+    Volumes that browsers can reach get a link to the public client; it needs nothing running.
+    Local ones are served on this machine, together with neuroglancer's own client.
+
+    Args:
+        target: the result; any volume.
+        source: what it was made from.
+        contrast: stored values shown as black and white, for both.
+        shift_nm: see :func:`isochunk.viewer.unstored_shift_nm`; for the target.
+
+    Raises:
+        UsageError: a volume is local and the ``neuroglancer`` package is not installed, or its
+            folder is not there.
+    """
+    layers = [Layer("result", target, contrast, shift_nm)]
+    if source is not None:
+        layers.append(Layer("source", source, contrast))
+    if not any(layer.spec.url.startswith(UNREACHABLE) for layer in layers):
+        url = neuroglancer_url(PUBLIC_NEUROGLANCER, neuroglancer_state(layers))
+        return RunningViewer(url, None, ExitStack())
+    with ExitStack() as resources:
+        reachable = [_reachable(layer, resources) for layer in layers]
+        client = _local_client(neuroglancer_state(reachable))
+        return RunningViewer(client.get_viewer_url(), client, resources.pop_all())
+
+
+def _reachable(layer: Layer, resources: ExitStack) -> Layer:
+    """Serve a layer's folder if it is on this machine."""
+    if not layer.spec.url.startswith(LOCAL):
+        return layer
+    server = resources.enter_context(serve_folder(Path(layer.spec.url.removeprefix(LOCAL))))
+    return replace(layer, spec=replace(layer.spec, url=server.url))
+
+
+def _local_client(state: JsonObject) -> Any:  # noqa: ANN401 - neuroglancer has no annotations
+    try:
+        import neuroglancer
+    except ImportError as error:
+        raise UsageError(
+            "local volumes are shown with the neuroglancer package, which is not installed; "
+            "pip install 'isochunk[view]'"
+        ) from error
+    neuroglancer.set_server_bind_address(LOOPBACK)
+    client = neuroglancer.Viewer()
+    client.set_state(state)
+    return client
