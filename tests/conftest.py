@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import servers
+from servers import ObjectServer
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -15,3 +19,35 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"real volumes are not at {SHARED_DATA}")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectServer]:
+    """A running S3 server; use the fixture ``s3`` to also have its environment."""
+    with servers.s3_server(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def gcs_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectServer]:
+    """A running GCS server; use the fixture ``gcs`` to also have its environment."""
+    with servers.gcs_server(tmp_path_factory.mktemp("gcs")) as server:
+        yield server
+
+
+def _use(server: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> str:
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    return server.bucket(f"bucket-{uuid.uuid4().hex[:12]}")
+
+
+@pytest.fixture
+def s3(s3_server: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> str:
+    """URL of an empty S3 bucket, with the environment that reaches it."""
+    return f"s3://{_use(s3_server, monkeypatch)}"
+
+
+@pytest.fixture
+def gcs(gcs_server: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> str:
+    """URL of an empty GCS bucket, with the environment that reaches it."""
+    return f"gs://{_use(gcs_server, monkeypatch)}"

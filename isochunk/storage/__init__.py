@@ -1,0 +1,1 @@
+"""Storage: volumes, objects and the URLs that lead to them."""

@@ -1,4 +1,4 @@
-"""How storage is reached: limits, retries, drivers, and errors in words. No I/O."""
+"""How storage is reached: limits, retries, drivers, and errors in words."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from isochunk.errors import (
@@ -77,6 +78,9 @@ def kvstore_json(location: Location, access: Access, *, anonymous: bool = False)
             spec: JsonObject = {"driver": "s3", "bucket": location.bucket, "path": path}
             if anonymous:
                 spec["aws_credentials"] = {"type": "anonymous"}
+            elif "AWS_ACCESS_KEY_ID" in os.environ:
+                # First in the default chain anyway; asking the chain litters standard error.
+                spec["aws_credentials"] = {"type": "environment"}
             endpoint = access.endpoint(location)
             if endpoint:
                 # Without a region tensorstore asks the server for it, which few answer.
@@ -86,6 +90,20 @@ def kvstore_json(location: Location, access: Access, *, anonymous: bool = False)
         case _:
             base_url = f"{location.scheme}://{location.bucket}"
             return {"driver": "http", "base_url": base_url, "path": f"/{path}"}
+
+
+def names_credentials(environment: Mapping[str, str], home: Path) -> bool:
+    """Tell whether AWS credentials are configured; their values are not looked at.
+
+    Without any, public buckets are read anonymously, and a machine's role is tried after that.
+    """
+    names = (
+        "AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE",
+        "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+        "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    )  # fmt: skip
+    files = (home / ".aws" / "credentials", home / ".aws" / "config")
+    return any(environment.get(n) for n in names) or any(f.is_file() for f in files)
 
 
 def region(environment: Mapping[str, str]) -> str | None:
@@ -102,15 +120,20 @@ CREDENTIALS = {
         "credentials are looked for in GOOGLE_APPLICATION_CREDENTIALS, in what 'gcloud auth "
         "application-default login' stores, and the machine's service account"
     ),
+    "graphene": "a token is looked for in ~/.cloudvolume/secrets/cave-secret.json",
     "file": "check the owner and mode of the files",
 }
 """Where each kind of storage looks for credentials."""
 
 _REFUSED = re.compile(
     r"PERMISSION_DENIED|UNAUTHENTICATED|AccessDenied|Forbidden|response code: 40[13]\b"
+    r"|40[13] Client Error|AuthenticationError|InvalidAccessKeyId|SignatureDoesNotMatch"
+    r"|ExpiredToken|UnsupportedAlgorithm|MissingSecurityHeader|MissingAuthenticationToken"
     r"|credentials? (?:provider|chain)|[Nn]o credentials",
 )
-_NOT_FOUND = re.compile(r"\bNOT_FOUND\b")
+_NOT_FOUND = re.compile(
+    r"\bNOT_FOUND\b|404 Client Error|EmptyVolumeException|InfoUnavailableError|NoSuchBucket"
+)
 _TIMEOUT = re.compile(r"\bDEADLINE_EXCEEDED\b|[Tt]imed? ?out|Timeout was reached")
 _CORRUPT = re.compile(
     r"\bDATA_LOSS\b|\bINVALID_ARGUMENT\b|\bOUT_OF_RANGE\b|[Dd]ecod|[Cc]orrupt|[Tt]runcat"

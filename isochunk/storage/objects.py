@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any, TypeVar
 
 import tensorstore as ts
 
-from isochunk.errors import AccessError, UsageError
+from isochunk.errors import AccessError, StorageError, UsageError
 from isochunk.storage.access import (
     Access,
     JsonObject,
     context_json,
     kvstore_json,
+    names_credentials,
     storage_error,
 )
 from isochunk.storage.url import Location, parse_url
@@ -32,8 +36,8 @@ class Store:
         self.url = location.url
         self.access = access
         self.context = ts.Context(context_json(access, cache_bytes))
-        self.kvstore_json: JsonObject = kvstore_json(location, access)
-        self._kvstore: ts.KvStore | None = None
+        self._opened: tuple[JsonObject, ts.KvStore] | None = None
+        self._lock = threading.Lock()
 
     def wait(self, start: Callable[[], Any], doing: str) -> Any:  # noqa: ANN401
         """Start an operation and wait for its result, no longer than the time-out.
@@ -54,11 +58,41 @@ class Store:
     @property
     def kvstore(self) -> ts.KvStore:
         """The key-value store, opened at first use."""
-        if self._kvstore is None:
-            self._kvstore = self.wait(
-                lambda: ts.KvStore.open(self.kvstore_json, context=self.context), "opening"
-            )
-        return self._kvstore
+        return self._open()[1]
+
+    @property
+    def kvstore_json(self) -> JsonObject:
+        """The key-value store's spec, for arrays in it."""
+        return self._open()[0]
+
+    def _open(self) -> tuple[JsonObject, ts.KvStore]:
+        with self._lock:
+            if self._opened is None:
+                self._opened = self._choose()
+            return self._opened
+
+    def _choose(self) -> tuple[JsonObject, ts.KvStore]:
+        """Open the store; where no AWS credentials are configured, anonymously if that works."""
+        default = kvstore_json(self.location, self.access)
+        if self.location.scheme != "s3" or names_credentials(os.environ, Path.home()):
+            return self._connect(default)
+        anonymous = self._connect(kvstore_json(self.location, self.access, anonymous=True))
+        if self._refuses(anonymous[1]):
+            with_role = self._connect(default)
+            if not self._refuses(with_role[1]):
+                return with_role
+        return anonymous
+
+    def _connect(self, spec: JsonObject) -> tuple[JsonObject, ts.KvStore]:
+        store = self.wait(lambda: ts.KvStore.open(spec, context=self.context), "opening")
+        return spec, store
+
+    def _refuses(self, kvstore: ts.KvStore) -> bool:
+        try:
+            self.wait(lambda: kvstore.read("info"), "reading 'info' of")
+        except StorageError:
+            return True
+        return False
 
     def get(self, key: str) -> bytes | None:
         """Return the bytes, or None if the key does not exist."""

@@ -33,6 +33,8 @@ HELP = (
     "zarr3://, n5:// or graphene:// in front or |precomputed:, |zarr3: ... behind"
 )
 
+MIN_BUCKET_NAME = 3
+
 _QUERY = re.compile(r"\?[^\s\"'\]|]*")
 _USERINFO = re.compile(r"(?<=://)[^/\s@\"']*@")
 
@@ -104,6 +106,8 @@ def _locate(base: str, inner: str, named: NamedFormat | None) -> Location:
     joined = "/".join(part for part in (path_text.strip("/"), inner) if part)
     if not bucket:
         raise UsageError(f"{base!r} names no bucket or host; {HELP}")
+    if scheme in ("s3", "gs") and len(bucket) < MIN_BUCKET_NAME:
+        raise UsageError(f"{bucket!r} in {base!r} is no bucket name; they have 3 to 63 characters")
     match scheme:
         case "s3" | "gs" | "http" | "https":
             return Location(scheme, bucket, joined, named)
