@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import types
 import typing
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from fractions import Fraction
 from typing import Any, TypeVar
@@ -50,9 +51,14 @@ def _read(kind: Any, data: Any, where: str) -> Any:  # noqa: ANN401, PLR0911
     if origin in (typing.Union, types.UnionType):
         if data is None:
             return None
-        (inner,) = (a for a in args if a is not type(None))
-        return _read(inner, data, where)
+        *first, last = (a for a in args if a is not type(None))
+        for kind_ in first:
+            with suppress(UsageError):
+                return _read(kind_, data, where)
+        return _read(last, data, where)
     if origin is tuple:
+        if not isinstance(data, list):
+            raise UsageError(f"{where} is {data!r}; wanted a list")
         inner = [args[0]] * len(data) if args[-1] is Ellipsis else args
         return tuple(
             _read(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(inner, data, strict=True))

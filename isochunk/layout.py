@@ -21,11 +21,11 @@ from isochunk.geometry import (
     Spacing,
     Triple,
     ceil_div,
-    format_nm,
     grid_shape,
     triple,
 )
 from isochunk.spec import Format, LevelSpec
+from isochunk.storage.keys import level_key
 
 MAX_FUSED_LEVELS = 3
 """Levels one stage writes: the first and two pooled from it. More would make too small shards."""
@@ -147,9 +147,7 @@ def level(
     index: int, box: Box, spacing: Spacing, wish: Layout, shard: Triple | None
 ) -> LevelSpec:
     """Describe one level; its shard is cut to what the level's extent can fill."""
-    key = str(index)
-    if wish.format == "precomputed":
-        key = "_".join(format_nm(s).replace("/", "d") for s in reversed(tuple(spacing)))
+    key = level_key(wish.format, index, spacing)
     fitted = None
     if shard is not None:
         fitted = fit_shard(box.shape, wish.chunk, shard, wish.format)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from isochunk.block import BlockReport
 from isochunk.codec import from_json, to_json
 from isochunk.errors import CorruptDataError, TargetConflictError, UsageError
-from isochunk.plan import Plan
+from isochunk.planning import Plan
 from isochunk.storage.volume import ObjectStore
 
 JOB_KEY = ".isochunk/job.json"
@@ -74,7 +74,7 @@ def read_job(store: ObjectStore) -> Plan | None:
     try:
         return from_json(Plan, json.loads(data)["plan"])
     except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{store.url}{JOB_KEY} is not a job of this version: {error}") from error
+        raise UsageError(f"{store.url}/{JOB_KEY} is not a job of this version: {error}") from error
 
 
 def check_same_job(store: ObjectStore, old: Plan, new: Plan) -> None:
@@ -180,7 +180,7 @@ class Ledger:
             if sealed is None:  # folded by another submitter since it was listed
                 self._load([n for n in self.store.keys(LEDGER_PREFIX) if n > name])
                 return
-            data = unseal(sealed, self.store.url + name)
+            data = unseal(sealed, f"{self.store.url}/{name}")
             if name.endswith(".fold"):
                 self._merge_fold(data)
             else:

@@ -58,6 +58,10 @@ class ObjectStore(Protocol):
         """List keys that start with ``prefix``, sorted."""
         ...
 
+    def exists(self, key: str) -> bool:
+        """Tell whether a key exists."""
+        ...
+
     def delete(self, keys: Iterable[str]) -> None:
         """Delete keys; those that do not exist are no error."""
         ...

@@ -16,7 +16,7 @@ from isochunk.config import Job
 from isochunk.errors import GeometryError, ModelError, UsageError
 from isochunk.geometry import Box, Spacing, target_box
 from isochunk.layout import Layout, block_box, block_count, block_index, blocks_over, lay_out
-from isochunk.plan import Inputs, Plan, make_plan
+from isochunk.planning import Inputs, Plan, make_plan
 from isochunk.predict import interpolation_spec
 from isochunk.spec import Intensity, LevelSpec, VolumeSpec
 

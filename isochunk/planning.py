@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+from isochunk.block import Block, BlockTask
 from isochunk.codec import to_json
 from isochunk.config import Job, Precision
 from isochunk.errors import GeometryError, UsageError
@@ -48,31 +49,11 @@ MIN_TILE = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
-    """One unit of work."""
-
-    stage: int
-    """Stage it belongs to."""
-    index: int
-    """Number within the stage."""
-    write: Box
-    """Stored target voxels on the grid of the stage's first level."""
-
-
-@dataclass(frozen=True, slots=True)
-class BlockTask:
-    """Consecutive blocks of one stage: all that a Dask task carries."""
-
-    stage: int
-    """Stage of all blocks."""
-    blocks: tuple[int, ...]
-    """Numbers of the blocks."""
-
-
-@dataclass(frozen=True, slots=True)
 class Plan:
     """A conversion, fully resolved."""
 
+    job: Job
+    """What the user asked for; how and where to run is read from here."""
     source: VolumeSpec
     """What is read."""
     target: VolumeSpec
@@ -138,7 +119,7 @@ class Plan:
     def identity(self) -> dict[str, Any]:
         """Return what decides the output's bytes, as JSON; equal for the same job."""
         record: dict[str, Any] = to_json(self)
-        for name in ("tile", "depth"):
+        for name in ("job", "tile", "depth"):
             del record[name]
         record["model"] = {
             name: record["model"][name] for name in ("arch", "factor", "phase", "plane", "sha256")
@@ -293,6 +274,7 @@ def make_plan(job: Job, found: Inputs) -> Plan:
 
     def with_memory(depth: int, tile: Triple) -> Plan:
         return Plan(
+            job=job,
             source=source,
             target=target,
             model=model,

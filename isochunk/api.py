@@ -1,0 +1,358 @@
+"""What users call: plan, run, audit, repair, open, load_model, isotropic."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import isochunk
+from isochunk.auditing import Auditor, AuditReport, audit_target
+from isochunk.config import Job
+from isochunk.errors import NotFoundError, TargetConflictError, UsageError
+from isochunk.geometry import factor_between
+from isochunk.intensity import measure_intensity
+from isochunk.models.load import Runtime, describe, load
+from isochunk.planning import Inputs, Plan, make_plan
+from isochunk.predict import Predictor
+from isochunk.engine.loop import Backend, execute
+from isochunk.engine.local import LocalBackend, WorkerSettings, open_pipeline
+from isochunk.engine.report import Report
+from isochunk.spec import Format, Intensity, VolumeSpec
+from isochunk.storage.access import Access
+from isochunk.storage.ledger import Ledger, check_same_job, read_job, write_job
+from isochunk.storage.objects import Store
+from isochunk.storage.tensorstore import (
+    check_supported,
+    create_volume,
+    open_store,
+    open_target,
+    open_volume,
+)
+from isochunk.storage.url import parse_url
+from isochunk.storage.volume import Volume
+from isochunk.viewer import PUBLIC_NEUROGLANCER, Layer, neuroglancer_state, neuroglancer_url
+
+if TYPE_CHECKING:
+    import dask.array
+    from distributed import Client
+
+log = logging.getLogger(__name__)
+
+Watch = Callable[[Report], None]
+
+
+def open_any(url: str, endpoint_url: str | None = None) -> Volume:
+    """Open a volume for reading; ``isochunk.open``.
+
+    Raises:
+        UsageError: the URL cannot be read as a volume.
+        StorageError: storage failed.
+    """
+    return open_volume(url, Access(endpoint_url=endpoint_url))
+
+
+def access_for(job: Job) -> Access:
+    """Return how a job reaches storage."""
+    return Access(endpoint_url=job.endpoint_url, spacing=job.source_spacing)
+
+
+def plan(job: Job) -> Plan:
+    """Find out everything that can be known before spending; nothing is written.
+
+    Raises:
+        UsageError: the job cannot be done; the message says what would work.
+        StorageError: the source cannot be read.
+    """
+    access = access_for(job)
+    source = open_volume(job.source, access)
+    check_supported(source.spec)
+    model = describe(job.model, trust=job.trust)
+    location, format_ = target_place(job)
+    mask = open_volume(job.mask, access).spec if job.mask else None
+    intensity = Intensity.full_range(source.spec.dtype)
+    found = Inputs(source.spec, model, intensity, location, format_, mask)
+    # Planned once before the source is measured, so that mistakes cost no reading.
+    made = make_plan(job, found)
+    if model.normalisation != "range":
+        made = replace(made, intensity=measure_intensity(source, model.normalisation))
+    if not job.overwrite:
+        check_target(open_store(location, access), made)
+    return made
+
+
+def target_place(job: Job) -> tuple[str, Format]:
+    """Return the canonical URL and format of a job's target.
+
+    Raises:
+        UsageError: the URL and ``--format`` disagree, or the format cannot be written.
+    """
+    location = parse_url(job.target)
+    if location.url == parse_url(job.source).url:
+        raise UsageError(f"source and target are both {location.url}; choose another target")
+    named: dict[str | None, Format | None] = {
+        None: None,
+        "precomputed": "precomputed",
+        "zarr": "zarr3",
+        "zarr2": "zarr2",
+        "zarr3": "zarr3",
+    }
+    if location.format not in named:
+        raise UsageError(
+            f"{location.format} cannot be written; --format can be precomputed or ome-zarr"
+        )
+    by_url = named[location.format]
+    if by_url is None and job.format is None and location.url.endswith(".zarr"):
+        by_url = "zarr3"
+    if job.format is not None and by_url is not None:
+        if (job.format == "precomputed") != (by_url == "precomputed"):
+            raise UsageError(
+                f"target {job.target} names {by_url} but --format is {job.format}; drop one of them"
+            )
+    by_job: Format = "zarr3" if job.format == "ome-zarr" else "precomputed"
+    return location.url, by_url or by_job
+
+
+def check_target(store: Store, made: Plan) -> bool:
+    """Tell whether the target already holds this very job.
+
+    Raises:
+        TargetConflictError: it holds another job, or something else.
+    """
+    old = read_job(store)
+    if old is not None:
+        check_same_job(store, old, made)
+        return True
+    found = store.get_many(("info", "zarr.json", ".zattrs", ".zarray"))
+    if found:
+        raise TargetConflictError(
+            f"{store.url} already holds {', '.join(sorted(found))}, which isochunk did not write; "
+            "choose another target, or --overwrite to delete what is there first"
+        )
+    return False
+
+
+def run(
+    plan: Plan, client: Client | None = None, watch: Watch | None = None, report_url: bool = True
+) -> Report:
+    """Carry out a plan; what is already recorded as done is not done again.
+
+    Args:
+        plan: from :func:`plan`.
+        client: a Dask client; without one the job's ``scheduler``, ``cluster`` and ``workers``
+            decide, and a single worker runs in this process.
+        watch: called often with the report so far.
+
+    Returns:
+        The report; ``report.complete`` tells whether every block is done.
+
+    Raises:
+        TargetConflictError: the target holds something else.
+    """
+    ledger = prepare_target(plan)
+    return run_missing(plan, ledger, client, watch or (lambda _: None))
+
+
+def prepare_target(made: Plan) -> Ledger:
+    """Create the target, or take up where an earlier run of the same job left it."""
+    access = access_for(made.job)
+    store = open_store(made.target.url, access)
+    same = False
+    try:
+        same = check_target(store, made)
+    except TargetConflictError:
+        if not made.job.overwrite:
+            raise
+        log.warning("deleting what is stored at %s", store.url)
+        store.delete(store.keys())
+    if not same:
+        # The job is written first: whatever happens next, the same command can take it up.
+        write_job(store, made, isochunk.__version__)
+    create_volume(made.target, access, attributes=provenance(made))
+    return Ledger(store, made)
+
+
+def run_missing(made: Plan, ledger: Ledger, client: Client | None, watch: Watch) -> Report:
+    """Run what a ledger says is missing."""
+    with backend_for(made, client) as backend:
+        report = execute(made, ledger, backend, watch)
+    return replace(report, neuroglancer_url=link(made))
+
+
+def worker_settings(job: Job) -> WorkerSettings:
+    """Return what a job says of the processes that run it."""
+    return WorkerSettings(
+        model=job.model,
+        device=job.device,
+        access=access_for(job),
+        trust=job.trust,
+        allow_inexact=job.allow_inexact,
+    )
+
+
+@contextmanager
+def backend_for(made: Plan, client: Client | None) -> Iterator[Backend]:
+    """Open what a job runs on."""
+    job, settings = made.job, worker_settings(made.job)
+    if client is None and job.scheduler is None and job.cluster == "local" and job.workers == 1:
+        with open_pipeline(made, settings) as pipeline:
+            yield LocalBackend(pipeline)
+        return
+    from isochunk.engine.dask import DaskBackend, connect
+
+    with connect(job, client) as connected, DaskBackend(connected, made, settings) as backend:
+        yield backend
+
+
+def provenance(made: Plan) -> dict[str, Any]:
+    """Return what is written beside the output of where it comes from."""
+    return {
+        "software": f"isochunk {isochunk.__version__}",
+        "source": made.source.url,
+        "region": str(made.region),
+        "factor": [str(r) for r in made.model.resolved_factor],
+        "model": made.model.name,
+        "model_sha256": made.model.sha256,
+        "model_trained_on": made.model.trained_on,
+        "model_licence": made.model.licence,
+        "intensity_offset": made.intensity.offset,
+        "intensity_scale": made.intensity.scale,
+        "precision": made.precision,
+    }
+
+
+def layers(made: Plan, source: VolumeSpec | None) -> list[Layer]:
+    """Return a job's result and source as layers that lie on one another."""
+    residual = made.target.corner_nm if made.target.format == "precomputed" else None
+    result = Layer("result", made.target)
+    if residual is not None:
+        result = replace(result, shift_nm=residual)
+    return [result] if source is None else [result, Layer("source", source)]
+
+
+def link(made: Plan) -> str:
+    """Return a link to the public neuroglancer; empty where a browser cannot reach the target."""
+    if made.target.url.startswith("file://"):
+        return ""
+    source = made.source if not made.source.url.startswith("file://") else None
+    return neuroglancer_url(PUBLIC_NEUROGLANCER, neuroglancer_state(layers(made, source)))
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A target that isochunk wrote, with its record."""
+
+    plan: Plan
+    """The job it was written by."""
+    ledger: Ledger
+    """What is done."""
+    store: Store
+    """Where."""
+
+    def auditor(self) -> Auditor:
+        """Return what compares storage with the record."""
+        target = open_target(self.plan.target, self.store.access)
+        return Auditor(self.plan, self.ledger, target, self.store)
+
+
+def open_result(url: str, endpoint_url: str | None = None) -> Target:
+    """Open the record of a target.
+
+    Raises:
+        NotFoundError: isochunk wrote nothing there.
+    """
+    store = open_store(parse_url(url).url, Access(endpoint_url=endpoint_url))
+    made = read_job(store)
+    if made is None:
+        raise NotFoundError(
+            f"{store.url} holds no .isochunk/job.json; it is no target of isochunk run"
+        )
+    made = replace(made, job=replace(made.job, endpoint_url=endpoint_url))
+    return Target(made, Ledger(store, made), store)
+
+
+def status(url: str, endpoint_url: str | None = None) -> dict[str, Any]:
+    """Return what the ledger says of a target, without reading voxels."""
+    target = open_result(url, endpoint_url)
+    done, total = target.ledger.count(), target.plan.total_blocks
+    return {
+        "target": target.plan.target.url,
+        "complete": done == total,
+        "blocks": {
+            "total": total,
+            "done": done,
+            "empty": int(sum(t.empty.sum() for t in target.ledger.tables)),
+        },
+    }
+
+
+def audit(
+    target: str, endpoint_url: str | None = None, watch: Callable[[int], None] = lambda _: None
+) -> AuditReport:
+    """Read every object of a target again and compare it with the record.
+
+    Raises:
+        NotFoundError: isochunk wrote nothing there.
+    """
+    return audit_target(open_result(target, endpoint_url).auditor(), watch)
+
+
+def repair(
+    target: str,
+    changes: dict[str, Any] | None = None,
+    client: Client | None = None,
+    watch: Watch | None = None,
+) -> tuple[AuditReport, Report]:
+    """Audit a target and compute exactly the blocks again that have a hole.
+
+    Args:
+        target: URL of a target.
+        changes: fields of :class:`Job` that say how to run: model path, device, workers, ...
+        client: as for :func:`run`.
+        watch: as for :func:`run`.
+
+    Returns:
+        What was found, and the report of the blocks computed.
+    """
+    changes = changes or {}
+    found = open_result(target, changes.get("endpoint_url"))
+    audited = audit_target(found.auditor())
+    made = replace(found.plan, job=replace(found.plan.job, **changes))
+    for hole in audited.holes:
+        found.ledger.forget(hole.stage, hole.block)
+    create_volume(made.target, access_for(made.job), attributes=provenance(made))
+    return audited, run_missing(made, found.ledger, client, watch or (lambda _: None))
+
+
+def load_model(name_or_path: str, trust: bool = False) -> Predictor:
+    """Load a model that has a factor of its own, for uint8 in [0, 255]; ``isochunk.load_model``.
+
+    Interpolations take any factor and need a volume to fix it: use :func:`plan`.
+
+    Raises:
+        ModelError: it cannot be found, trusted or loaded.
+    """
+    spec = describe(name_or_path, trust=trust)
+    return load(name_or_path, Runtime(factor=spec.resolved_factor, trust=trust))
+
+
+def isotropic(source: str, model: str, job: Job | None = None) -> dask.array.Array:
+    """Return the isotropic volume as a lazy array; slices are computed when asked for.
+
+    Args:
+        source: URL of the anisotropic volume.
+        model: as for :class:`Job`.
+        job: for further options; its target is not used.
+    """
+    from isochunk.engine.dask import lazy_array
+
+    wanted = job or Job(source=source, target="memory.zarr", model=model, shard="none", levels=1)
+    volume = open_volume(source, access_for(wanted))
+    check_supported(volume.spec)
+    spec = describe(model, trust=wanted.trust)
+    intensity = measure_intensity(volume, spec.normalisation)
+    made = make_plan(wanted, Inputs(volume.spec, spec, intensity, "memory://", "zarr3"))
+    return lazy_array(made, worker_settings(wanted))

@@ -1,0 +1,394 @@
+"""The command line: arguments to jobs, reports to text or JSON, errors to exit codes.
+
+Exit codes: 0 done, 1 something is missing or failed, 2 the request cannot be carried out. With
+``--json`` standard output holds one JSON object and nothing else; progress goes to standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import isochunk
+from isochunk.config import CHOICES, Job, read_toml
+from isochunk.errors import IsochunkError, UsageError
+
+DONE, INCOMPLETE, REFUSED = 0, 1, 2
+
+JOB_OPTIONS: Mapping[str, str] = {
+    "spacing": "Z,Y,X of the target in nm; default: isotropic, or what the model's factor gives",
+    "source-spacing": "Z,Y,X of the source in nm, where it does not say",
+    "box": "source voxels to convert, z0:z1,y0:y1,x0:x1",
+    "mask": "URL of a volume over the same space; where it is all zero nothing is computed",
+    "block": "Z,Y,X target voxels of one unit of work",
+    "format": "target format",
+    "encoding": "target compression",
+    "chunk": "Z,Y,X of target chunks",
+    "shard": "Z,Y,X of target shards, or none",
+    "levels": "resolution levels to write",
+    "dtype": "target voxel type; default: the source's",
+    "device": "where networks run",
+    "precision": "arithmetic of networks",
+    "memory": "host memory of one worker, as 8GiB",
+    "workers": "worker processes on this machine",
+    "scheduler": "address of a running Dask scheduler, tcp://host:8786",
+    "cluster": "local, cuda, or a TOML file that describes a cluster",
+}
+"""Options of plan and run that take a value, named as the fields of Job."""
+
+JOB_SWITCHES: Mapping[str, str] = {
+    "allow-inexact": "accept a model whose tiles do not join exactly",
+    "trust": "accept a model that runs code of its own",
+    "overwrite": "delete what is stored at the target first",
+}
+"""Options of plan and run without a value."""
+
+RUN_FIELDS = ("model", "device", "memory", "workers", "scheduler", "cluster", "trust")
+"""Fields of Job that a repair may change: none of them changes the output."""
+
+INTEGERS = ("levels", "workers")
+
+DEMO_MODEL = "srunet-z4-small"
+
+TRAIN_OPTIONS: Mapping[str, str] = {
+    "arch": "srunet or fsrcnn",
+    "factor": "target voxels per section",
+    "mode": "supervised",
+    "degradation": "how sections are made: avg or skip",
+    "steps": "steps altogether",
+    "out": "folder that becomes the checkpoint",
+    "device": "auto, cpu or cuda",
+    "seed": "seed of weights and crops",
+    "batch": "crops per step",
+}
+"""Options of train that are fields of TrainConfig."""
+
+TRAIN_INTEGERS = ("factor", "steps", "seed", "batch")
+
+NETWORK_OPTIONS: Mapping[str, str] = {
+    "variant": "kernels: paper or compact",
+    "residual": "interpolation added to the answer: none, linear or cubic",
+    "width": "srunet: feature maps at the finest level",
+    "levels": "srunet: resolution levels",
+    "convs": "srunet: convolutions per level",
+    "maps": "fsrcnn: feature maps, d",
+    "shrunk": "fsrcnn: feature maps of the mapping, s",
+    "mappings": "fsrcnn: mapping layers, m",
+}
+"""Options of train that are hyperparameters of an architecture."""
+
+NETWORK_WORDS = ("variant", "residual")
+
+Result: TypeAlias = tuple[dict[str, Any] | None, int]
+"""What a command found, or None if it printed by itself, and its exit code."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    options = parser().parse_args(arguments)
+    logging.basicConfig(
+        level=logging.INFO if options.verbose else logging.WARNING,
+        format="%(asctime)s %(levelname)s %(message)s",
+        stream=sys.stderr,
+    )
+    logging.getLogger("isochunk").setLevel(logging.INFO)
+    try:
+        command: Callable[[argparse.Namespace], Result] = options.command
+        result, code = command(options)
+    except IsochunkError as error:
+        if options.json:
+            print(json.dumps({"error": str(error), "kind": type(error).__name__}))
+        print(f"isochunk: {error}", file=sys.stderr)
+        return REFUSED if isinstance(error, UsageError) else INCOMPLETE
+    except KeyboardInterrupt:
+        print("isochunk: interrupted; the same command resumes", file=sys.stderr)
+        return INCOMPLETE
+    if result is not None:
+        print(json.dumps(result) if options.json else as_text(result))
+    return code
+
+
+def as_text(value: Mapping[str, Any], indent: str = "") -> str:
+    """Write a result for people: a line a key, lists of rows as a table."""
+    lines = []
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            lines += [f"{indent}{key}:", as_text(item, indent + "  ")]
+        elif isinstance(item, list) and item and isinstance(item[0], Mapping):
+            lines += [f"{indent}{key}:", as_table(item, indent + "  ")]
+        else:
+            shown = ", ".join(map(str, item)) if isinstance(item, list) else item
+            lines.append(f"{indent}{key}: {'-' if shown is None else shown}")
+    return "\n".join(lines)
+
+
+def as_table(rows: Sequence[Mapping[str, Any]], indent: str) -> str:
+    """Write rows of equal keys as aligned columns."""
+    cells = [[str(k) for k in rows[0]]] + [[str(v) for v in row.values()] for row in rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    return "\n".join(
+        indent + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
+        for row in cells
+    )
+
+
+def parser() -> argparse.ArgumentParser:
+    """Describe every command."""
+    top = argparse.ArgumentParser(
+        prog="isochunk", description="Isotropic volumes from anisotropic ones."
+    )
+    top.add_argument("--version", action="version", version=isochunk.__version__)
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, run: Callable[..., Any], text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(command=run)
+        sub.add_argument("--json", action="store_true", help="one JSON object on standard output")
+        sub.add_argument("--verbose", action="store_true", help="say more on standard error")
+        sub.add_argument("--endpoint-url", help="S3-compatible server")
+        return sub
+
+    add("info", info, "what a volume is").add_argument("url")
+    for name, run, text in (
+        ("plan", plan, "what a run would do; nothing is written"),
+        ("run", run_job, "make a volume isotropic"),
+    ):
+        sub = add(name, run, text)
+        sub.add_argument("source", nargs="?")
+        sub.add_argument("target", nargs="?")
+        sub.add_argument("--config", help="TOML file with the same fields")
+        job_options(sub, (*JOB_OPTIONS, *JOB_SWITCHES))
+    add("status", status, "what is done of a target").add_argument("target")
+    add("audit", audit, "read a target again and prove it complete").add_argument("target")
+    sub = add("repair", repair, "audit a target and compute again what is missing or corrupt")
+    sub.add_argument("target")
+    job_options(sub, RUN_FIELDS[1:])
+    add("models", models, "the models that are shipped")
+    add_training(add)
+    sub = add("view", view, "look at a result, beside its source, in neuroglancer")
+    sub.add_argument("target")
+    sub.add_argument("source", nargs="?")
+    sub = add("serve", serve, "predict chunks as neuroglancer asks for them")
+    sub.add_argument("source")
+    sub.add_argument("--port", type=int, default=0)
+    job_options(sub, ("spacing", "box", "device", "precision", "memory", "trust", "allow-inexact"))
+    sub = add("demo", demo, "the whole job on a synthetic volume, on this machine")
+    sub.add_argument("--out", default="demo", help="folder to write to")
+    sub.add_argument("--workers", type=int, default=2, help="worker processes")
+    return top
+
+
+def job_options(sub: argparse.ArgumentParser, names: Sequence[str]) -> None:
+    """Add options that are fields of Job; those not given stay out of the namespace."""
+    sub.add_argument("--model", default=argparse.SUPPRESS, help="name or path of the model")
+    for name in names:
+        if name in JOB_SWITCHES:
+            sub.add_argument(
+                f"--{name}",
+                action="store_true",
+                default=argparse.SUPPRESS,
+                help=JOB_SWITCHES[name],
+            )
+        else:
+            sub.add_argument(
+                f"--{name}",
+                default=argparse.SUPPRESS,
+                type=int if name in INTEGERS else str,
+                choices=CHOICES.get(name),
+                help=JOB_OPTIONS[name],
+            )
+
+
+def given(options: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+    """Return the fields of Job that were given."""
+    fields = (name.replace("-", "_") for name in names)
+    values = {f: getattr(options, f) for f in fields if hasattr(options, f)}
+    return {f: v for f, v in values.items() if v is not None}
+
+
+def job_of(options: argparse.Namespace) -> Job:
+    """Make a job of a configuration file and options; options win."""
+    names = ("source", "target", "model", "endpoint_url", *JOB_OPTIONS, *JOB_SWITCHES)
+    values = read_toml(options.config) if options.config else {}
+    return Job.from_mapping({**values, **given(options, names)})
+
+
+def info(options: argparse.Namespace) -> Result:
+    """``isochunk info``."""
+    from isochunk.api import open_any
+    from isochunk.planning import describe
+
+    return describe(open_any(options.url, options.endpoint_url).spec), DONE
+
+
+def plan(options: argparse.Namespace) -> Result:
+    """``isochunk plan``."""
+    return isochunk.plan(job_of(options)).summary(), DONE
+
+
+def run_job(options: argparse.Namespace) -> Result:
+    """``isochunk run``."""
+    from isochunk.progress import RunProgress
+
+    made = isochunk.plan(job_of(options))
+    with RunProgress(made) as progress:
+        report = isochunk.run(made, watch=progress)
+    return report.summary(), DONE if report.complete else INCOMPLETE
+
+
+def status(options: argparse.Namespace) -> Result:
+    """``isochunk status``."""
+    from isochunk import api
+
+    result = api.status(options.target, options.endpoint_url)
+    return result, DONE if result["complete"] else INCOMPLETE
+
+
+def audit(options: argparse.Namespace) -> Result:
+    """``isochunk audit``."""
+    report = isochunk.audit(options.target, options.endpoint_url)
+    return report.summary(), DONE if report.complete else INCOMPLETE
+
+
+def repair(options: argparse.Namespace) -> Result:
+    """``isochunk repair``."""
+    from isochunk import api
+
+    changes = given(options, ("endpoint_url", *RUN_FIELDS))
+    found, report = api.repair(options.target, changes)
+    result = {"found": found.summary(), **report.summary()}
+    return result, DONE if report.complete else INCOMPLETE
+
+
+def models(options: argparse.Namespace) -> Result:  # noqa: ARG001
+    """``isochunk models``."""
+    from isochunk.models.load import shipped
+    from isochunk.predict import INTERPOLATIONS, interpolation_spec
+
+    specs = [interpolation_spec(name) for name in INTERPOLATIONS] + [s for _, s in shipped()]
+    return {
+        "rows": [
+            {
+                "name": s.name,
+                "arch": s.arch,
+                "factor": ["any" if r is None else float(r) for r in s.factor],
+                "halo": list(s.halo),
+                "exact": s.exact,
+                "parameters": s.parameters,
+                "trained_on": s.trained_on,
+                "licence": s.licence,
+            }
+            for s in specs
+        ]
+    }, DONE
+
+
+def view(options: argparse.Namespace) -> Result:
+    """``isochunk view``: prints the link, then serves local volumes until interrupted."""
+    from isochunk.api import view_result
+
+    with view_result(options.target, options.source, options.endpoint_url) as viewer:
+        announce(options, viewer.url)
+        viewer.wait()
+    return None, DONE
+
+
+def serve(options: argparse.Namespace) -> Result:
+    """``isochunk serve``: prints the link, then predicts until interrupted."""
+    from isochunk.preview import serve_preview
+
+    names = ("source", "model", "endpoint_url", *JOB_OPTIONS, *JOB_SWITCHES)
+    job = Job.from_mapping({**given(options, names), "target": "preview"})
+    with serve_preview(job, options.port) as preview:
+        announce(options, preview.neuroglancer_url)
+        preview.wait()
+    return None, DONE
+
+
+def announce(options: argparse.Namespace, url: str) -> None:
+    """Print a link at once, before a command waits."""
+    print(json.dumps({"neuroglancer_url": url}) if options.json else url, flush=True)
+
+
+def demo(options: argparse.Namespace) -> Result:
+    """``isochunk demo``."""
+    from isochunk.demo import make_source
+    from isochunk.progress import RunProgress
+
+    source, target = make_source(options.out), f"{options.out}/isotropic"
+    job = Job(
+        source=source, target=target, model=DEMO_MODEL, workers=options.workers, overwrite=True
+    )
+    made = isochunk.plan(job)
+    with RunProgress(made) as progress:
+        report = isochunk.run(made, watch=progress)
+    audited = isochunk.audit(target)
+    complete = report.complete and audited.complete
+    result = {"plan": made.summary(), "run": report.summary(), "audit": audited.summary()}
+    if not options.json:
+        result["look at it"] = f"isochunk view {target} {source}"
+    return result, DONE if complete else INCOMPLETE
+
+
+def add_training(add: Callable[..., argparse.ArgumentParser]) -> None:
+    """Describe train and evaluate."""
+    sub = add("train", train, "train a network on isotropic volumes; the same command resumes")
+    sub.add_argument("--recipe", help="a committed recipe's name, or a TOML file")
+    sub.add_argument("--source", dest="sources", action="append", help="isotropic volume; repeat")
+    for name, text in TRAIN_OPTIONS.items():
+        sub.add_argument(f"--{name}", help=text, type=int if name in TRAIN_INTEGERS else str)
+    for name, text in NETWORK_OPTIONS.items():
+        sub.add_argument(f"--{name}", help=text, type=str if name in NETWORK_WORDS else int)
+    sub = add("evaluate", evaluate, "measure models against an isotropic volume")
+    sub.add_argument("--model", dest="models", action="append", default=[], help="repeat for more")
+    sub.add_argument("--truth", required=True, help="isotropic volume")
+    sub.add_argument("--factor", type=int, default=4, help="sections that are made one")
+    sub.add_argument("--degradation", choices=("avg", "skip"), default="avg")
+    sub.add_argument("--box", help="part of the truth, z0:z1,y0:y1,x0:x1")
+    sub.add_argument("--device", choices=CHOICES["device"], default="auto")
+    sub.add_argument("--trust", action="store_true", help=JOB_SWITCHES["trust"])
+
+
+def train(options: argparse.Namespace) -> Result:
+    """``isochunk train``."""
+    from dataclasses import asdict
+
+    from isochunk.train.config import config_from_table, read_recipe
+    from isochunk.train.loop import train as fit
+
+    table: dict[str, Any] = read_recipe(options.recipe) if options.recipe else {}
+    chosen = {n: getattr(options, n) for n in ("sources", *TRAIN_OPTIONS)}
+    network = {n: getattr(options, n) for n in NETWORK_OPTIONS}
+    table.update({n: v for n, v in chosen.items() if v is not None})
+    table["network"] = {
+        **table.get("network", {}),
+        **{n: v for n, v in network.items() if v is not None},
+    }
+    report = fit(config_from_table(table))
+    return asdict(report), DONE if report.stopped == "done" else INCOMPLETE
+
+
+def evaluate(options: argparse.Namespace) -> Result:
+    """``isochunk evaluate``."""
+    from isochunk.evaluate import EvaluateConfig
+    from isochunk.evaluate import evaluate as measure
+    from isochunk.geometry import Box
+
+    config = EvaluateConfig(
+        models=tuple(options.models),
+        truth=options.truth,
+        factor=options.factor,
+        degradation=options.degradation,
+        box=Box.parse(options.box) if options.box else None,
+        device=options.device,
+        trust=options.trust,
+    )
+    return measure(config).summary(), DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

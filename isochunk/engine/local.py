@@ -1,0 +1,125 @@
+"""Run a plan in this process, and open a plan's volumes and model in any process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import suppress
+from dataclasses import dataclass
+
+import numpy as np
+
+from isochunk.block import BlockReport, BlockTask
+from isochunk.config import Device
+from isochunk.errors import ModelError
+from isochunk.geometry import Box
+from isochunk.models.load import Runtime, load
+from isochunk.planning import Plan
+from isochunk.predict import Predictor, Voxels
+from isochunk.process import Pipeline, Volumes, convert
+from isochunk.engine.loop import FLUSH_S
+from isochunk.engine.report import Seam
+from isochunk.storage.access import Access
+from isochunk.storage.tensorstore import open_target, open_volume
+from isochunk.storage.volume import Volume, read_reflected
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """How a process that runs blocks is set up; nothing here changes the output."""
+
+    model: str
+    """Name or path of the model, as the user gave it."""
+    device: Device = "auto"
+    """Where networks run."""
+    access: Access = Access()
+    """How storage is reached."""
+    trust: bool = False
+    """The user allowed the model to run code of its own."""
+    allow_inexact: bool = False
+    """The user accepts seams."""
+    threads: int | None = None
+    """Compute threads; None for torch's default."""
+
+
+def open_predictor(plan: Plan, settings: WorkerSettings) -> Predictor:
+    """Load a plan's model in this process.
+
+    Raises:
+        ModelError: it is not the model that was planned with.
+    """
+    runtime = Runtime(
+        factor=plan.model.resolved_factor,
+        intensity=plan.intensity,
+        dtype=plan.source.dtype,
+        device=settings.device,
+        precision=plan.precision,
+        tile=plan.tile,
+        trust=settings.trust,
+        allow_inexact=settings.allow_inexact,
+    )
+    predictor = load(settings.model, runtime)
+    if predictor.spec.sha256 != plan.model.sha256:
+        raise ModelError(
+            f"model {settings.model!r} has digest {predictor.spec.sha256[:12]} here but the job was "
+            f"planned with {plan.model.sha256[:12]}; give every worker the same file"
+        )
+    return predictor
+
+
+def open_pipeline(plan: Plan, settings: WorkerSettings) -> Pipeline:
+    """Open a plan's volumes and load its model in this process.
+
+    Raises:
+        ModelError: the model is not the one that was planned with.
+        StorageError: a volume cannot be opened.
+    """
+    volumes = Volumes(
+        source=open_volume(plan.source.url, settings.access),
+        target=open_target(plan.target, settings.access),
+        mask=open_volume(plan.mask.url, settings.access) if plan.mask else None,
+    )
+    return Pipeline(plan, open_predictor(plan, settings), volumes)
+
+
+def predict_box(plan: Plan, predictor: Predictor, source: Volume, box: Box) -> Voxels:
+    """Predict a stored target box straight from the source."""
+    anchored = plan.anchored(box)
+    read = plan.model.read_box(anchored)
+    return convert(predictor(read_reflected(source, read), read, anchored), plan.target.dtype)
+
+
+def compare_box(pipeline: Pipeline, box: Box) -> Seam:
+    """Predict a stored box as one tile and compare it with what is stored."""
+    volumes = pipeline.volumes
+    fresh = predict_box(pipeline.plan, pipeline.predictor, volumes.source, box)
+    difference = np.abs(fresh.astype(np.int32) - volumes.target.read(box))
+    return Seam(box.size, int((difference == 0).sum()), int(difference.max()))
+
+
+class LocalBackend:
+    """Runs blocks in the pipeline of this process."""
+
+    workers = 1
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        """Take an open pipeline; closing it is the caller's."""
+        self.pipeline = pipeline
+
+    def map(self, tasks: Iterator[BlockTask]) -> Iterator[list[BlockReport]]:
+        """Keep twice the pipeline's depth of blocks submitted."""
+        blocks = ((task.stage, index) for task in tasks for index in task.blocks)
+        flying: set[Future[BlockReport]] = set()
+        more = True
+        while more or flying:
+            while more and len(flying) < 2 * self.pipeline.plan.depth:
+                more = False
+                with suppress(StopIteration):
+                    flying.add(self.pipeline.submit(*next(blocks)))
+                    more = True
+            landed, flying = wait(flying, timeout=FLUSH_S, return_when=FIRST_COMPLETED)
+            yield [future.result() for future in landed]
+
+    def compare(self, boxes: list[Box]) -> Iterator[Seam]:
+        """Compare in this process."""
+        return (compare_box(self.pipeline, box) for box in boxes)

@@ -1,0 +1,244 @@
+"""One block from storage to storage, and many of them overlapped in one process.
+
+The functions in the middle are pure. :class:`Pipeline` is the only place where reading, computing
+and writing run at the same time; its depth is the byte budget, since the plan knows what one block
+in flight costs.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import zlib
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from math import ceil, floor
+
+import numpy as np
+
+from isochunk.block import Block, BlockReport
+from isochunk.geometry import Box, Triple, triple
+from isochunk.planning import Plan
+from isochunk.predict import Predictor, Voxels
+from isochunk.spec import LevelSpec, VolumeSpec
+from isochunk.storage.volume import Volume, WritableVolume, read_reflected
+
+log = logging.getLogger(__name__)
+
+
+def checksum(voxels: Voxels) -> int:
+    """CRC-32 of voxels in z, y, x order, little-endian."""
+    little = voxels.astype(voxels.dtype.newbyteorder("<"), copy=False)
+    return zlib.crc32(np.ascontiguousarray(little).data)
+
+
+def convert(voxels: Voxels, dtype: str) -> Voxels:
+    """Map the full range of one unsigned dtype to another's, rounding to nearest."""
+    if voxels.dtype == dtype:
+        return voxels
+    if dtype == "uint8":
+        return ((voxels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    return voxels.astype(np.uint16) * np.uint16(257)
+
+
+def pool(voxels: Voxels, by: Triple) -> Voxels:
+    """Average windows of ``by`` voxels, rounding half up; windows cut by the end average the rest.
+
+    Args:
+        voxels: (z, y, x), starting on the windows' grid.
+        by: window extents, 1 or 2.
+
+    Returns:
+        Array of ``ceil(n / by)`` voxels of the same dtype.
+    """
+    # Repeating the last plane of an odd axis weighs the voxels that exist equally.
+    odd = [(0, n % p) for n, p in zip(voxels.shape, by, strict=True)]
+    even = np.pad(voxels, odd, mode="edge") if any(extra for _, extra in odd) else voxels
+    total = even.astype(np.uint32 if voxels.dtype == np.uint16 else np.uint16)
+    for axis, p in enumerate(by):
+        if p > 1:
+            first = [slice(None)] * 3
+            second = [slice(None)] * 3
+            first[axis], second[axis] = slice(0, None, p), slice(1, None, p)
+            total = total[tuple(first)] + total[tuple(second)]
+    count = by[0] * by[1] * by[2]
+    return ((total + count // 2) // count).astype(voxels.dtype)
+
+
+def coarser(box: Box, fine: LevelSpec, coarse: LevelSpec) -> tuple[Box, Triple]:
+    """Return where a box of one level lies on the next, and the pooling between them."""
+    by = triple(c / f for c, f in zip(coarse.spacing, fine.spacing, strict=True))
+    lo = triple(a // p for a, p in zip(box.lo, by, strict=True))
+    hi = triple(-(-b // p) for b, p in zip(box.hi, by, strict=True))
+    return Box(lo, hi), by
+
+
+def finer(box: Box, fine: LevelSpec, coarse: LevelSpec) -> tuple[Box, Triple]:
+    """Return the voxels of the finer level under a box of the coarser, and the pooling."""
+    by = triple(c / f for c, f in zip(coarse.spacing, fine.spacing, strict=True))
+    lo = triple(a * p for a, p in zip(box.lo, by, strict=True))
+    hi = triple(b * p for b, p in zip(box.hi, by, strict=True))
+    return Box(lo, hi) & fine.box, by
+
+
+def block_levels(plan: Plan, block: Block) -> list[tuple[int, Box]]:
+    """Return every level a block writes with its box there, finest first."""
+    stage, levels = plan.stages[block.stage], plan.target.levels
+    boxes = [(stage.writes[0], block.write)]
+    for number in stage.writes[1:]:
+        last, box = boxes[-1]
+        boxes.append((number, coarser(box, levels[last], levels[number])[0]))
+    return boxes
+
+
+def pyramid(plan: Plan, block: Block, finest: Voxels) -> list[Voxels]:
+    """Return a block's voxels at every level it writes, pooled from one another."""
+    levels, arrays = plan.target.levels, [finest]
+    boxes = block_levels(plan, block)
+    for (fine, box), (coarse, _) in zip(boxes, boxes[1:], strict=False):
+        arrays.append(pool(arrays[-1], coarser(box, levels[fine], levels[coarse])[1]))
+    return arrays
+
+
+def mask_box(plan: Plan, mask: VolumeSpec, block: Block) -> Box:
+    """Return the mask's voxels that a block of the first stage touches."""
+    lo, hi = [], []
+    for axis in range(3):
+        unit = tuple(plan.target.spacing)[axis]
+        start = plan.target.corner_nm[axis] - mask.corner_nm[axis]
+        step = tuple(mask.spacing)[axis]
+        lo.append(floor((start + block.write.lo[axis] * unit) / step))
+        hi.append(ceil((start + block.write.hi[axis] * unit) / step))
+    return Box(triple(lo), triple(hi)) & mask.box
+
+
+@dataclass(frozen=True, slots=True)
+class Volumes:
+    """The open volumes of a job."""
+
+    source: Volume
+    """Read through the model."""
+    target: WritableVolume
+    """Written, and read back for coarse levels."""
+    mask: Volume | None = None
+    """Tells where there is nothing to compute."""
+
+
+def read_block(plan: Plan, volumes: Volumes, block: Block) -> Voxels | None:
+    """Read what a block needs; None where the mask says it is background."""
+    reads = plan.stages[block.stage].reads
+    if reads is not None:
+        levels = plan.target.levels
+        return volumes.target.read(
+            finer(block.write, levels[reads], levels[reads + 1])[0], level=reads
+        )
+    if volumes.mask is not None:
+        where = mask_box(plan, volumes.mask.spec, block)
+        if where.size == 0 or not volumes.mask.read(where).any():
+            return None
+    return read_reflected(volumes.source, plan.read_box(block))
+
+
+def compute_block(plan: Plan, predictor: Predictor, source: Voxels, block: Block) -> list[Voxels]:
+    """Compute a block's voxels at every level it writes. Pure.
+
+    Raises:
+        PredictionError: the model answered with NaN.
+    """
+    reads = plan.stages[block.stage].reads
+    if reads is None:
+        predicted = predictor(source, plan.read_box(block), plan.anchored(block.write))
+        finest = convert(predicted, plan.target.dtype)
+    else:
+        levels = plan.target.levels
+        finest = pool(source, finer(block.write, levels[reads], levels[reads + 1])[1])
+    return pyramid(plan, block, finest)
+
+
+def write_block(plan: Plan, target: WritableVolume, block: Block, arrays: list[Voxels]) -> int:
+    """Write a block at all its levels; return the checksum of the first, as it reads back."""
+    for (level, box), voxels in zip(block_levels(plan, block), arrays, strict=True):
+        target.write(box, voxels, level)
+    if plan.target.lossy:
+        return checksum(target.read(block.write, plan.stages[block.stage].writes[0]))
+    return checksum(arrays[0])
+
+
+def background_checksum(plan: Plan, block: Block) -> int:
+    """Return the checksum of a block that is all zero."""
+    return checksum(np.zeros(block.write.shape, plan.target.dtype))
+
+
+class Pipeline:
+    """Runs a plan's blocks in one process, several in flight, one computing.
+
+    Use it as a context manager. Blocks may be submitted from any thread.
+    """
+
+    def __init__(self, plan: Plan, predictor: Predictor, volumes: Volumes) -> None:
+        """Take an opened job; nothing starts until a block is submitted."""
+        self.plan = plan
+        self.predictor = predictor
+        self.volumes = volumes
+        # Networks keep one thread pool per calling thread, so all computing has one thread.
+        self._compute = ThreadPoolExecutor(1, "isochunk-compute")
+        self._flight = ThreadPoolExecutor(plan.depth, "isochunk-block")
+        self.turn = threading.Semaphore(2)
+        """Held by a task while it runs here; the second keeps the pipeline full between tasks."""
+
+    def __enter__(self) -> Pipeline:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Drop what has not started and wait for what has."""
+        self.close()
+
+    def close(self) -> None:
+        """Drop what has not started and wait for what has."""
+        self._flight.shutdown(wait=True, cancel_futures=True)
+        self._compute.shutdown(wait=True)
+
+    def submit(self, stage: int, index: int) -> Future[BlockReport]:
+        """Start a block; the future never raises for what the block does, it reports it."""
+        return self._flight.submit(self._run, self.plan.block(stage, index))
+
+    def _run(self, block: Block) -> BlockReport:
+        report = BlockReport(block.stage, block.index, voxels=block.write.size)
+        try:
+            return self._attempt(block, report)
+        except Exception as error:
+            log.debug("block %d of stage %d failed", block.index, block.stage, exc_info=True)
+            where = f"block {block.index} {block.write}"
+            return replace(report, error=f"{where}: {type(error).__name__}: {error}")
+
+    def _attempt(self, block: Block, report: BlockReport) -> BlockReport:
+        start = time.perf_counter()
+        source = read_block(self.plan, self.volumes, block)
+        read = time.perf_counter()
+        if source is None:
+            return replace(
+                report,
+                empty=True,
+                checksum=background_checksum(self.plan, block),
+                read_s=read - start,
+            )
+        arrays, compute_s = self._compute.submit(self._timed, source, block).result()
+        computed = time.perf_counter()
+        crc = write_block(self.plan, self.volumes.target, block, arrays)
+        return replace(
+            report,
+            checksum=crc,
+            empty=not arrays[0].any(),
+            bytes_read=source.nbytes,
+            bytes_written=sum(a.nbytes for a in arrays),
+            read_s=read - start,
+            compute_s=compute_s,
+            write_s=time.perf_counter() - computed,
+        )
+
+    def _timed(self, source: Voxels, block: Block) -> tuple[list[Voxels], float]:
+        start = time.perf_counter()
+        arrays = compute_block(self.plan, self.predictor, source, block)
+        return arrays, time.perf_counter() - start
