@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"
 PIECE_BYTES = 1 << 20
+POLL_S = 0.1
+"""How long closing may take."""
 LOCAL = "file://"
 UNREACHABLE = (LOCAL, "http://", "s3+http://")
 """URLs that a page served over https may not read."""
@@ -73,7 +75,7 @@ def serve_folder(folder: Path, port: int = 0) -> Iterator[FolderServer]:
         raise UsageError(f"{root} is no folder; a local volume is a folder of files")
     secret = secrets.token_urlsafe(16)
     server = _FileServer((LOOPBACK, port), partial(_FileHandler, root, secret))
-    thread = Thread(target=server.serve_forever, name="isochunk-serve", daemon=True)
+    thread = Thread(target=server.serve_forever, args=(POLL_S,), name="isochunk-serve", daemon=True)
     thread.start()
     try:
         yield FolderServer(f"http://{LOOPBACK}:{server.server_port}/{secret}")
@@ -142,7 +144,7 @@ class _FileHandler(BaseHTTPRequestHandler):
             return None
         try:
             file = (self.root / path.lstrip("/")).resolve(strict=True)
-        except (OSError, ValueError):  # not there, a loop of links, a null byte
+        except (OSError, ValueError, RuntimeError):  # not there, a null byte, a loop of links
             return None
         return file if file.is_relative_to(self.root) and file.is_file() else None
 

@@ -158,18 +158,22 @@ def _source(layer: Layer) -> JsonObject | str:
     """Name the data, and its place where neuroglancer would not find that by itself."""
     spec, shift_nm = layer.spec, layer.shift_nm
     url = layer_url(spec)
+    sizes = _dimensions(spec.spacing, AXES)
+    # The linear part is in lengths: metres per metre, or per voxel of an array without lengths.
+    stretch = dict.fromkeys(AXES, 1.0)
     if spec.format in ("zarr2", "zarr3") and not spec.levels[0].key:
-        # A bare array: neuroglancer counts its voxels from 0 and knows no lengths.
+        # A bare array: neuroglancer counts its voxels from 0.
         shift_nm = _sum(shift_nm, spec.corner_nm)
+        stretch = {axis: sizes[axis][0] for axis in AXES}
     elif not any(shift_nm):
         return url
     # Stored order: the columns of the matrix are the data's axes, its rows ``outputDimensions``.
     axes = tuple(reversed(AXES)) if spec.format in ("precomputed", "cloudvolume", "n5") else AXES
-    shifts = {a: float(n / s) for a, n, s in zip(AXES, shift_nm, spec.spacing, strict=True)}
-    matrix = [[*(float(row == axis) for axis in axes), shifts[row]] for row in axes]
+    voxels = {a: float(n / s) for a, n, s in zip(AXES, shift_nm, spec.spacing, strict=True)}
+    matrix = [[*(stretch[row] * (row == axis) for axis in axes), voxels[row]] for row in axes]
     return {
         "url": url,
-        "transform": {"outputDimensions": _dimensions(spec.spacing, axes), "matrix": matrix},
+        "transform": {"outputDimensions": {axis: sizes[axis] for axis in axes}, "matrix": matrix},
     }
 
 
