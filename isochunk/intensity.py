@@ -36,8 +36,8 @@ def measure_intensity(volume: Volume, normalisation: Normalisation) -> Intensity
     For ``standard``, the mean of the nonzero voxels maps to 0 and one standard deviation to 1.
     Zero is what segmentation masks, missing tiles and padding are stored as, so it is left out.
     A volume of up to 32 million voxels is read whole; of a larger one, 64 MB in whole chunks at
-    places drawn with a fixed seed. The sums are exact integers: the same volume always gives the same
-    numbers.
+    places drawn with a fixed seed. The sums are exact integers: the same volume always gives
+    the same numbers.
 
     Args:
         volume: what to measure, at its finest level.

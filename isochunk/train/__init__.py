@@ -1,0 +1,1 @@
+"""Training: degradations, crops, configs and the loop."""

@@ -6,10 +6,10 @@ an undisturbed one would have seen, whatever was being read ahead when it was st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -26,8 +26,6 @@ from isochunk.train.degrade import Augmentation, Patch, input_noise, turn, vary_
 TRAINED_SHARE, VALIDATED_SHARE = 70, 85
 """Percent of the split axis where training ends, and where validation ends (Heinrich et al.)."""
 
-VALIDATION_STREAM = -1
-"""The step that names the fixed validation crops."""
 
 T = TypeVar("T")
 
@@ -76,9 +74,9 @@ def split(box: Box, axis: int) -> tuple[Box, Box, Box]:
     Contiguous parts, since neighbouring voxels are no independent evidence.
     """
     lo, hi = box.lo[axis], box.hi[axis]
-    cuts = [lo, *(lo + (hi - lo) * share // 100 for share in (TRAINED_SHARE, VALIDATED_SHARE)), hi]
+    cuts = [lo + (hi - lo) * share // 100 for share in (0, TRAINED_SHARE, VALIDATED_SHARE, 100)]
     parts = []
-    for start, stop in zip(cuts, cuts[1:], strict=False):
+    for start, stop in pairwise(cuts):
         first, last = list(box.lo), list(box.hi)
         first[axis], last[axis] = start, stop
         parts.append(Box(triple(first), triple(last)))
@@ -124,7 +122,9 @@ def read_crop(source: Source, lo: Triple, shape: Triple, average: Triple) -> Pat
 class Crops:
     """The infinite, seeded sequence of training batches of one part of some volumes."""
 
-    def __init__(self, sources: tuple[Source, ...], parts: tuple[Box, ...], sampling: Sampling):
+    def __init__(
+        self, sources: tuple[Source, ...], parts: tuple[Box, ...], sampling: Sampling
+    ) -> None:
         """Check that every part holds a crop at every averaging.
 
         Args:
@@ -195,7 +195,9 @@ def _place(part: Box, patch: Triple, average: Triple, rng: np.random.Generator) 
     return triple(lo + int(rng.integers(r + 1)) for lo, r in zip(part.lo, room, strict=True))
 
 
-def read_ahead(make: Callable[[int], T], steps: range, depth: int) -> Iterator[T]:
+def read_ahead(
+    make: Callable[[int], T], steps: range, depth: int
+) -> Generator[T, None, None]:
     """Yield ``make(step)`` in order while threads work on the next ``depth`` steps.
 
     Args:
