@@ -226,10 +226,7 @@ def provenance(made: Plan) -> dict[str, Any]:
 
 def layers(made: Plan, source: VolumeSpec | None) -> list[Layer]:
     """Return a job's result and source as layers that lie on one another."""
-    residual = made.target.corner_nm if made.target.format == "precomputed" else None
     result = Layer("result", made.target)
-    if residual is not None:
-        result = replace(result, shift_nm=residual)
     return [result] if source is None else [result, Layer("source", source)]
 
 

@@ -12,7 +12,7 @@ from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from types import TracebackType
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -20,11 +20,9 @@ from urllib.parse import unquote, urlsplit
 from isochunk.errors import UsageError
 from isochunk.spec import VolumeSpec
 from isochunk.viewer import (
-    ORIGIN,
     PUBLIC_NEUROGLANCER,
     JsonObject,
     Layer,
-    LengthsNm,
     neuroglancer_state,
     neuroglancer_url,
 )
@@ -204,10 +202,17 @@ class RunningViewer:
         self.url = url
         self.client = client
         self._resources = resources
+        self._closed = Event()
+
+    def wait(self) -> None:
+        """Return when the viewer is closed, or at once where the link needs no server."""
+        if self.client is not None:
+            self._closed.wait()
 
     def close(self) -> None:
         """Stop serving the volumes; the link is dead afterwards."""
         self.client = None
+        self._closed.set()
         self._resources.close()
 
     def __enter__(self) -> RunningViewer:
@@ -228,7 +233,6 @@ def view(
     target: VolumeSpec,
     source: VolumeSpec | None = None,
     contrast: tuple[float, float] | None = None,
-    shift_nm: LengthsNm = ORIGIN,
 ) -> RunningViewer:
     """Show a volume in neuroglancer, beside its source if that is given.
 
@@ -236,16 +240,16 @@ def view(
     Local ones are served on this machine, together with neuroglancer's own client.
 
     Args:
-        target: the result; any volume.
+        target: the result, or any volume; ``corner_nm`` as planned, which precomputed metadata
+            may not hold.
         source: what it was made from.
         contrast: stored values shown as black and white, for both.
-        shift_nm: see :func:`isochunk.viewer.unstored_shift_nm`; for the target.
 
     Raises:
         UsageError: a volume is local and the ``neuroglancer`` package is not installed, or its
             folder is not there.
     """
-    layers = [Layer("result", target, contrast, shift_nm)]
+    layers = [Layer("result", target, contrast)]
     if source is not None:
         layers.append(Layer("source", source, contrast))
     if not any(layer.spec.url.startswith(UNREACHABLE) for layer in layers):

@@ -2,8 +2,8 @@
 
 Neuroglancer speaks x,y,z and metres; only here are axes turned round. It takes a position as the
 corner of voxels: precomputed voxel 0 starts at voxel_offset * resolution, OME-Zarr voxel 0 at
-translation - scale/2 (neuroglancer, datasource/zarr/ome.ts). Both are what ``VolumeSpec`` says,
-so no layer needs a transform unless its format could not hold where the volume truly lies.
+translation - scale/2 (neuroglancer, datasource/zarr/ome.ts). ``VolumeSpec.corner_nm`` says where
+the volume truly lies; a layer gets a transform only where its format could not hold that.
 """
 
 from __future__ import annotations
@@ -19,13 +19,12 @@ from urllib.parse import quote
 import numpy as np
 
 from isochunk.errors import UsageError
-from isochunk.geometry import AXES, Box, Spacing
+from isochunk.geometry import AXES, Spacing
 from isochunk.predict import Voxels
 from isochunk.spec import VolumeSpec
 
 Arrangement: TypeAlias = Literal["side-by-side", "overlay"]
 JsonObject: TypeAlias = dict[str, Any]
-LengthsNm: TypeAlias = tuple[Fraction, Fraction, Fraction]
 
 PUBLIC_NEUROGLANCER = "https://neuroglancer-demo.appspot.com/"
 """A client that anyone can use with volumes that browsers can reach."""
@@ -39,7 +38,6 @@ SUFFIXES = {
 }
 """How neuroglancer names a format, after the URL of the folder."""
 
-ORIGIN: LengthsNm = (Fraction(0), Fraction(0), Fraction(0))
 NM_PER_M = 10**9
 PANEL_PIXELS = 400
 """Shorter side of a panel on a common screen; decides the zoom only."""
@@ -54,23 +52,9 @@ class Layer:
     name: str
     """What the layer is called."""
     spec: VolumeSpec
-    """The volume; its URL is where the browser finds it."""
+    """The volume; its URL is where the browser finds it, its ``corner_nm`` where it truly lies."""
     contrast: tuple[float, float] | None = None
     """Stored values shown as black and as white; None for the range of the dtype."""
-    shift_nm: LengthsNm = ORIGIN
-    """How far (z, y, x) the volume truly lies from where its own metadata places it."""
-
-
-def unstored_shift_nm(source: VolumeSpec, target: VolumeSpec) -> LengthsNm:
-    """Return what a target's metadata could not say of where it lies (z, y, x).
-
-    A precomputed volume made from an OME-Zarr one keeps its voxel grid but not its translation.
-
-    Args:
-        source: what the target was made from.
-        target: a volume made by isochunk on the source's grid.
-    """
-    return source.corner_nm if target.format == "precomputed" else ORIGIN
 
 
 def contrast_range(voxels: Voxels) -> tuple[float, float]:
@@ -102,7 +86,7 @@ def neuroglancer_state(
     if not layers or len(set(names)) != len(names):
         raise UsageError(f"layers to show need names that differ; got {names}")
     spec = layers[0].spec
-    corner_nm, extent_nm = _bounds_nm(layers[0])
+    corner_nm, extent_nm = _bounds_nm(spec)
     finest = min(spec.spacing)
     scale = float(max(extent_nm) / finest / PANEL_PIXELS)
     return {
@@ -156,20 +140,20 @@ def _layer(layer: Layer) -> JsonObject:
 
 def _source(layer: Layer) -> JsonObject | str:
     """Name the data, and its place where neuroglancer would not find that by itself."""
-    spec, shift_nm = layer.spec, layer.shift_nm
+    spec = layer.spec
     url = layer_url(spec)
     sizes = _dimensions(spec.spacing, AXES)
     # The linear part is in lengths: metres per metre, or per voxel of an array without lengths.
     stretch = dict.fromkeys(AXES, 1.0)
-    if spec.format in ("zarr2", "zarr3") and not spec.levels[0].key:
-        # A bare array: neuroglancer counts its voxels from 0.
-        shift_nm = _sum(shift_nm, spec.corner_nm)
+    if spec.format in ("zarr2", "zarr3"):
+        if spec.levels[0].key:  # OME-Zarr holds the corner
+            return url
         stretch = {axis: sizes[axis][0] for axis in AXES}
-    elif not any(shift_nm):
+    elif not any(spec.corner_nm):
         return url
     # Stored order: the columns of the matrix are the data's axes, its rows ``outputDimensions``.
     axes = tuple(reversed(AXES)) if spec.format in ("precomputed", "cloudvolume", "n5") else AXES
-    voxels = {a: float(n / s) for a, n, s in zip(AXES, shift_nm, spec.spacing, strict=True)}
+    voxels = {a: float(c / s) for a, c, s in zip(AXES, spec.corner_nm, spec.spacing, strict=True)}
     matrix = [[*(stretch[row] * (row == axis) for axis in axes), voxels[row]] for row in axes]
     return {
         "url": url,
@@ -177,18 +161,11 @@ def _source(layer: Layer) -> JsonObject | str:
     }
 
 
-def _bounds_nm(layer: Layer) -> tuple[LengthsNm, LengthsNm]:
-    """Return the first corner and the extent (z, y, x) of a layer's finest level."""
-    box: Box = layer.spec.box
-    sizes = tuple(layer.spec.spacing)
-    lo = [a * s for a, s in zip(box.lo, sizes, strict=True)]
-    extent = [n * s for n, s in zip(box.shape, sizes, strict=True)]
-    placed = _sum(_sum(layer.spec.corner_nm, layer.shift_nm), (lo[0], lo[1], lo[2]))
-    return placed, (extent[0], extent[1], extent[2])
-
-
-def _sum(a: LengthsNm, b: LengthsNm) -> LengthsNm:
-    return (a[0] + b[0], a[1] + b[1], a[2] + b[2])
+def _bounds_nm(spec: VolumeSpec) -> tuple[list[Fraction], list[Fraction]]:
+    """Return the first corner and the extent (z, y, x) of the finest level."""
+    sizes = tuple(spec.spacing)
+    corner = [c + a * s for c, a, s in zip(spec.corner_nm, spec.box.lo, sizes, strict=True)]
+    return corner, [n * s for n, s in zip(spec.box.shape, sizes, strict=True)]
 
 
 def _dimensions(spacing: Spacing, axes: Iterable[str]) -> JsonObject:

@@ -6,6 +6,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from fractions import Fraction
 from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -20,8 +21,8 @@ from isochunk.geometry import Box, Spacing
 from isochunk.serve import byte_range, serve_folder, view
 from isochunk.spec import LevelSpec, VolumeSpec
 from isochunk.storage.tensorstore import create_volume, open_volume
-from isochunk.viewer import ORIGIN
 
+ORIGIN = (Fraction(0),) * 3
 CONTENT = bytes(range(200))
 
 
@@ -185,6 +186,7 @@ CLOUD = VolumeSpec("gs://bucket/volume", "precomputed", "uint8", "raw", ORIGIN, 
 def test_cloud_volumes_need_no_server():
     with view(CLOUD, replace(CLOUD, url="s3://bucket/source")) as viewer:
         assert viewer.client is None
+        viewer.wait()  # returns: there is nothing to wait for
         assert viewer.url.startswith("https://neuroglancer-demo.appspot.com/#!")
 
 

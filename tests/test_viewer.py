@@ -16,16 +16,15 @@ from isochunk.errors import UsageError
 from isochunk.geometry import Box, Spacing
 from isochunk.spec import LevelSpec, VolumeSpec
 from isochunk.viewer import (
-    ORIGIN,
     PUBLIC_NEUROGLANCER,
     Layer,
     contrast_range,
     layer_url,
     neuroglancer_state,
     neuroglancer_url,
-    unstored_shift_nm,
 )
 
+ORIGIN = (Fraction(0),) * 3
 SOURCE = VolumeSpec(
     "gs://bucket/em/source",
     "precomputed",
@@ -74,7 +73,7 @@ def test_link_opens_source_and_result_side_by_side():
         assert list(layer.shader_controls["normalized"].range) == [20, 230]
         assert layer.opacity == 1
     left, right = state.layout.children
-    assert (left.layers, right.layers) == (["result"], ["source"])
+    assert [list(view.layers) for view in (left, right)] == [["result"], ["source"]]
     assert state.dimensions.names == ("x", "y", "z")
     assert state.dimensions.scales == pytest.approx([4.6e-9] * 3, rel=1e-12)
     assert list(state.position) == [712.5, 612.5, 200.5]
@@ -102,15 +101,19 @@ def test_data_source_urls(url, format_, expected):
 
 
 def test_what_precomputed_cannot_say_becomes_a_transform():
-    ome = replace(SOURCE, format="zarr3", corner_nm=(Fraction(-23), Fraction("-2.3"), Fraction(46)))
-    shift_nm = unstored_shift_nm(ome, RESULT)
-    source = opened([Layer("result", RESULT, shift_nm=shift_nm)]).layers[0].source[0]
+    corner_nm = (Fraction(-23), Fraction("-2.3"), Fraction(46))
+    state = opened([Layer("result", replace(RESULT, corner_nm=corner_nm))])
+    source = state.layers[0].source[0]
     assert source.transform.output_dimensions.names == ("x", "y", "z")
     np.testing.assert_allclose(
         source.transform.matrix, [[1, 0, 0, 10], [0, 1, 0, -0.5], [0, 0, 1, -5]], rtol=1e-12
     )
-    # OME-Zarr says where it lies; nothing is left to add.
-    assert unstored_shift_nm(ome, replace(RESULT, format="zarr3")) == ORIGIN
+    assert list(state.position) == [722.5, 611.5, 195.5]
+
+
+def test_ome_zarr_says_itself_where_it_lies():
+    ome = replace(RESULT, format="zarr3", corner_nm=(Fraction(-23),) * 3)
+    assert neuroglancer_state([Layer("a", ome)])["layers"][0]["source"] == layer_url(ome)
 
 
 @pytest.mark.parametrize("names", [[], ["a", "a"]])
