@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from isochunk.errors import ModelError
 from isochunk.geometry import Box
-from isochunk.spec import ModelSpec
+from isochunk.spec import ModelSpec, Phase
 
 Voxels: TypeAlias = NDArray[Any]
 """A z, y, x array of uint8 or uint16."""
@@ -56,8 +56,12 @@ SLAB_VOXELS = 1 << 20
 """Target voxels interpolated at a time, so that intermediates stay in cache."""
 
 
-def interpolation_spec(name: str) -> ModelSpec:
+def interpolation_spec(name: str, phase: Phase = "mean") -> ModelSpec:
     """Return the spec of ``identity``, ``nearest``, ``linear`` or ``cubic``.
+
+    Args:
+        name: which interpolation.
+        phase: where a source voxel lies, see :class:`isochunk.spec.ModelSpec`.
 
     Raises:
         ModelError: another name.
@@ -65,17 +69,24 @@ def interpolation_spec(name: str) -> ModelSpec:
     if name not in INTERPOLATIONS:
         raise ModelError(f"no interpolation {name!r}; choose one of {', '.join(INTERPOLATIONS)}")
     reach = INTERPOLATIONS[name]
+    if (name, phase) == ("nearest", "sample"):
+        reach = 1  # the last target voxels of a section lie nearer to the next
     one = Fraction(1)
     return ModelSpec(
         name=name,
         arch=name,
         factor=(one, one, one) if name == "identity" else (None, None, None),
         halo=(reach, reach, reach),
+        phase=phase,
         macs_per_voxel=2.0 * reach,
         bytes_per_voxel=0.0,
         licence="BSD-3-Clause",
-        sha256=hashlib.sha256(f"isochunk interpolation {name} 1".encode()).hexdigest(),
+        sha256=hashlib.sha256(_identity(name, phase).encode()).hexdigest(),
     )
+
+
+def _identity(name: str, phase: Phase) -> str:
+    return f"isochunk interpolation {name} 1" + ("" if phase == "mean" else f" {phase}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +104,7 @@ class Interpolation:
     def __call__(self, source: Voxels, read: Box, write: Box) -> Voxels:
         """Interpolate the target box ``write``; see :class:`Predictor`."""
         taps = [
-            axis_taps(self.spec.arch, (lo, hi), r, origin)
+            axis_taps(self.spec.arch, (lo, hi), r, origin, self.spec.phase)
             for lo, hi, r, origin in zip(
                 write.lo, write.hi, self.spec.resolved_factor, read.lo, strict=True
             )
@@ -125,7 +136,9 @@ class Taps:
         return Taps(self.index[:, where], self.weight[:, where])
 
 
-def axis_taps(kernel: str, span: tuple[int, int], factor: Fraction, origin: int) -> Taps:
+def axis_taps(
+    kernel: str, span: tuple[int, int], factor: Fraction, origin: int, phase: Phase = "mean"
+) -> Taps:
     """Compute the taps of target voxels ``span`` from their global coordinates.
 
     Args:
@@ -133,6 +146,7 @@ def axis_taps(kernel: str, span: tuple[int, int], factor: Fraction, origin: int)
         span: first target voxel and one past the last, global.
         factor: target voxels per source voxel.
         origin: global source coordinate of the first voxel that was read.
+        phase: ``mean``: target centre j lies at source (j + 1/2)/r - 1/2; ``sample``: at j/r.
 
     Returns:
         One tap where the kernel needs no neighbour, two for linear, four for cubic.
@@ -140,7 +154,8 @@ def axis_taps(kernel: str, span: tuple[int, int], factor: Fraction, origin: int)
     # Twice the source coordinate of a voxel centre, in units of 1/num: all integers, so the
     # nearest voxel and the phase of a target voxel are the same in every tile.
     num, den = factor.numerator, factor.denominator
-    centre = (2 * np.arange(*span, dtype=np.int64) + 1) * den
+    target = np.arange(*span, dtype=np.int64)
+    centre = (2 * target + 1) * den if phase == "mean" else 2 * target * den + num
     if factor == 1 or INTERPOLATIONS[kernel] == 0:
         below = centre // (2 * num)
         return Taps((below - origin)[None], np.ones((1, below.size), np.float32))
