@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import isochunk
 from isochunk.auditing import Auditor, AuditReport, audit_target
 from isochunk.config import Job
+from isochunk.engine.local import LocalBackend, WorkerSettings, open_pipeline
+from isochunk.engine.loop import Backend, execute
+from isochunk.engine.report import Report
 from isochunk.errors import NotFoundError, TargetConflictError, UsageError
-from isochunk.geometry import factor_between
+from isochunk.geometry import Box, triple
 from isochunk.intensity import measure_intensity
 from isochunk.models.load import Runtime, describe, load
 from isochunk.planning import Inputs, Plan, make_plan
 from isochunk.predict import Predictor
-from isochunk.engine.loop import Backend, execute
-from isochunk.engine.local import LocalBackend, WorkerSettings, open_pipeline
-from isochunk.engine.report import Report
-from isochunk.spec import Format, Intensity, VolumeSpec
+from isochunk.preview import preview_job, serve_preview
+from isochunk.serve import UNREACHABLE, RunningViewer, view
+from isochunk.spec import Format, Intensity
 from isochunk.storage.access import Access
 from isochunk.storage.ledger import Ledger, check_same_job, read_job, write_job
 from isochunk.storage.objects import Store
@@ -34,7 +35,13 @@ from isochunk.storage.tensorstore import (
 )
 from isochunk.storage.url import parse_url
 from isochunk.storage.volume import Volume
-from isochunk.viewer import PUBLIC_NEUROGLANCER, Layer, neuroglancer_state, neuroglancer_url
+from isochunk.viewer import (
+    PUBLIC_NEUROGLANCER,
+    Layer,
+    contrast_range,
+    neuroglancer_state,
+    neuroglancer_url,
+)
 
 if TYPE_CHECKING:
     import dask.array
@@ -42,7 +49,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Watch = Callable[[Report], None]
+Watch: TypeAlias = Callable[[Report], None]
+
+CONTRAST_REACH = (64, 64, 64)
+"""How far around the middle the data sets the contrast, in voxels of the coarsest level."""
 
 
 def open_any(url: str, endpoint_url: str | None = None) -> Volume:
@@ -67,21 +77,23 @@ def plan(job: Job) -> Plan:
         UsageError: the job cannot be done; the message says what would work.
         StorageError: the source cannot be read.
     """
+    made, _ = resolve(job, *target_place(job))
+    if not job.overwrite:
+        check_target(open_store(made.target.url, access_for(job)), made)
+    return made
+
+
+def resolve(job: Job, target_url: str, target_format: Format) -> tuple[Plan, Volume]:
+    """Open the source, describe the model and plan; return the plan and the open source."""
     access = access_for(job)
     source = open_volume(job.source, access)
     check_supported(source.spec)
     model = describe(job.model, trust=job.trust)
-    location, format_ = target_place(job)
     mask = open_volume(job.mask, access).spec if job.mask else None
-    intensity = Intensity.full_range(source.spec.dtype)
-    found = Inputs(source.spec, model, intensity, location, format_, mask)
-    # Planned once before the source is measured, so that mistakes cost no reading.
-    made = make_plan(job, found)
-    if model.normalisation != "range":
-        made = replace(made, intensity=measure_intensity(source, model.normalisation))
-    if not job.overwrite:
-        check_target(open_store(location, access), made)
-    return made
+    full = Intensity.full_range(source.spec.dtype)
+    # Planned before the source is measured, so that mistakes cost no reading.
+    made = make_plan(job, Inputs(source.spec, model, full, target_url, target_format, mask))
+    return replace(made, intensity=measure_intensity(source, model.normalisation)), source
 
 
 def target_place(job: Job) -> tuple[str, Format]:
@@ -107,11 +119,11 @@ def target_place(job: Job) -> tuple[str, Format]:
     by_url = named[location.format]
     if by_url is None and job.format is None and location.url.endswith(".zarr"):
         by_url = "zarr3"
-    if job.format is not None and by_url is not None:
-        if (job.format == "precomputed") != (by_url == "precomputed"):
-            raise UsageError(
-                f"target {job.target} names {by_url} but --format is {job.format}; drop one of them"
-            )
+    both = job.format is not None and by_url is not None
+    if both and (job.format == "precomputed") != (by_url == "precomputed"):
+        raise UsageError(
+            f"target {job.target} names {by_url} but --format is {job.format}; drop one of them"
+        )
     by_job: Format = "zarr3" if job.format == "ome-zarr" else "precomputed"
     return location.url, by_url or by_job
 
@@ -136,7 +148,7 @@ def check_target(store: Store, made: Plan) -> bool:
 
 
 def run(
-    plan: Plan, client: Client | None = None, watch: Watch | None = None, report_url: bool = True
+    plan: Plan, client: Client | None = None, watch: Watch | None = None
 ) -> Report:
     """Carry out a plan; what is already recorded as done is not done again.
 
@@ -224,18 +236,40 @@ def provenance(made: Plan) -> dict[str, Any]:
     }
 
 
-def layers(made: Plan, source: VolumeSpec | None) -> list[Layer]:
-    """Return a job's result and source as layers that lie on one another."""
-    result = Layer("result", made.target)
-    return [result] if source is None else [result, Layer("source", source)]
-
-
 def link(made: Plan) -> str:
     """Return a link to the public neuroglancer; empty where a browser cannot reach the target."""
-    if made.target.url.startswith("file://"):
+    shown = [Layer("result", made.target)]
+    if not made.source.url.startswith(UNREACHABLE):
+        shown.append(Layer("source", made.source))
+    if made.target.url.startswith(UNREACHABLE):
         return ""
-    source = made.source if not made.source.url.startswith("file://") else None
-    return neuroglancer_url(PUBLIC_NEUROGLANCER, neuroglancer_state(layers(made, source)))
+    return neuroglancer_url(PUBLIC_NEUROGLANCER, neuroglancer_state(shown))
+
+
+def view_result(url: str, source: str | None, endpoint_url: str | None = None) -> RunningViewer:
+    """Show a volume, beside its source if that is given; see :func:`isochunk.serve.view`.
+
+    Contrast is set from the middle of the data.
+    """
+    result = open_any(url, endpoint_url)
+    beside = open_any(source, endpoint_url) if source else None
+    level = len(result.spec.levels) - 1
+    whole = result.spec.levels[level].box
+    middle = triple((a + b) // 2 for a, b in zip(whole.lo, whole.hi, strict=True))
+    sample = result.read(Box(middle, middle).grow(CONTRAST_REACH) & whole, level)
+    return view(result.spec, beside.spec if beside else None, contrast_range(sample))
+
+
+@contextmanager
+def preview(job: Job, port: int = 0) -> Iterator[RunningViewer]:
+    """Serve a job's predictions on demand, beside the source, in a local neuroglancer."""
+    made, source = resolve(preview_job(job), "memory://preview", "precomputed")
+    with serve_preview(made, source, worker_settings(job), port) as served:
+        shown = replace(served.plan.target, url=served.url)
+        level = shown.levels[-1]
+        with view(shown, made.source) as viewer:
+            log.info("previewing %s voxels at %s nm", level.box, level.spacing)
+            yield viewer
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,7 +358,7 @@ def repair(
     return audited, run_missing(made, found.ledger, client, watch or (lambda _: None))
 
 
-def load_model(name_or_path: str, trust: bool = False) -> Predictor:
+def load_model(name_or_path: str, *, trust: bool = False) -> Predictor:
     """Load a model that has a factor of its own, for uint8 in [0, 255]; ``isochunk.load_model``.
 
     Interpolations take any factor and need a volume to fix it: use :func:`plan`.
@@ -346,10 +380,6 @@ def isotropic(source: str, model: str, job: Job | None = None) -> dask.array.Arr
     """
     from isochunk.engine.dask import lazy_array
 
-    wanted = job or Job(source=source, target="memory.zarr", model=model, shard="none", levels=1)
-    volume = open_volume(source, access_for(wanted))
-    check_supported(volume.spec)
-    spec = describe(model, trust=wanted.trust)
-    intensity = measure_intensity(volume, spec.normalisation)
-    made = make_plan(wanted, Inputs(volume.spec, spec, intensity, "memory://", "zarr3"))
+    wanted = job or Job(source=source, target="memory", model=model, shard="none", levels=1)
+    made, _ = resolve(wanted, "memory://array", "zarr3")
     return lazy_array(made, worker_settings(wanted))

@@ -143,6 +143,8 @@ class Auditor:
         finest = self._read(box, first)
         if finest is None or checksum(finest) != int(table.checksum[block.index]):
             yield from self._search(block, first, box)
+            for level, part in coarser:  # nothing to compare them with, but they must decode
+                yield from self._unreadable(block, level, part)
             return
         wanted = pyramid(self.plan, block, finest)[1:]
         for (level, part), voxels in zip(coarser, wanted, strict=True):
@@ -162,26 +164,26 @@ class Auditor:
     def _search(self, block: Block, level: int, box: Box) -> Iterator[Hole]:
         """Name the objects to blame for a box that reads wrong.
 
-        Those that are absent or do not decode; where all are there and decode, one checksum cannot
-        tell them apart, and all are named.
+        Where all are there and decode, one checksum cannot tell them apart, and all are named.
         """
-        blamed = False
+        blamed = list(self._unreadable(block, level, box))
+        if not blamed:
+            reason = "the voxels differ from the recorded checksum"
+            blamed = list(self._all(block, level, box, "corrupt", reason))
+        yield from blamed
+
+    def _unreadable(self, block: Block, level: int, box: Box) -> Iterator[Hole]:
+        """Name the objects of a box that are absent or do not decode."""
         for cell in object_boxes(self.plan.target.levels[level], box):
             try:
                 voxels = self.target.read(cell, level)
             except NotFoundError as error:
-                blamed = True
                 yield self._hole(block, level, cell, "missing", str(error))
             except StorageError as error:
-                blamed = True
                 yield self._hole(block, level, cell, "corrupt", str(error))
             else:
                 if not voxels.any() and not self._exists(level, cell):
-                    blamed = True
                     yield self._hole(block, level, cell, "missing", "the object is absent")
-        if not blamed:
-            reason = "the voxels differ from the recorded checksum"
-            yield from self._all(block, level, box, "corrupt", reason)
 
     def _differing(
         self, block: Block, level: int, box: Box, wrong: np.ndarray[Any, np.dtype[np.bool_]]
@@ -204,6 +206,6 @@ class Auditor:
         for cell in object_boxes(self.plan.target.levels[level], box):
             yield self._hole(block, level, cell, kind, reason)
 
-    def _hole(self, block: Block, level: int, cell: Box, kind: str, reason: str) -> Hole:  # noqa: PLR0913
+    def _hole(self, block: Block, level: int, cell: Box, kind: str, reason: str) -> Hole:
         key = object_key(self.plan.target, level, cell)
         return Hole(block.stage, block.index, level, cell, key, kind, reason)

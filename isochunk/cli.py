@@ -264,7 +264,7 @@ def repair(options: argparse.Namespace) -> Result:
     return result, DONE if report.complete else INCOMPLETE
 
 
-def models(options: argparse.Namespace) -> Result:  # noqa: ARG001
+def models(options: argparse.Namespace) -> Result:
     """``isochunk models``."""
     from isochunk.models.load import shipped
     from isochunk.predict import INTERPOLATIONS, interpolation_spec
@@ -299,13 +299,13 @@ def view(options: argparse.Namespace) -> Result:
 
 def serve(options: argparse.Namespace) -> Result:
     """``isochunk serve``: prints the link, then predicts until interrupted."""
-    from isochunk.preview import serve_preview
+    from isochunk.api import preview
 
     names = ("source", "model", "endpoint_url", *JOB_OPTIONS, *JOB_SWITCHES)
     job = Job.from_mapping({**given(options, names), "target": "preview"})
-    with serve_preview(job, options.port) as preview:
-        announce(options, preview.neuroglancer_url)
-        preview.wait()
+    with preview(job, options.port) as viewer:
+        announce(options, viewer.url)
+        viewer.wait()
     return None, DONE
 
 
@@ -330,7 +330,7 @@ def demo(options: argparse.Namespace) -> Result:
     complete = report.complete and audited.complete
     result = {"plan": made.summary(), "run": report.summary(), "audit": audited.summary()}
     if not options.json:
-        result["look at it"] = f"isochunk view {target} {source}"
+        result["view"] = {"command": f"isochunk view {target} {source}"}
     return result, DONE if complete else INCOMPLETE
 
 
@@ -369,7 +369,7 @@ def train(options: argparse.Namespace) -> Result:
         **{n: v for n, v in network.items() if v is not None},
     }
     report = fit(config_from_table(table))
-    return asdict(report), DONE if report.stopped == "done" else INCOMPLETE
+    return asdict(report), DONE if report.stopped == "finished" else INCOMPLETE
 
 
 def evaluate(options: argparse.Namespace) -> Result:

@@ -156,7 +156,7 @@ def read_shard(
     value: str | Sequence[int], name: str
 ) -> Triple | Literal["auto", "none"]:
     """Read a shard shape, ``auto`` or ``none``."""
-    if value == "auto" or value == "none":
+    if value in ("auto", "none"):
         return value  # type: ignore[return-value]
     return read_shape(value, name)
 

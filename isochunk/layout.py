@@ -25,7 +25,7 @@ from isochunk.geometry import (
     triple,
 )
 from isochunk.spec import Format, LevelSpec
-from isochunk.storage.keys import level_key
+from isochunk.storage.keys import level_key, precomputed_shard_shapes, precomputed_sharding
 
 MAX_FUSED_LEVELS = 3
 """Levels one stage writes: the first and two pooled from it. More would make too small shards."""
@@ -146,14 +146,30 @@ def fits_pooled(block: Triple, by: Triple, coarse: LevelSpec) -> bool:
 def level(
     index: int, box: Box, spacing: Spacing, wish: Layout, shard: Triple | None
 ) -> LevelSpec:
-    """Describe one level; its shard is cut to what the level's extent can fill."""
-    key = level_key(wish.format, index, spacing)
-    fitted = None
-    if shard is not None:
-        fitted = fit_shard(box.shape, wish.chunk, shard, wish.format)
-        if fitted == wish.chunk:
-            fitted = None
-    return LevelSpec(key=key, box=box, spacing=spacing, chunk=wish.chunk, shard=fitted)
+    """Describe one level; its shard is cut to what the level's extent can fill.
+
+    Raises:
+        GeometryError: the shard asked for at the finest level is none that precomputed can have.
+    """
+    plain = LevelSpec(level_key(wish.format, index, spacing), box, spacing, wish.chunk, None)
+    if shard is None:
+        return plain
+    fitted = fit_shard(box.shape, wish.chunk, shard, wish.format)
+    if wish.format == "precomputed" and index > 0:
+        fitted = max(
+            (
+                shape
+                for shape in precomputed_shard_shapes(plain)
+                if all(a <= b for a, b in zip(shape, fitted, strict=True))
+            ),
+            key=math.prod,
+        )
+    if fitted == wish.chunk:
+        return plain
+    made = replace(plain, shard=fitted)
+    if wish.format == "precomputed":
+        precomputed_sharding(made)
+    return made
 
 
 def wanted_shard(box: Box, wish: Layout) -> Triple | None:

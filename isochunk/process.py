@@ -13,6 +13,7 @@ import time
 import zlib
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from math import ceil, floor
 
 import numpy as np
@@ -96,7 +97,7 @@ def pyramid(plan: Plan, block: Block, finest: Voxels) -> list[Voxels]:
     """Return a block's voxels at every level it writes, pooled from one another."""
     levels, arrays = plan.target.levels, [finest]
     boxes = block_levels(plan, block)
-    for (fine, box), (coarse, _) in zip(boxes, boxes[1:], strict=False):
+    for (fine, box), (coarse, _) in pairwise(boxes):
         arrays.append(pool(arrays[-1], coarser(box, levels[fine], levels[coarse])[1]))
     return arrays
 

@@ -9,8 +9,8 @@ from types import TracebackType
 
 from tqdm import tqdm
 
-from isochunk.planning import Plan
 from isochunk.engine.report import Report
+from isochunk.planning import Plan
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -71,28 +71,73 @@ def serve_folder(folder: Path, port: int = 0) -> Iterator[FolderServer]:
     root = folder.expanduser().resolve()
     if not root.is_dir():
         raise UsageError(f"{root} is no folder; a local volume is a folder of files")
+    with serving(partial(_FileHandler, root), port) as url:
+        yield FolderServer(url)
+
+
+class LinkHandler(BaseHTTPRequestHandler):
+    """Answers those who know the link's secret, from any web page; what with, subclasses say."""
+
+    protocol_version = "HTTP/1.1"
+    timeout = 60
+
+    def __init__(self, secret: str, *request: Any) -> None:  # noqa: ANN401
+        """Answer one connection."""
+        self.secret = secret
+        super().__init__(*request)
+
+    def do_OPTIONS(self) -> None:
+        """Tell the browser that any page with the link may read."""
+        self.send_headers(HTTPStatus.NO_CONTENT, {"Content-Length": "0"})
+
+    def requested(self) -> str | None:
+        """Return the path that is asked for below the secret; None without the secret."""
+        secret, _, path = unquote(urlsplit(self.path).path).removeprefix("/").partition("/")
+        if not secrets.compare_digest(secret.encode(), self.secret.encode()):
+            return None
+        return path
+
+    def send_headers(self, status: HTTPStatus, headers: dict[str, str]) -> None:
+        """Send a status and headers, with those that let other pages read."""
+        self.send_response(status)
+        for name, value in {**_CORS, **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: ANN401
+        """Keep requests out of the terminal and the secret out of logs."""
+        logger.debug("served: %s %s", self.command, " ".join(map(str, args[1:])))
+
+
+@contextmanager
+def serving(handler: Callable[..., LinkHandler], port: int = 0) -> Iterator[str]:
+    """Serve on the loopback, one thread a connection, under a URL with a secret in it.
+
+    Args:
+        handler: takes the secret and the connection.
+        port: 0 for any that is free.
+
+    Yields:
+        The URL, without a slash at the end.
+    """
     secret = secrets.token_urlsafe(16)
-    server = _FileServer((LOOPBACK, port), partial(_FileHandler, root, secret))
-    thread = Thread(target=server.serve_forever, args=(POLL_S,), name="isochunk-serve", daemon=True)
+    server = _Server((LOOPBACK, port), partial(handler, secret))
+    thread = Thread(target=server.serve_forever, name="isochunk-serve", daemon=True)
     thread.start()
     try:
-        yield FolderServer(f"http://{LOOPBACK}:{server.server_port}/{secret}")
+        yield f"http://{LOOPBACK}:{server.server_port}/{secret}"
     finally:
         server.shutdown()
         server.server_close()
         thread.join()
 
 
-class _FileHandler(BaseHTTPRequestHandler):
-    """GET, HEAD and OPTIONS on the files below one folder, whole or one range of bytes."""
-
-    protocol_version = "HTTP/1.1"
-    timeout = 60
+class _FileHandler(LinkHandler):
+    """GET and HEAD on the files below one folder, whole or one range of bytes."""
 
     def __init__(self, root: Path, secret: str, *request: Any) -> None:  # noqa: ANN401
         self.root = root
-        self.secret = secret
-        super().__init__(*request)
+        super().__init__(secret, *request)
 
     def do_GET(self) -> None:
         """Send a file or the part of it that was asked for."""
@@ -102,15 +147,11 @@ class _FileHandler(BaseHTTPRequestHandler):
         """Send what GET would send, without the body."""
         self._send_file()
 
-    def do_OPTIONS(self) -> None:
-        """Tell the browser that any page with the link may read."""
-        self._send_headers(HTTPStatus.NO_CONTENT, {"Content-Length": "0"})
-
     def _send_file(self) -> None:
         file = self._file()
         if file is None:
             # A chunk that is not there is background, so this is no error.
-            self._send_headers(HTTPStatus.NOT_FOUND, {"Content-Length": "0"})
+            self.send_headers(HTTPStatus.NOT_FOUND, {"Content-Length": "0"})
             return
         with file.open("rb") as content:
             size = file.stat().st_size
@@ -126,7 +167,7 @@ class _FileHandler(BaseHTTPRequestHandler):
                 headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
             elif status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
                 headers["Content-Range"] = f"bytes */{size}"
-            self._send_headers(status, headers)
+            self.send_headers(status, headers)
             if self.command != "GET":
                 return
             content.seek(start)
@@ -137,8 +178,8 @@ class _FileHandler(BaseHTTPRequestHandler):
 
     def _file(self) -> Path | None:
         """Return the file that the request names, if it is one below the folder."""
-        secret, _, path = unquote(urlsplit(self.path).path).removeprefix("/").partition("/")
-        if not secrets.compare_digest(secret.encode(), self.secret.encode()):
+        path = self.requested()
+        if path is None:
             return None
         try:
             file = (self.root / path.lstrip("/")).resolve(strict=True)
@@ -146,25 +187,15 @@ class _FileHandler(BaseHTTPRequestHandler):
             return None
         return file if file.is_relative_to(self.root) and file.is_file() else None
 
-    def _send_headers(self, status: HTTPStatus, headers: dict[str, str]) -> None:
-        self.send_response(status)
-        for name, value in {**_CORS, **headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: ANN401
-        """Keep requests out of the terminal and the secret out of logs."""
-        logger.debug("local files: %s %s", self.command, " ".join(map(str, args[1:])))
-
-
-class _FileServer(ThreadingHTTPServer):
+class _Server(ThreadingHTTPServer):
     """One thread a connection; leaving does not wait for browsers that keep theirs open."""
 
     daemon_threads = True
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
         """Log what the base class would print: browsers drop requests whenever one looks away."""
-        logger.debug("local files: connection lost", exc_info=True)
+        logger.debug("connection lost", exc_info=True)
 
 
 def byte_range(header: str | None, size: int) -> tuple[int, int, HTTPStatus]:

@@ -62,6 +62,8 @@ def test_blocks_write_whole_objects_of_every_level_exactly_once(
 ) -> None:
     box = Box.from_shape(shape, origin)
     if isinstance(shard, tuple):
+        if format == "precomputed":  # not every shape is a run of the Morton code
+            shard = (max(shard),) * 3
         shard = tuple(c * s for c, s in zip(chunk, shard, strict=True))
     unit = chunk if isinstance(shard, str) else shard
     block = None

@@ -1,0 +1,1 @@
+"""Running a plan: the loop, and the places where blocks run."""

@@ -20,15 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from dask import array as da
-from dask import delayed
+from dask.delayed import delayed
 from distributed import Client, LocalCluster, WorkerPlugin, as_completed, get_worker, secede
 
 from isochunk.block import BlockReport, BlockTask
 from isochunk.config import Job, read_toml
-from isochunk.errors import UsageError
-from isochunk.geometry import Box, triple
-from isochunk.planning import Plan
-from isochunk.process import Pipeline
 from isochunk.engine.local import (
     WorkerSettings,
     compare_box,
@@ -37,6 +33,10 @@ from isochunk.engine.local import (
     predict_box,
 )
 from isochunk.engine.report import Seam
+from isochunk.errors import UsageError
+from isochunk.geometry import Box, triple
+from isochunk.planning import Plan
+from isochunk.process import Pipeline
 from isochunk.storage.tensorstore import open_volume
 
 if TYPE_CHECKING:
@@ -69,20 +69,24 @@ class JobPlugin(WorkerPlugin):
         self.plan = plan
         self.settings = settings
 
+    pipeline: Pipeline
+    """The open job, on a worker."""
+
     def setup(self, worker: Any) -> None:  # noqa: ANN401 - distributed is untyped
         """Open the job in the worker's process."""
         threads = self.settings.threads or worker.state.nthreads
         self.pipeline = open_pipeline(self.plan, replace(self.settings, threads=threads))
 
-    def teardown(self, worker: Any) -> None:  # noqa: ANN401, ARG002
+    def teardown(self, worker: Any) -> None:  # noqa: ANN401
         """Finish blocks in flight."""
         self.pipeline.close()
 
 
 def worker_pipeline(name: str) -> Pipeline:
     """Return the pipeline of this worker process."""
-    pipeline: Pipeline = get_worker().plugins[name].pipeline
-    return pipeline
+    plugin = get_worker().plugins[name]
+    assert isinstance(plugin, JobPlugin)
+    return plugin.pipeline
 
 
 def run_task(name: str, stage: int, blocks: tuple[int, ...]) -> list[BlockReport]:
@@ -117,7 +121,7 @@ class DaskBackend:
         except TimeoutError:
             raise UsageError(
                 f"no Dask worker came within {WORKERS_S:.0f} s; start workers for "
-                f"{client.scheduler.address}"
+                f"{client.dashboard_link}"
             ) from None
         client.register_plugin(JobPlugin(self.name, plan, settings), name=self.name)
 
@@ -279,10 +283,11 @@ def lazy_array(plan: Plan, settings: WorkerSettings) -> da.Array:
         tuple(min(b, n - start) for start in range(0, n, b))
         for n, b in zip(grid.shape, block, strict=True)
     )
-    return da.map_blocks(
+    array: da.Array = da.map_blocks(
         predict_chunk,
         delayed(LazyJob(plan, settings)),
         chunks=chunks,
         dtype=plan.target.dtype,
         meta=np.empty((0, 0, 0), plan.target.dtype),
     )
+    return array

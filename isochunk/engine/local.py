@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from isochunk.block import BlockReport, BlockTask
 from isochunk.config import Device
+from isochunk.engine.loop import FLUSH_S
+from isochunk.engine.report import Seam
 from isochunk.errors import ModelError
 from isochunk.geometry import Box
 from isochunk.models.load import Runtime, load
 from isochunk.planning import Plan
 from isochunk.predict import Predictor, Voxels
 from isochunk.process import Pipeline, Volumes, convert
-from isochunk.engine.loop import FLUSH_S
-from isochunk.engine.report import Seam
 from isochunk.storage.access import Access
 from isochunk.storage.tensorstore import open_target, open_volume
 from isochunk.storage.volume import Volume, read_reflected
@@ -32,7 +32,7 @@ class WorkerSettings:
     """Name or path of the model, as the user gave it."""
     device: Device = "auto"
     """Where networks run."""
-    access: Access = Access()
+    access: Access = field(default_factory=Access)
     """How storage is reached."""
     trust: bool = False
     """The user allowed the model to run code of its own."""
@@ -61,8 +61,8 @@ def open_predictor(plan: Plan, settings: WorkerSettings) -> Predictor:
     predictor = load(settings.model, runtime)
     if predictor.spec.sha256 != plan.model.sha256:
         raise ModelError(
-            f"model {settings.model!r} has digest {predictor.spec.sha256[:12]} here but the job was "
-            f"planned with {plan.model.sha256[:12]}; give every worker the same file"
+            f"model {settings.model!r} has digest {predictor.spec.sha256[:12]} here but the job "
+            f"was planned with {plan.model.sha256[:12]}; give every worker the same file"
         )
     return predictor
 

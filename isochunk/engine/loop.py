@@ -10,11 +10,11 @@ from dataclasses import replace
 from typing import Protocol
 
 from isochunk.block import BlockReport, BlockTask
+from isochunk.engine.report import Report, Seam
 from isochunk.geometry import Box, Triple, triple
 from isochunk.layout import blocks_over
 from isochunk.planning import Plan
 from isochunk.process import finer
-from isochunk.engine.report import Report, Seam
 from isochunk.storage.ledger import Ledger
 
 log = logging.getLogger(__name__)
