@@ -1,0 +1,1 @@
+"""What tests of isochunk, and of models and tools built on it, can use."""
