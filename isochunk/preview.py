@@ -101,7 +101,7 @@ class _PreviewHandler(LinkHandler):
         self.volume = volume
         super().__init__(secret, *request)
 
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802 - the name http.server calls
         """Compute and send an object."""
         path = self.requested()
         try:

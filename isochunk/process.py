@@ -15,8 +15,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import ceil, floor
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from isochunk.block import Block, BlockReport
 from isochunk.geometry import Box, Triple, triple
@@ -56,7 +58,8 @@ def pool(voxels: Voxels, by: Triple) -> Voxels:
     # Repeating the last plane of an odd axis weighs the voxels that exist equally.
     odd = [(0, n % p) for n, p in zip(voxels.shape, by, strict=True)]
     even = np.pad(voxels, odd, mode="edge") if any(extra for _, extra in odd) else voxels
-    total = even.astype(np.uint32 if voxels.dtype == np.uint16 else np.uint16)
+    wide = np.uint32 if voxels.dtype == np.uint16 else np.uint16
+    total: NDArray[Any] = even.astype(wide)
     for axis, p in enumerate(by):
         if p > 1:
             first = [slice(None)] * 3

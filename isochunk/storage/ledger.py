@@ -160,7 +160,7 @@ class Ledger:
         if len(names) <= 1:
             return
         self._load(names)
-        arrays = {}
+        arrays: dict[str, NDArray[Any]] = {}
         for number, table in enumerate(self.tables):
             arrays[f"done_{number}"] = np.packbits(table.done)
             arrays[f"empty_{number}"] = np.packbits(table.empty)
