@@ -1,0 +1,250 @@
+"""Checkpoint folders: ``model.json`` and ``weights.safetensors``; nothing in them can run code.
+
+``model.json`` has two parts. ``model`` is what defines the answers: architecture, its
+hyperparameters, geometry, and the digest of the weights; the model's own digest is taken over
+it. ``card`` is what people want to know: licence, training data, training record, cost.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from isochunk.errors import ModelError
+from isochunk.geometry import triple
+from isochunk.spec import ModelSpec, Normalisation, Phase
+
+if TYPE_CHECKING:
+    from isochunk.models.placed import PlacedNetwork
+
+MODEL_FILE = "model.json"
+WEIGHTS_FILE = "weights.safetensors"
+VERSION = 1
+ARCHITECTURES = ("fsrcnn", "srunet")
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """What a checkpoint says of itself beyond its layers."""
+
+    name: str
+    """What it is called."""
+    licence: str
+    """Licence of the weights."""
+    trained_on: str
+    """Data the weights were trained on, with attribution."""
+    phase: Phase = "mean"
+    """What a source section is: the mean over its thickness, or a sample."""
+    normalisation: Normalisation = "range"
+    """How stored values become the network's."""
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """Training record: recipe, steps, seed, figures reached; anything JSON holds."""
+
+
+def save(folder: Path, network: PlacedNetwork, card: Card) -> ModelSpec:
+    """Write a checkpoint; each file appears whole or not at all, ``model.json`` last.
+
+    Args:
+        folder: created where needed; an older checkpoint in it is replaced.
+        network: an FSRCNN or SRUNet.
+        card: what it says of itself.
+
+    Raises:
+        ModelError: the network is of another class.
+    """
+    from safetensors.torch import save as to_bytes
+
+    from isochunk.models.probe import cost, derived_halo
+
+    state = network.state_dict()
+    weights = to_bytes({name: value.cpu().contiguous() for name, value in state.items()})
+    model = {
+        "arch": architecture_of(network),
+        "config": asdict(network.config),
+        "factor": [str(f) for f in network.factor],
+        "halo": list(derived_halo(network)),
+        "alignment": list(network.alignment),
+        "phase": card.phase,
+        "normalisation": card.normalisation,
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
+    }
+    counted = cost(network)
+    described = {
+        "name": card.name,
+        "licence": card.licence,
+        "trained_on": card.trained_on,
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "macs_per_voxel": counted.macs,
+        "bytes_per_voxel": counted.bytes,
+        "training": dict(card.training),
+    }
+    text = json.dumps({"version": VERSION, "model": model, "card": described}, indent=1)
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace(folder / WEIGHTS_FILE, weights)
+    _replace(folder / MODEL_FILE, text.encode())
+    return read_spec(folder)
+
+
+def read_spec(folder: Path) -> ModelSpec:
+    """Read what planning needs, and check that the weights are those recorded; needs no torch.
+
+    Raises:
+        ModelError: a file is missing, unreadable, of another version, or was changed.
+    """
+    model, card, _ = _read(folder)
+    try:
+        return ModelSpec(
+            name=str(card["name"]),
+            arch=model["arch"],
+            factor=_factor(model["factor"]),
+            halo=triple(model["halo"]),
+            alignment=triple(model["alignment"]),
+            phase=model["phase"],
+            normalisation=model["normalisation"],
+            parameters=int(card["parameters"]),
+            macs_per_voxel=float(card["macs_per_voxel"]),
+            bytes_per_voxel=float(card["bytes_per_voxel"]),
+            licence=str(card["licence"]),
+            trained_on=str(card["trained_on"]),
+            sha256=_digest(model),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise _unreadable(folder / MODEL_FILE, error) from error
+
+
+def load_module(folder: Path) -> PlacedNetwork:
+    """Build the network and load its weights, in eval mode on the CPU.
+
+    Raises:
+        ModelError: as :func:`read_spec`; or the weights or the recorded halo do not fit the layers.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load as from_bytes
+
+    from isochunk.models.probe import derived_halo
+
+    model, _, weights = _read(folder)
+    try:
+        network = build(model["arch"], model["config"])
+        network.load_state_dict(from_bytes(weights))
+        recorded = (triple(model["halo"]), triple(model["alignment"]))
+    except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, ModelError):
+            raise
+        raise _unreadable(folder, error) from error
+    derived = (derived_halo(network), network.alignment)
+    if recorded != derived:
+        raise ModelError(
+            f"{folder / MODEL_FILE} declares halo and alignment {recorded} but the layers have "
+            f"{derived}; save the checkpoint again"
+        )
+    return network.eval()
+
+
+def build(arch: str, config: Mapping[str, Any]) -> PlacedNetwork:
+    """Build a network with fresh weights from its name and its hyperparameters.
+
+    Raises:
+        ModelError: the architecture is not known, or the hyperparameters do not fit it.
+    """
+    from isochunk.models.fsrcnn import FSRCNN, FSRCNNConfig
+    from isochunk.models.srunet import SRUNet, SRUNetConfig
+
+    fields: dict[str, Any] = {name: _tuples(value) for name, value in config.items()}
+    try:
+        if arch == "fsrcnn":
+            return FSRCNN(FSRCNNConfig(**fields))
+        if arch == "srunet":
+            return SRUNet(SRUNetConfig(**fields))
+    except TypeError as error:
+        raise ModelError(f"hyperparameters of {arch} do not fit: {error}") from error
+    raise ModelError(
+        f"architecture {arch!r} is not known here; this version has {', '.join(ARCHITECTURES)}"
+    )
+
+
+def architecture_of(network: PlacedNetwork) -> str:
+    """Return the name under which :func:`build` makes such a network.
+
+    Raises:
+        ModelError: it makes none.
+    """
+    arch = type(network).__name__.lower()
+    if arch not in ARCHITECTURES:
+        raise ModelError(
+            f"{type(network).__name__} cannot be saved as a checkpoint; "
+            f"it can be one of {', '.join(ARCHITECTURES)}, or export it as .pt2"
+        )
+    return arch
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any], bytes]:
+    """Return both parts of ``model.json`` and the weights, their digest checked."""
+    path = folder / MODEL_FILE
+    try:
+        told = json.loads(path.read_bytes())
+        version, model, card = told["version"], told["model"], told["card"]
+        wanted = model["weights_sha256"]
+    except FileNotFoundError:
+        raise ModelError(
+            f"{folder} holds no {MODEL_FILE}; a checkpoint is a folder with {MODEL_FILE} and "
+            f"{WEIGHTS_FILE}"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _unreadable(path, error) from error
+    if version != VERSION:
+        raise ModelError(f"{path} has version {version}; this isochunk reads version {VERSION}")
+    if model.get("arch") not in ARCHITECTURES:
+        raise ModelError(
+            f"{path} names architecture {model.get('arch')!r}; this version has "
+            f"{', '.join(ARCHITECTURES)}"
+        )
+    try:
+        weights = (folder / WEIGHTS_FILE).read_bytes()
+    except OSError as error:
+        raise ModelError(f"weights {folder / WEIGHTS_FILE} cannot be read: {error}") from error
+    got = hashlib.sha256(weights).hexdigest()
+    if got != wanted:
+        raise ModelError(
+            f"{folder / WEIGHTS_FILE} has sha256 {got} but {MODEL_FILE} records {wanted}; the "
+            "file was damaged or changed; fetch the checkpoint again"
+        )
+    return model, card, weights
+
+
+def _digest(model: Mapping[str, Any]) -> str:
+    canonical = json.dumps(model, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _factor(values: list[str]) -> tuple[Fraction, Fraction, Fraction]:
+    z, y, x = (Fraction(value) for value in values)
+    return (z, y, x)
+
+
+def _tuples(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _unreadable(path: Path, error: Exception) -> ModelError:
+    reason = f"{type(error).__name__}: {error}"
+    return ModelError(f"checkpoint {path} cannot be read ({reason}); fetch or save it again")
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name, flush it to the disk, and rename it."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,267 @@
+"""How far a network looks, found out rather than believed.
+
+The halo of our own networks is derived: their valid forward is run on ``meta`` tensors, which
+hold no data, and says which outputs are known. Any module is probed: one plane of NaN goes in,
+and the outputs that become NaN are those that depend on it.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from isochunk.errors import ModelError
+from isochunk.geometry import AXES, Box, Triple, triple
+from isochunk.models.placed import Placed, PlacedNetwork
+
+Forward: TypeAlias = Callable[[Tensor], Tensor]
+"""float32 (1, 1, z, y, x) to (1, 1, fz*z, fy*y, fx*x)."""
+
+CAP: Triple = (512, 1024, 1024)
+"""Largest extent probed along each axis; an answer that still reaches its rim has no halo."""
+
+ALIGNMENTS = (1, 2, 4, 8, 16)
+"""Origin alignments tried where a module declares none."""
+
+COST_TILE: Triple = (32, 128, 128)
+"""Source voxels of the tile on which cost is counted, before alignment."""
+
+
+WHOLE_TILE = (
+    nn.GroupNorm,
+    nn.AdaptiveAvgPool1d,
+    nn.AdaptiveAvgPool2d,
+    nn.AdaptiveAvgPool3d,
+    nn.AdaptiveMaxPool1d,
+    nn.AdaptiveMaxPool2d,
+    nn.AdaptiveMaxPool3d,
+)
+"""Layers that always take in the whole tile."""
+
+WORKSPACE = 1.25
+"""Memory of the kernels' own buffers and of fragmentation, relative to live tensors."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """What tiling must know of a network."""
+
+    halo: Triple
+    """Source voxels needed beyond the voxel that holds an output, on each side."""
+    alignment: Triple
+    """Source grid on which tiles must start."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one target voxel costs."""
+
+    macs: float
+    """Multiply-adds, without halo."""
+    bytes: float
+    """Peak bytes of live tensors, halo of a usual tile included."""
+
+
+def derived_halo(network: PlacedNetwork) -> Triple:
+    """Return the farthest any output looks beyond its own source voxel, on either side."""
+    hollow = copy.deepcopy(network).to("meta")
+    z, y, x = (_derived_reach(hollow, axis) for axis in range(3))
+    return (z, y, x)
+
+
+def _derived_reach(hollow: PlacedNetwork, axis: int) -> int:
+    alignment, factor = hollow.alignment[axis], hollow.factor[axis]
+    extent = 4096 * alignment
+    known = []  # known outputs of an input that starts at each phase of the pooling grid
+    for phase in range(alignment):
+        origin = [0, 0, 0]
+        origin[axis] = phase
+        empty = torch.empty(1, 1, extent, extent, extent, device="meta")
+        box = hollow.predict(Placed(empty, triple(origin))).box
+        known.append((phase, box.lo[axis], box.hi[axis]))
+    period = alignment * factor
+    reach = 0
+    for output in range(period):
+        # The last start, and the first end, of an input from which the output is known.
+        start = max(p + (output - lo) // period * alignment for p, lo, _ in known)
+        end = min(p + extent + ((output - hi) // period + 1) * alignment for p, _, hi in known)
+        reach = max(reach, output // factor - start, end - output // factor - 1)
+    return reach
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A same-size network under examination, on the CPU and in eval mode."""
+
+    forward: Forward
+    """The network."""
+    factor: Triple
+    """Target voxels per source voxel."""
+    shape: Triple | None = None
+    """The only input shape it takes; None for any multiple of its alignment."""
+
+    def reach(self, alignment: Triple | None = None) -> Reach:
+        """Measure halo and alignment.
+
+        Args:
+            alignment: grid on which pooling starts, where it is declared; else it is found.
+
+        Raises:
+            ModelError: the answer depends on the whole input, or on the input's position in a
+                way that no grid explains.
+        """
+        grid = alignment
+        if grid is None:
+            if self.shape is not None:
+                raise ModelError(
+                    f"the model takes inputs of {self.shape} only, so its alignment cannot be "
+                    "measured; declare alignment, or export it with dynamic shapes"
+                )
+            grid = triple(self._grid(axis) for axis in range(3))
+        return Reach(triple(self._halo(axis, grid, grid[axis]) for axis in range(3)), grid)
+
+    def _halo(self, axis: int, grid: Triple, phases: int) -> int:
+        """Return the reach along one axis, over some phases of the grid."""
+        extent = self.shape[axis] if self.shape else math.lcm(64, grid[axis])
+        while extent <= CAP[axis]:
+            shape = list(self.shape or (math.lcm(g, 16) for g in grid))  # slender otherwise
+            shape[axis] = extent
+            reach = self._halo_within(axis, triple(shape), grid[axis], phases)
+            if reach is not None:
+                return reach
+            if self.shape is not None:
+                raise ModelError(
+                    f"the model's halo along {AXES[axis]} does not fit the only input shape it "
+                    f"takes, {self.shape}; export it with a larger example or dynamic shapes"
+                )
+            extent *= 2
+        raise ModelError(
+            f"the model's answer depends on the whole extent of {AXES[axis]} (probed up to "
+            f"{CAP[axis]} voxels), so no halo makes tiles equal the whole; normalise with "
+            "constants or batch statistics instead, or accept seams with --allow-inexact"
+        )
+
+    def _halo_within(self, axis: int, shape: Triple, grid: int, phases: int) -> int | None:
+        """Return the reach, or None where it meets the rim of ``shape``."""
+        extent, factor = shape[axis], self.factor[axis]
+        middle = extent // 2 // grid * grid
+        reach = 0
+        for at in range(middle, middle + phases):
+            probe = torch.zeros(1, 1, *shape)
+            probe.select(axis + 2, at).fill_(math.nan)
+            touched = _touched(self.forward(probe), axis)
+            if not touched:
+                raise ModelError(
+                    f"a NaN in the input left no NaN in the model's answer along {AXES[axis]}, so "
+                    "its halo cannot be measured; let NaN pass through, or use another model"
+                )
+            lo, hi = touched[0] // factor, touched[-1] // factor
+            if lo == 0 or hi >= extent - 1:
+                return None
+            reach = max(reach, at - lo, hi - at)
+        return reach
+
+    def _grid(self, axis: int) -> int:
+        """Return the smallest shift of the input after which the answer is only shifted."""
+        coarsest = ALIGNMENTS[-1]
+        # One phase tells the halo to within one cell of any grid that is tried.
+        halo = self._halo(axis, (coarsest,) * 3, 1) + coarsest
+        shape = [coarsest] * 3
+        shape[axis] = math.ceil((2 * halo + 2 * coarsest) / coarsest) * coarsest + coarsest
+        noise = torch.rand(1, 1, *shape, generator=torch.Generator().manual_seed(0))
+        n, f, dim = shape[axis] - coarsest, self.factor[axis], axis + 2
+        whole = self.forward(noise.narrow(dim, 0, n))
+        for shift in ALIGNMENTS:
+            shifted = self.forward(noise.narrow(dim, shift, n))
+            inner = n - shift - 2 * halo
+            a = whole.narrow(dim, (shift + halo) * f, inner * f)
+            b = shifted.narrow(dim, halo * f, inner * f)
+            if torch.allclose(a, b, rtol=1e-4, atol=1e-5):
+                return shift
+        raise ModelError(
+            f"the model's answer is tied to its position along {AXES[axis]} and repeats on no "
+            f"grid up to {coarsest} voxels; declare its alignment"
+        )
+
+
+def _touched(answer: Tensor, axis: int) -> list[int]:
+    """Return where along an axis any NaN lies."""
+    hit = torch.isnan(answer).movedim(axis + 2, 0).flatten(1).any(1)
+    return [int(i) for i in hit.nonzero().flatten()]
+
+
+def untileable_layers(module: nn.Module) -> list[str]:
+    """Name the layers whose answer depends on how a volume is cut, found by their type."""
+    return [
+        f"{name or 'itself'}: {type(layer).__name__}"
+        for name, layer in module.named_modules()
+        if _normalises_tile(layer)
+    ]
+
+
+def _normalises_tile(layer: nn.Module) -> bool:
+    match layer:
+        case nn.InstanceNorm1d() | nn.InstanceNorm2d() | nn.InstanceNorm3d():
+            return layer.training or not layer.track_running_stats
+        case nn.BatchNorm1d() | nn.BatchNorm2d() | nn.BatchNorm3d():
+            return layer.training or layer.running_mean is None
+        case nn.LayerNorm():
+            return len(layer.normalized_shape) > 1
+    return isinstance(layer, WHOLE_TILE)
+
+
+def cost(network: PlacedNetwork) -> Cost:
+    """Count multiply-adds and peak memory of a network on ``meta`` tensors."""
+    hollow = copy.deepcopy(network).to("meta").eval()
+    core = triple(-(-n // g) * g for n, g in zip(COST_TILE, network.alignment, strict=True))
+    voxels = math.prod(core) * math.prod(network.factor)
+    with torch.no_grad():
+        with FlopCounterMode(display=False) as counter:
+            hollow(torch.empty(1, 1, *core, device="meta"))
+        tile = Box.from_shape(core).grow(derived_halo(network))
+        want = Box.from_shape(triple(n * f for n, f in zip(core, network.factor, strict=True)))
+        with _LiveBytes() as live:
+            hollow.predict(Placed(torch.empty(1, 1, *tile.shape, device="meta"), tile.lo), want)
+    return Cost(counter.get_total_flops() / 2 / voxels, WORKSPACE * live.peak / voxels)
+
+
+class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Follows the bytes of all tensors that are alive."""
+
+    def __init__(self) -> None:
+        """Start at zero."""
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.peak = 0
+        self._sizes: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(  # torch calls it with anything
+        self,
+        func: Any,  # noqa: ANN401
+        types: Any,  # noqa: ANN401, ARG002
+        args: Any = (),  # noqa: ANN401
+        kwargs: Any = None,  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401
+        """Run one operation and add up what is alive after it."""
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                storage = leaf.untyped_storage()
+                reference = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+                self._sizes[reference.cdata] = (reference, storage.nbytes())
+        self._sizes = {
+            key: (reference, size)
+            for key, (reference, size) in self._sizes.items()
+            if not reference.expired()  # type: ignore[no-untyped-call]
+        }
+        self.peak = max(self.peak, sum(size for _, size in self._sizes.values()))
+        return result
