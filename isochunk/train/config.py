@@ -53,9 +53,7 @@ class Optimisation:
             UsageError: a number that cannot train.
         """
         if self.schedule not in get_args(Schedule):
-            raise UsageError(
-                f"schedule {self.schedule!r} is unknown; choose {get_args(Schedule)}"
-            )
+            raise UsageError(f"schedule {self.schedule!r} is unknown; choose {get_args(Schedule)}")
         if not (self.lr > 0 and self.period >= 1 and self.warmup >= 0 and 0 <= self.average < 1):
             raise UsageError(
                 "training needs lr > 0, period >= 1, warmup >= 0 and 0 <= average < 1; got "

@@ -195,9 +195,7 @@ def _place(part: Box, patch: Triple, average: Triple, rng: np.random.Generator) 
     return triple(lo + int(rng.integers(r + 1)) for lo, r in zip(part.lo, room, strict=True))
 
 
-def read_ahead(
-    make: Callable[[int], T], steps: range, depth: int
-) -> Generator[T, None, None]:
+def read_ahead(make: Callable[[int], T], steps: range, depth: int) -> Generator[T, None, None]:
     """Yield ``make(step)`` in order while threads work on the next ``depth`` steps.
 
     Args:

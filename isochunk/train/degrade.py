@@ -80,9 +80,7 @@ def turn(patch: Patch, rng: np.random.Generator) -> Patch:
     return patch.transpose(0, 2, 1) if transpose else patch
 
 
-def vary_intensity(
-    patch: Patch, augmentation: Augmentation, rng: np.random.Generator
-) -> Patch:
+def vary_intensity(patch: Patch, augmentation: Augmentation, rng: np.random.Generator) -> Patch:
     """Change contrast and brightness of a crop; input and target change together.
 
     Args:

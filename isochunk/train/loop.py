@@ -22,7 +22,6 @@ from types import FrameType
 from typing import Literal, TypeAlias
 
 import torch
-from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 from torch.nn.functional import mse_loss
 from tqdm import tqdm
@@ -30,10 +29,12 @@ from tqdm import tqdm
 from isochunk.errors import TargetConflictError, UsageError
 from isochunk.geometry import Triple
 from isochunk.intensity import measure_intensity
+from isochunk.models.checkpoint import Card, save
 from isochunk.models.fsrcnn import FSRCNN, FSRCNNConfig
 from isochunk.models.placed import SAME, Placed, PlacedNetwork
 from isochunk.models.srunet import SRUNet
-from isochunk.storage.tensorstore import open_volume
+from isochunk.spec import Intensity
+from isochunk.storage.tensorstore import check_supported, open_volume
 from isochunk.storage.volume import Volume
 from isochunk.train.config import NetworkConfig, Optimisation, TrainConfig, fingerprint
 from isochunk.train.data import Batch, Crops, Sampling, Source, read_ahead, split, validation_crops
@@ -84,9 +85,7 @@ def fit(config: TrainConfig, volumes: tuple[Volume, ...]) -> TrainReport:
     """Train from open volumes, one for each of ``config.sources``; see :func:`train`."""
     started = time.monotonic()
     device = _device(config.device)
-    for volume in volumes:
-        _require_isotropic(volume, config)
-    sources = tuple(Source(v, measure_intensity(v, config.normalisation)) for v in volumes)
+    sources = tuple(_source(volume, config) for volume in volumes)
     parts = tuple(split(v.spec.box, config.split_axis) for v in volumes)
     sampling = Sampling(
         config.patch,
@@ -198,16 +197,23 @@ class Run:
         write_atomically(self.folder / "state.pt", lambda file: torch.save(state, file))
 
     def _snapshot(self) -> None:
+        config = self.config
         record = {
-            "step": self.best_step,
+            **fingerprint(config),
+            "best_step": self.best_step,
             "validation_psnr": self.best_psnr,
             "validation_psnr_cubic": self.cubic_psnr,
+            "torch": torch.__version__,
         }
-        weights = {k: v.contiguous().cpu() for k, v in self.average.state_dict().items()}
-        data = safetensors_bytes(weights)
-        write_atomically(Path(self.config.out) / "weights.safetensors", lambda f: f.write(data))
-        told = json.dumps(record).encode()
-        write_atomically(self.folder / "best.json", lambda f: f.write(told))
+        card = Card(
+            config.model_name,
+            config.licence,
+            config.trained_on,
+            phase="mean" if config.degradation == "avg" else "sample",
+            normalisation=config.normalisation,
+            training=record,
+        )
+        save(Path(config.out), self.average, card)
 
     def _resume(self) -> None:
         if not (self.folder / "state.pt").exists():
@@ -334,7 +340,7 @@ def _inner(x: Tensor, border: Triple) -> Tensor:
 
 
 def _full_scale(volume: Volume) -> float:
-    return {"uint8": 255.0, "uint16": 65535.0}[volume.spec.dtype]
+    return Intensity.full_range(volume.spec.dtype).scale
 
 
 def _device(name: str) -> torch.device:
@@ -346,6 +352,15 @@ def _device(name: str) -> torch.device:
         return torch.device(name)
     except RuntimeError:
         raise UsageError(f"device {name!r} is unknown; choose auto, cpu or cuda") from None
+
+
+def _source(volume: Volume, config: TrainConfig) -> Source:
+    check_supported(volume.spec)
+    _require_isotropic(volume, config)
+    measured = measure_intensity(volume, "standard")  # refuses a volume with nothing to learn
+    if config.normalisation == "range":
+        measured = Intensity.full_range(volume.spec.dtype)
+    return Source(volume, measured)
 
 
 def _require_isotropic(volume: Volume, config: TrainConfig) -> None:
