@@ -38,16 +38,16 @@ def gcs_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectServe
 def _use(server: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> str:
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
-    return server.bucket(f"bucket-{uuid.uuid4().hex[:12]}")
+    return f"{servers.BUCKET}/{uuid.uuid4().hex[:12]}"
 
 
 @pytest.fixture
 def s3(s3_server: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> str:
-    """URL of an empty S3 bucket, with the environment that reaches it."""
+    """URL of an empty place on S3, with the environment that reaches it."""
     return f"s3://{_use(s3_server, monkeypatch)}"
 
 
 @pytest.fixture
 def gcs(gcs_server: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> str:
-    """URL of an empty GCS bucket, with the environment that reaches it."""
+    """URL of an empty place on GCS, with the environment that reaches it."""
     return f"gs://{_use(gcs_server, monkeypatch)}"

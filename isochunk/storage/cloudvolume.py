@@ -6,8 +6,9 @@ compresso, crackle, ...).
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import TypeVar
@@ -15,7 +16,7 @@ from typing import TypeVar
 import numpy as np
 from cloudvolume import Bbox, CloudVolume
 
-from isochunk.errors import GeometryError, StorageError
+from isochunk.errors import GeometryError, UsageError
 from isochunk.geometry import Box
 from isochunk.predict import Voxels
 from isochunk.spec import VolumeSpec
@@ -69,14 +70,17 @@ def open_cloudvolume(location: Location, access: Access) -> CloudVolumeSource:
 
     Raises:
         StorageError: nothing there, no access, or unreadable.
+        UsageError: an S3 endpoint that cloud-volume cannot be told.
     """
+    path = cloudpath(location, access)
     cloud = _within(
         lambda: CloudVolume(
-            cloudpath(location, access),
+            path,
             fill_missing=access.missing == "background",
             progress=False,
             cache=False,
             lru_bytes=access.cache_bytes,
+            secrets=_secrets(location, os.environ),
         ),
         "opening", location, access.timeout_s,
     )  # fmt: skip
@@ -87,10 +91,21 @@ def cloudpath(location: Location, access: Access) -> str:
     """Return the location as cloud-volume writes it."""
     if location.scheme == "graphene":
         return location.url
-    endpoint = access.endpoint(location) if location.scheme == "s3" else None
-    if endpoint:
-        return f"precomputed://s3://{endpoint}/{location.bucket}/{location.path}"
+    if location.scheme == "s3" and (location.endpoint_url or access.endpoint_url):
+        raise UsageError(
+            f"{location.url} is read by cloud-volume, which takes an S3-compatible server from "
+            "AWS_ENDPOINT_URL; set that instead of naming the endpoint"
+        )
     return f"precomputed://{location.url}"
+
+
+def _secrets(location: Location, environment: Mapping[str, str]) -> dict[str, str] | None:
+    """Pass on AWS keys: from the environment, cloud-volume takes them only with a token."""
+    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    wanted = location.scheme == "s3" and "AWS_SESSION_TOKEN" not in environment
+    if not wanted or any(name not in environment for name in names):
+        return None
+    return {name: environment[name] for name in names}
 
 
 def _within(call: Callable[[], T], doing: str, location: Location, timeout_s: float) -> T:
@@ -109,7 +124,7 @@ def _within(call: Callable[[], T], doing: str, location: Location, timeout_s: fl
     threading.Thread(target=run, name="cloud-volume", daemon=True).start()
     try:
         return future.result(timeout=timeout_s)
-    except (TimeoutError, StorageError) as error:
+    except TimeoutError as error:
         raise storage_error(error, doing, location) from error
     except Exception as error:
         told = RuntimeError(f"{type(error).__name__}: {error}")

@@ -120,9 +120,26 @@ class TensorStoreVolume:
                 f"box {box} takes {box.shape} voxels of {self._spec.dtype}, "
                 f"got {voxels.shape} of {voxels.dtype}"
             )
-        view = self._view(level)
         doing = f"writing box {box} of level {level} of"
-        self._store.wait(lambda: _sub(view, box).write(voxels), doing)
+        if self._spec.format == "precomputed" and scale.shard is not None:
+            self._write_shards(box, voxels, level, doing)
+        else:
+            view = self._view(level)
+            self._store.wait(lambda: _sub(view, box).write(voxels), doing)
+
+    def _write_shards(self, box: Box, voxels: Voxels, level: int, doing: str) -> None:
+        """Write precomputed shards; black ones are deleted here, tensorstore would keep them."""
+        view = self._view(level)
+        black, writes = [], []
+        for cell in object_boxes(self._spec.levels[level], box):
+            part = voxels[cell.slices(box.lo)]
+            if part.any():
+                writes.append(_sub(view, cell).write(part))
+            else:
+                black.append(object_key(self._spec, level, cell))
+        for write in writes:
+            self._store.wait(lambda write=write: write, doing)  # type: ignore[misc]
+        self._store.delete(black)
 
     def _view(self, level: int) -> Any:  # noqa: ANN401
         """Return the level's array as z, y, x, in global voxels."""
