@@ -48,6 +48,11 @@ WHOLE_TILE = (
 )
 """Layers that always take in the whole tile."""
 
+
+class UnboundedError(ModelError):
+    """The answer depends on the whole input: no halo makes tiles equal the whole."""
+
+
 WORKSPACE = 1.25
 """Memory of the kernels' own buffers and of fragmentation, relative to live tensors."""
 
@@ -145,7 +150,7 @@ class Probe:
                     f"takes, {self.shape}; export it with a larger example or dynamic shapes"
                 )
             extent *= 2
-        raise ModelError(
+        raise UnboundedError(
             f"the model's answer depends on the whole extent of {AXES[axis]} (probed up to "
             f"{CAP[axis]} voxels), so no halo makes tiles equal the whole; normalise with "
             "constants or batch statistics instead, or accept seams with --allow-inexact"
@@ -221,18 +226,28 @@ def _normalises_tile(layer: nn.Module) -> bool:
 
 
 def cost(network: PlacedNetwork) -> Cost:
-    """Count multiply-adds and peak memory of a network on ``meta`` tensors."""
+    """Count multiply-adds and peak memory of one of our networks on ``meta`` tensors."""
     hollow = copy.deepcopy(network).to("meta").eval()
-    core = triple(-(-n // g) * g for n, g in zip(COST_TILE, network.alignment, strict=True))
+    core = triple(math.ceil(n / g) * g for n, g in zip(COST_TILE, network.alignment, strict=True))
     voxels = math.prod(core) * math.prod(network.factor)
+    tile = Box.from_shape(core).grow(derived_halo(network))
+    want = Box.from_shape(triple(n * f for n, f in zip(core, network.factor, strict=True)))
     with torch.no_grad():
         with FlopCounterMode(display=False) as counter:
             hollow(torch.empty(1, 1, *core, device="meta"))
-        tile = Box.from_shape(core).grow(derived_halo(network))
-        want = Box.from_shape(triple(n * f for n, f in zip(core, network.factor, strict=True)))
         with _LiveBytes() as live:
             hollow.predict(Placed(torch.empty(1, 1, *tile.shape, device="meta"), tile.lo), want)
     return Cost(counter.get_total_flops() / 2 / voxels, WORKSPACE * live.peak / voxels)
+
+
+def measured_cost(probe: Probe, reach: Reach) -> Cost:
+    """Count multiply-adds and peak memory of any network on a small input."""
+    shape = probe.shape or triple(math.lcm(16, g) for g in reach.alignment)
+    voxels = math.prod(shape) * math.prod(probe.factor)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter, _LiveBytes() as live:
+        probe.forward(torch.zeros(1, 1, *shape))
+    grown = math.prod(1 + 2 * h / n for h, n in zip(reach.halo, COST_TILE, strict=True))
+    return Cost(counter.get_total_flops() / 2 / voxels, WORKSPACE * live.peak * grown / voxels)
 
 
 class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -247,7 +262,7 @@ class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(  # torch calls it with anything
         self,
         func: Any,  # noqa: ANN401
-        types: Any,  # noqa: ANN401, ARG002
+        types: Any,  # noqa: ANN401
         args: Any = (),  # noqa: ANN401
         kwargs: Any = None,  # noqa: ANN401
     ) -> Any:  # noqa: ANN401

@@ -1,0 +1,138 @@
+"""What ``--model`` takes: names, checkpoint folders, exported programs, trusted Python files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from isochunk.config import Device, Precision
+from isochunk.errors import ModelError
+from isochunk.geometry import Factor, Triple
+from isochunk.models.checkpoint import MODEL_FILE, load_module, read_spec
+from isochunk.predict import INTERPOLATIONS, Interpolation, Predictor, interpolation_spec
+from isochunk.spec import Intensity, ModelSpec
+
+if TYPE_CHECKING:
+    import torch
+
+SHIPPED = Path(__file__).parent / "shipped"
+"""Checkpoints that come with isochunk, one folder each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """How a model is made ready in one process."""
+
+    factor: Factor
+    """Target voxels per source voxel."""
+    intensity: Intensity = field(default_factory=Intensity)
+    """What stored values mean to a network."""
+    dtype: str = "uint8"
+    """numpy name of the source's voxel type."""
+    device: Device = "auto"
+    """Where networks run; auto takes a GPU if there is one."""
+    precision: Precision = "fp32"
+    """Number format of weights and layers."""
+    tile: Triple = (128, 256, 256)
+    """Target voxels a network computes at a time."""
+    trust: bool = False
+    """The user allowed the model to run code of its own."""
+    allow_inexact: bool = False
+    """The user accepts seams."""
+
+
+def describe(name: str, *, trust: bool = False) -> ModelSpec:
+    """Return what planning must know of a model; networks the user brings are probed for it.
+
+    Args:
+        name: as :func:`load`.
+        trust: the user allowed the model to run code of its own.
+
+    Raises:
+        ModelError: it cannot be found, trusted or loaded. A model that cannot be tiled exactly is
+            described as such, and not refused.
+    """
+    if name in INTERPOLATIONS:
+        return interpolation_spec(name)
+    if _is_foreign(name):
+        from isochunk.models.foreign import open_foreign
+
+        return open_foreign(name, trust=trust).spec
+    return read_spec(_checkpoint_folder(name))
+
+
+def load(name: str, runtime: Runtime) -> Predictor:
+    """Make a model ready to predict.
+
+    Args:
+        name: ``identity``, ``nearest``, ``linear``, ``cubic``; a shipped checkpoint; a checkpoint
+            folder; a ``torch.export`` program ``file.pt2``; or ``file.py:make``.
+        runtime: how and where.
+
+    Raises:
+        ModelError: it cannot be found, trusted or loaded, has another factor, or cannot be tiled
+            exactly and ``runtime.allow_inexact`` is not set.
+    """
+    if name in INTERPOLATIONS:
+        return Interpolation(interpolation_spec(name).for_factor(runtime.factor))
+    from isochunk.models.predictor import SameSizeEngine, TorchPredictor, ValidEngine
+
+    device = _device(runtime.device)
+    engine: ValidEngine | SameSizeEngine
+    if _is_foreign(name):
+        from isochunk.models.foreign import open_foreign
+
+        foreign = open_foreign(name, trust=runtime.trust)
+        spec = foreign.spec.for_factor(runtime.factor)
+        if not spec.exact and not runtime.allow_inexact:
+            raise ModelError(
+                f"model {name!r} cannot be tiled exactly ({foreign.reason}); --allow-inexact "
+                "accepts seams, and the report then says how large they are"
+            )
+        engine = SameSizeEngine(foreign.on(device, runtime.precision), spec, foreign.shape)
+    else:
+        folder = _checkpoint_folder(name)
+        spec = read_spec(folder).for_factor(runtime.factor)
+        engine = ValidEngine(load_module(folder), spec.halo)
+    return TorchPredictor(spec, engine, device, runtime.precision, runtime.intensity, runtime.tile)
+
+
+def shipped() -> list[tuple[str, ModelSpec]]:
+    """Return names and specs of the checkpoints that come with isochunk."""
+    folders = sorted(path.parent for path in SHIPPED.glob(f"*/{MODEL_FILE}"))
+    return [(folder.name, read_spec(folder)) for folder in folders]
+
+
+def _is_foreign(name: str) -> bool:
+    return name.endswith((".pt2", ".py")) or ".py:" in name
+
+
+def _checkpoint_folder(name: str) -> Path:
+    """Find a checkpoint: a folder that exists, else one that is shipped."""
+    folder = Path(name)
+    if folder.is_dir():
+        return folder
+    if (SHIPPED / name / MODEL_FILE).is_file():
+        return SHIPPED / name
+    here = sorted(path.parent.name for path in SHIPPED.glob(f"*/{MODEL_FILE}"))
+    raise ModelError(
+        f"no model {name!r}: it is no checkpoint folder and no name; names are "
+        f"{', '.join([*INTERPOLATIONS, *here])}; files can be model.pt2 or my_model.py:make"
+    )
+
+
+def _device(wanted: Device) -> torch.device:
+    """Choose where to run.
+
+    Raises:
+        ModelError: a GPU is asked for and there is none.
+    """
+    import torch
+
+    there = torch.cuda.is_available()
+    if wanted == "cuda" and not there:
+        raise ModelError(
+            "--device cuda, but torch sees no GPU; use --device cpu, or install torch with CUDA"
+        )
+    return torch.device("cuda" if there and wanted != "cpu" else "cpu")

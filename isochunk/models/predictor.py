@@ -1,0 +1,224 @@
+"""A torch network as a Predictor: blocks are cut into tiles, and tiles equal the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from isochunk.config import Precision
+from isochunk.errors import PredictionError, UsageError
+from isochunk.geometry import Box, Triple, add, ceil_div, sub, triple
+from isochunk.models.placed import Placed, PlacedNetwork
+from isochunk.predict import Voxels
+from isochunk.spec import Intensity, ModelSpec
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Engine(Protocol):
+    """A network that answers exactly inside a tile."""
+
+    @property
+    def module(self) -> nn.Module:
+        """The network itself."""
+        ...
+
+    @property
+    def largest(self) -> Triple | None:
+        """Largest tile in target voxels; None for any."""
+        ...
+
+    def needs(self, want: Box) -> Box:
+        """Return the source voxels needed for the target box ``want``."""
+        ...
+
+    def __call__(self, tile: Tensor, want: Box) -> Tensor:
+        """Predict ``want`` from the source voxels ``needs(want)``, both (1, 1, z, y, x)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ValidEngine:
+    """One of our networks, by valid convolutions: least work, exact at any position."""
+
+    module: PlacedNetwork
+    """The network."""
+    halo: Triple
+    """Source voxels needed on each side."""
+    largest: Triple | None = None
+    """Any tile will do."""
+
+    def needs(self, want: Box) -> Box:
+        """Return the source voxels under ``want`` and the halo."""
+        z, y, x = self.module.factor
+        lo = triple(a // f for a, f in zip(want.lo, (z, y, x), strict=True))
+        hi = triple(map(ceil_div, want.hi, (z, y, x)))
+        return Box(lo, hi).grow(self.halo)
+
+    def __call__(self, tile: Tensor, want: Box) -> Tensor:
+        """Predict ``want``."""
+        return self.module.predict(Placed(tile, self.needs(want).lo), want).crop(want).data
+
+
+@dataclass(frozen=True, slots=True)
+class SameSizeEngine:
+    """Any module that maps a tile to ``factor`` times its size; the halo is cropped away."""
+
+    module: nn.Module
+    """Maps (1, 1, z, y, x) to (1, 1, fz*z, fy*y, fx*x)."""
+    spec: ModelSpec
+    """Its factor, its halo (whole cells of its alignment) and its alignment."""
+    shape: Triple | None = None
+    """The only input shape it takes; None for any multiple of its alignment."""
+
+    @property
+    def largest(self) -> Triple | None:
+        """Largest tile that fits the only input shape."""
+        if self.shape is None:
+            return None
+        inner = sub(self.shape, add(self.spec.halo, self.spec.halo))
+        z, y, x = (
+            int(n // g * g * f)
+            for n, g, f in zip(inner, self.spec.alignment, self.spec.resolved_factor, strict=True)
+        )
+        return (z, y, x)
+
+    def needs(self, want: Box) -> Box:
+        """Return the aligned source voxels under ``want`` and the halo."""
+        return self.spec.read_box(want)
+
+    def __call__(self, tile: Tensor, want: Box) -> Tensor:
+        """Predict ``want``; a tile smaller than the only input shape is padded and cropped."""
+        read, got = self.needs(want), tile.shape[2:]
+        if self.shape is not None:
+            rims = [n for a, b in zip(self.shape, got, strict=True) for n in (a - b, 0)]
+            tile = functional.pad(tile, rims[::-1])
+        answer = self.module(tile)
+        factor = triple(self.spec.resolved_factor)
+        wanted = (1, 1, *(n * f for n, f in zip(tile.shape[2:], factor, strict=True)))
+        if not isinstance(answer, Tensor) or tuple(answer.shape) != wanted:
+            shape = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
+            raise PredictionError(
+                f"model {self.spec.name!r} answered {shape} to an input of {tuple(tile.shape)}; "
+                f"with factor {factor} it must answer {wanted}"
+            )
+        z, y, x = (lo * f for lo, f in zip(read.lo, factor, strict=True))
+        return Placed(answer, (z, y, x)).crop(want).data
+
+
+class TorchPredictor:
+    """Predicts blocks tile by tile on one device; see :class:`isochunk.predict.Predictor`.
+
+    Tiles lie on the absolute grid of the network's alignment. Those of one block have one shape,
+    except at the far end where the block ends.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        engine: Engine,
+        device: torch.device,
+        precision: Precision,
+        intensity: Intensity,
+        tile: Triple,
+    ) -> None:
+        """Move the network to its device.
+
+        Args:
+            spec: the model's spec with its factor resolved.
+            engine: how the network is run on a tile.
+            device: where.
+            precision: number format of weights and layers.
+            intensity: what stored values mean to the network.
+            tile: target voxels computed at a time; rounded up to the alignment.
+        """
+        self.spec = spec
+        self.engine = engine
+        self.device = device
+        self.precision = precision
+        self.intensity = intensity
+        self.tile = tile
+        engine.module.to(device)
+        if precision != "fp32":
+            engine.module.to(DTYPES[precision])
+        if isinstance(engine, ValidEngine):
+            engine.module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        self._black_stays: bool | None = None
+
+    def __call__(self, source: Voxels, read: Box, write: Box) -> Voxels:
+        """Predict the target box ``write`` from the source box ``read``."""
+        if source.shape != read.shape or self.spec.read_box(write) not in read:
+            raise UsageError(
+                f"target box {write} needs source box {self.spec.read_box(write)} but got "
+                f"{read} as an array of {source.shape}"
+            )
+        result = np.empty(write.shape, source.dtype)
+        with torch.inference_mode(), _full_precision(self.device):
+            for want in self.tiles(write):
+                part = source[self.engine.needs(want).slices(read.lo)]
+                result[want.slices(write.lo)] = self._tile(part, want)
+        return result
+
+    def tiles(self, write: Box) -> Iterator[Box]:
+        """Cut a target box into tiles of nearly equal size that start on the alignment."""
+        factor = self.spec.resolved_factor
+        cell = triple(int(g * f) for g, f in zip(self.spec.alignment, factor, strict=True))
+        largest = self.engine.largest or self.tile
+        start = triple(a // c * c for a, c in zip(write.lo, cell, strict=True))
+        step = []
+        for axis in range(3):
+            limit = min(self.tile[axis], largest[axis])
+            limit = max(limit // cell[axis], 1)
+            cells = ceil_div(write.hi[axis] - start[axis], cell[axis])
+            count = ceil_div(cells, limit)
+            step.append(ceil_div(cells, count) * cell[axis])
+        for z in range(start[0], write.hi[0], step[0]):
+            for y in range(start[1], write.hi[1], step[1]):
+                for x in range(start[2], write.hi[2], step[2]):
+                    yield Box.from_shape(triple(step), (z, y, x)) & write
+
+    def _tile(self, part: Voxels, want: Box) -> Voxels:
+        if not part.any() and self._keeps_black(part.dtype):
+            return np.zeros(want.shape, part.dtype)
+        return self._predict(part, want)
+
+    def _predict(self, part: Voxels, want: Box) -> Voxels:
+        limits = np.iinfo(part.dtype)
+        tile = torch.from_numpy(np.ascontiguousarray(part)).to(self.device).to(torch.float32)
+        tile = ((tile - self.intensity.offset) / self.intensity.scale)[None, None]
+        answer = self.engine(tile.to(DTYPES[self.precision]), want).float()
+        # One NaN or infinity makes the sum one.
+        if not bool(torch.isfinite(answer.sum(dtype=torch.float64))):
+            raise PredictionError(
+                f"model {self.spec.name!r} answered NaN or infinity in target box {want}; its "
+                f"weights or --precision {self.precision} do not suit this volume's values"
+            )
+        values = answer * self.intensity.scale + self.intensity.offset
+        values = values.round_().clamp_(limits.min, limits.max)
+        stored = values.to(torch.uint8 if part.dtype == np.uint8 else torch.uint16)
+        voxels: Voxels = stored.cpu().numpy()[0, 0]
+        return voxels
+
+    def _keeps_black(self, dtype: np.dtype[np.unsignedinteger]) -> bool:
+        """Tell whether the network answers all 0 with 0; asked once, over one cell of its grid."""
+        if self._black_stays is None:
+            factor = self.spec.resolved_factor
+            cell = triple(int(g * f) for g, f in zip(self.spec.alignment, factor, strict=True))
+            want = Box.from_shape(cell)
+            black = np.zeros(self.engine.needs(want).shape, dtype)
+            self._black_stays = not self._predict(black, want).any()
+        return self._black_stays
+
+
+def _full_precision(device: torch.device) -> AbstractContextManager[None]:
+    """Keep a GPU from rounding float32 to TF32's 10 bits, and from summing in random order."""
+    if device.type != "cuda":
+        return nullcontext()
+    return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
