@@ -23,7 +23,7 @@ MAX_LINES = {"isochunk": 450, "examples": 450, "benchmarks": 500, "tests": 500}
 # A module imports only from rows above its own. The first digit is the rank of the design.
 RANKS = {
     "0.0": "errors",
-    "0.1": "geometry metrics",
+    "0.1": "allocator geometry metrics",
     "1.0": "codec config spec storage.url",
     "2.0": "block predict models.placed storage.access train.degrade train.snapshot",
     "2.1": "models.fsrcnn models.srunet storage.arrays storage.keys storage.volume viewer",
@@ -32,7 +32,7 @@ RANKS = {
     "3.0": "models.checkpoint process storage.ledger storage.objects train.data",
     "3.1": "storage.cloudvolume storage.recognise",
     "3.2": "storage.tensorstore",
-    "4.0": "auditing engine.report serve",
+    "4.0": "auditing engine.report models.foreign models.predictor serve",
     "4.1": "engine.loop models.load progress train.loop",
     "4.2": "engine.local evaluate",
     "4.3": "engine.dask preview",
