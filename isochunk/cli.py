@@ -351,6 +351,7 @@ def add_training(add: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("--box", help="part of the truth, z0:z1,y0:y1,x0:x1")
     sub.add_argument("--device", choices=CHOICES["device"], default="auto")
     sub.add_argument("--trust", action="store_true", help=JOB_SWITCHES["trust"])
+    sub.add_argument("--report", help="folder to write the figures to")
 
 
 def train(options: argparse.Namespace) -> Result:
@@ -386,6 +387,7 @@ def evaluate(options: argparse.Namespace) -> Result:
         box=Box.parse(options.box) if options.box else None,
         device=options.device,
         trust=options.trust,
+        report=options.report,
     )
     return measure(config).summary(), DONE
 

@@ -40,7 +40,7 @@ def from_json(kind: type[T], data: Any) -> T:  # noqa: ANN401 - parsed JSON
 
 
 def _read(kind: Any, data: Any, where: str) -> Any:  # noqa: ANN401, PLR0911
-    if is_dataclass(kind):
+    if is_dataclass(kind) and isinstance(kind, type):
         hints = typing.get_type_hints(kind)
         names = {f.name for f in fields(kind)}
         if not isinstance(data, dict) or set(data) != names:

@@ -10,15 +10,15 @@ from isochunk.spec import LevelSpec, VolumeSpec
 from isochunk.storage.tensorstore import create_volume
 from isochunk.testing.synthetic import synthetic_pair
 
-SHAPE = (128, 512, 512)
-"""Voxels of the isotropic truth; every four sections become one."""
+SHAPE = (32, 512, 512)
+"""Voxels of the source."""
 
 FACTOR = 4
 SPACING = Spacing(Fraction(40), Fraction(10), Fraction(10))
 
 
 def make_source(folder: str) -> str:
-    """Write the demo's source volume if it is not there yet; return its URL."""
+    """Write the demo's source volume; return its URL."""
     url = f"file://{Path(folder).resolve()}/anisotropic"
     coarse, _ = synthetic_pair(SHAPE, FACTOR, seed=0)
     level = LevelSpec("10_10_40", Box.from_shape(coarse.shape), SPACING, (16, 128, 128), None)

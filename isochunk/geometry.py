@@ -9,11 +9,11 @@ knows about tiles. Factors are fractions, never floats.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import product
-from typing import TypeAlias
+from typing import SupportsInt, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -132,9 +132,9 @@ class Spacing:
         return ",".join(format_nm(s) for s in self)
 
 
-def triple(values: object) -> Triple:
-    """Return three integers as a tuple."""
-    z, y, x = values  # type: ignore[attr-defined]
+def triple(values: Iterable[SupportsInt]) -> Triple:
+    """Return three whole numbers as a tuple of integers."""
+    z, y, x = values
     return (int(z), int(y), int(x))
 
 

@@ -46,7 +46,8 @@ class Predictor(Protocol):
 def quantise(values: NDArray[np.floating[Any]], dtype: np.dtype[Any]) -> Voxels:
     """Round to nearest and clip to the range of an integer dtype."""
     limits = np.iinfo(dtype)
-    return np.clip(np.rint(values), limits.min, limits.max).astype(dtype)
+    clipped: Voxels = np.clip(np.rint(values), limits.min, limits.max).astype(dtype)
+    return clipped
 
 
 INTERPOLATIONS = {"identity": 0, "nearest": 0, "linear": 1, "cubic": 2}

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from isochunk.allocator import keep_memory
 from isochunk.block import BlockReport, BlockTask
 from isochunk.config import Device
 from isochunk.engine.loop import FLUSH_S
@@ -17,7 +18,7 @@ from isochunk.errors import ModelError
 from isochunk.geometry import Box
 from isochunk.models.load import Runtime, load
 from isochunk.planning import Plan
-from isochunk.predict import Predictor, Voxels
+from isochunk.predict import INTERPOLATIONS, Predictor, Voxels
 from isochunk.process import Pipeline, Volumes, convert
 from isochunk.storage.access import Access
 from isochunk.storage.tensorstore import open_target, open_volume
@@ -40,6 +41,15 @@ class WorkerSettings:
     """The user accepts seams."""
     threads: int | None = None
     """Compute threads; None for torch's default."""
+
+
+def prepare_for_network(threads: int | None) -> None:
+    """Set up this process to run networks on the CPU."""
+    import torch
+
+    keep_memory()
+    if threads is not None:
+        torch.set_num_threads(threads)
 
 
 def open_predictor(plan: Plan, settings: WorkerSettings) -> Predictor:
@@ -74,6 +84,8 @@ def open_pipeline(plan: Plan, settings: WorkerSettings) -> Pipeline:
         ModelError: the model is not the one that was planned with.
         StorageError: a volume cannot be opened.
     """
+    if plan.model.arch not in INTERPOLATIONS:
+        prepare_for_network(settings.threads)
     volumes = Volumes(
         source=open_volume(plan.source.url, settings.access),
         target=open_target(plan.target, settings.access),

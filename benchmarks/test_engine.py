@@ -1,0 +1,64 @@
+"""What the framework itself costs: planning, null blocks, the ledger."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from jobs import write_source
+
+import isochunk
+from isochunk.block import BlockReport
+from isochunk.storage.ledger import Ledger
+from isochunk.storage.tensorstore import open_store
+
+
+@pytest.fixture
+def null_plan(tmp_path: Path) -> Any:
+    """1,024 blocks of background through the identity."""
+    source = write_source(f"file://{tmp_path}/in", np.zeros((16, 512, 512), np.uint8), "8,8,8")
+    return isochunk.plan(
+        isochunk.Job(
+            source=source, target=f"{tmp_path}/out", model="identity", levels=1,
+            chunk=(16, 16, 16), shard="none", block=(16, 16, 16), overwrite=True,
+        )  # fmt: skip
+    )
+
+
+def test_null_blocks_in_one_process(benchmark: Any, null_plan: Any) -> None:
+    report = benchmark.pedantic(isochunk.run, args=(null_plan,), rounds=3)
+    assert report.complete
+    benchmark.extra_info["blocks"] = report.total
+
+
+def test_planning_a_petavoxel(benchmark: Any, null_plan: Any) -> None:
+    """The plan's summary comes from its axes, not from its seven million blocks."""
+    from dataclasses import replace
+
+    from isochunk.geometry import Box
+    from isochunk.planning import Inputs, make_plan
+    from isochunk.predict import interpolation_spec
+
+    level = replace(null_plan.source.levels[0], box=Box.from_shape((25_000, 200_000, 200_000)))
+    source = replace(null_plan.source, levels=(level,))
+    job = isochunk.Job(source=source.url, target="out", model="cubic", spacing="2,8,8")
+    found = Inputs(
+        source, interpolation_spec("cubic"), null_plan.intensity, "file:///out/", "precomputed"
+    )
+    summary = benchmark(lambda: make_plan(job, found).summary())
+    assert summary["bytes_written"] > 4e15
+
+
+def test_ledger_of_100_000_blocks(benchmark: Any, null_plan: Any, tmp_path: Path) -> None:
+    store = open_store(f"file://{tmp_path}/ledger")
+    ledger = Ledger(store, null_plan)
+    reports = [BlockReport(0, i % null_plan.block_count(0), checksum=i) for i in range(100_000)]
+
+    def record() -> None:
+        ledger.add(reports)
+        ledger.flush()
+
+    benchmark(record)
+    assert Ledger(store, null_plan).count() == null_plan.block_count(0)
