@@ -100,6 +100,7 @@ def s3_server(root: Path) -> Iterator[ObjectServer]:
         "AWS_ACCESS_KEY_ID": S3_KEY,
         "AWS_SECRET_ACCESS_KEY": S3_SECRET,
         "AWS_ENDPOINT_URL": url,
+        "AWS_SESSION_TOKEN": "",  # cloud-volume insists on it
         "AWS_REGION": "us-east-1",
     }
     with running(command, port):
@@ -142,6 +143,8 @@ class Faults:
     """Faults for the first requests whose path contains the key; used up."""
     requests: list[tuple[str, str]] = field(default_factory=list)
     """Method and path of every request."""
+    stored: list[str] = field(default_factory=list)
+    """Path of every PUT that the object store accepted; rclone refuses a few, which are retried."""
     lock: threading.Lock = field(default_factory=threading.Lock)
     released: threading.Event = field(default_factory=threading.Event)
     """Ends the stalls."""
@@ -269,6 +272,8 @@ def proxy(upstream: str, faults: Faults) -> Iterator[str]:
                     kept = {n: v for n, v in kept.items() if n.lower() != "content-length"}
             finally:
                 connection.close()
+            if self.command == "PUT" and reply.status < 300:
+                self.faults.stored.append(self.path)
             self.answer(reply.status, kept, content)
 
         do_HEAD = do_PUT = do_POST = do_DELETE = do_GET  # noqa: N815  http.server's names

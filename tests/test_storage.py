@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -155,14 +154,8 @@ def test_precomputed_is_read_by_cloudvolume(request, tmp_path, place, shard):
     root = f"file://{tmp_path}" if place == "file" else request.getfixturevalue(place)
     spec = make_spec(f"{root}/v", "precomputed", "raw", shard)
     arrays = write_and_read(spec)
-    secrets = None
-    if place == "s3":  # cloud-volume reads keys from the environment only with a session token
-        keys = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-        secrets = {key: os.environ[key] for key in keys}
     for mip, array in enumerate(arrays):
-        volume = CloudVolume(
-            f"precomputed://{spec.url}", mip=mip, progress=False, secrets=secrets
-        )
+        volume = CloudVolume(f"precomputed://{spec.url}", mip=mip, progress=False)
         assert list(volume.resolution) == ([4.6, 4.6, 46] if mip == 0 else [9.2, 9.2, 46])
         assert tuple(volume.voxel_offset) == spec.levels[mip].box.lo[::-1]
         np.testing.assert_array_equal(np.asarray(volume[:, :, :])[..., 0].T, array)
@@ -232,7 +225,8 @@ def test_each_object_is_written_once_and_black_ones_never(
         lit = set(object_keys(spec, 0, Box((level.box.lo[0], level.box.lo[1] + 64,
                                             level.box.lo[2]), level.box.hi)))  # fmt: skip
         assert 0 < len(lit) < len(keys)
-        written = {key: faults.count("PUT", f"/v/{key}") for key in keys}
+        stored = [urlsplit(path).path.partition("/v/")[2] for path in faults.stored]
+        written = {key: stored.count(key) for key in keys}
         assert written == {key: int(key in lit) for key in keys}
         assert {key for key in keys if open_store(spec.url).exists(key)} == lit
         read = open_volume(spec.url).read(level.box).astype(int)

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from fractions import Fraction
 
 import numpy as np
@@ -232,14 +231,8 @@ def test_encodings_of_cloudvolume(request, tmp_path, encoding, place):
         resolution=[4.6, 4.6, 46], voxel_offset=[10, 20, 30], chunk_size=[16, 16, 16],
         volume_size=labels.shape,
     )  # fmt: skip
-    root, secrets = f"file://{tmp_path}", None
-    if place == "s3":
-        root = request.getfixturevalue("s3")
-        names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-        secrets = {name: os.environ[name] for name in names}
-    writer = CloudVolume(
-        f"precomputed://{root}/v", info=info, compress=False, progress=False, secrets=secrets
-    )
+    root = request.getfixturevalue("s3") if place == "s3" else f"file://{tmp_path}"
+    writer = CloudVolume(f"precomputed://{root}/v", info=info, compress=False, progress=False)
     writer.commit_info()
     writer[:, :, :] = labels
     with servers.file_server(tmp_path) as http:
@@ -265,8 +258,7 @@ def test_cloudvolume_errors(tmp_path):
     writer[:, :, :] = labels
     volume = open_volume(str(tmp_path / "v"))
     chunk = tmp_path / "v" / "8_8_8" / "0-16_0-16_0-16"
-    content = chunk.read_bytes()
-    chunk.write_bytes(content[: len(content) // 2])
+    chunk.write_bytes(b"noise" * 10)
     box = volume.spec.box
     with pytest.raises(StorageError, match=rf"box {box} of level 0 of file://{tmp_path}/v"):
         volume.read(box)
@@ -329,8 +321,6 @@ def test_import_starts_nothing():
     assert answer.stdout.strip() == "[]"
 
 
-def test_a_refused_connection_ends_soon():
-    started = time.monotonic()
-    with pytest.raises(StorageError, match="storage failed after retries"):
+def test_a_refused_connection_ends_after_the_retries():
+    with pytest.raises(StorageError, match=f"All {QUICK.retries} retry attempts failed"):
         open_volume(f"http://127.0.0.1:{servers.free_port()}/v", QUICK)
-    assert time.monotonic() - started < QUICK.timeout_s

@@ -112,6 +112,10 @@ def region(environment: Mapping[str, str]) -> str | None:
 
 
 CREDENTIALS = {
+    "cloud-volume on s3": (
+        "cloud-volume takes AWS keys from ~/.cloudvolume/secrets/aws-secret.json, or from "
+        "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY if AWS_SESSION_TOKEN is set too (may be empty)"
+    ),
     "s3": (
         "credentials are looked for in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, "
         "~/.aws/credentials, and the machine's or container's role"
@@ -136,7 +140,8 @@ _NOT_FOUND = re.compile(
 )
 _TIMEOUT = re.compile(r"\bDEADLINE_EXCEEDED\b|[Tt]imed? ?out|Timeout was reached")
 _CORRUPT = re.compile(
-    r"\bDATA_LOSS\b|\bINVALID_ARGUMENT\b|\bOUT_OF_RANGE\b|[Dd]ecod|[Cc]orrupt|[Tt]runcat"
+    r"FAILED_PRECONDITION: Error reading"
+    r"|\bDATA_LOSS\b|\bINVALID_ARGUMENT\b|\bOUT_OF_RANGE\b|[Dd]ecod|[Cc]orrupt|[Tt]runcat"
     r"|[Uu]nexpected end|[Cc]hecksum|crc32c|zstd|blosc|zlib|JPEG|PNG",
 )
 _TRAILER = re.compile(r"\s*\[(?:tensorstore_spec|source locations|http_response_body)=.*", re.S)

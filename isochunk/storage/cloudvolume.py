@@ -11,17 +11,19 @@ import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import replace
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 from cloudvolume import Bbox, CloudVolume
+from cloudvolume.secrets import CLOUD_VOLUME_DIR
 
-from isochunk.errors import GeometryError, UsageError
+from isochunk.errors import AccessError, GeometryError, UsageError
 from isochunk.geometry import Box
 from isochunk.predict import Voxels
 from isochunk.spec import VolumeSpec
 from isochunk.storage import precomputed
-from isochunk.storage.access import Access, storage_error
+from isochunk.storage.access import CREDENTIALS, Access, storage_error
 from isochunk.storage.url import Location
 
 T = TypeVar("T")
@@ -73,6 +75,7 @@ def open_cloudvolume(location: Location, access: Access) -> CloudVolumeSource:
         UsageError: an S3 endpoint that cloud-volume cannot be told.
     """
     path = cloudpath(location, access)
+    _check_keys(location, os.environ)
     cloud = _within(
         lambda: CloudVolume(
             path,
@@ -80,7 +83,6 @@ def open_cloudvolume(location: Location, access: Access) -> CloudVolumeSource:
             progress=False,
             cache=False,
             lru_bytes=access.cache_bytes,
-            secrets=_secrets(location, os.environ),
         ),
         "opening", location, access.timeout_s,
     )  # fmt: skip
@@ -99,13 +101,12 @@ def cloudpath(location: Location, access: Access) -> str:
     return f"precomputed://{location.url}"
 
 
-def _secrets(location: Location, environment: Mapping[str, str]) -> dict[str, str] | None:
-    """Pass on AWS keys: from the environment, cloud-volume takes them only with a token."""
-    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-    wanted = location.scheme == "s3" and "AWS_SESSION_TOKEN" not in environment
-    if not wanted or any(name not in environment for name in names):
-        return None
-    return {name: environment[name] for name in names}
+def _check_keys(location: Location, environment: Mapping[str, str]) -> None:
+    """Say what cloud-volume would say with a KeyError."""
+    needed = location.scheme == "s3" and "AWS_SECRET_ACCESS_KEY" in environment
+    secrets = Path(CLOUD_VOLUME_DIR) / "secrets"
+    if needed and "AWS_SESSION_TOKEN" not in environment and not any(secrets.glob("*aws-secret*")):
+        raise AccessError(f"opening {location.url}: {CREDENTIALS['cloud-volume on s3']}")
 
 
 def _within(call: Callable[[], T], doing: str, location: Location, timeout_s: float) -> T:

@@ -23,6 +23,9 @@ ENCODINGS = {"raw": ("uint8", "uint16"), "jpeg": ("uint8",), "png": ("uint8", "u
 READABLE = ("raw", "jpeg", "png", "compressed_segmentation")
 """Encodings that tensorstore decodes; cloud-volume reads the others."""
 
+STORED_AXES = ("x", "y", "z", "channel")
+"""Axes as tensorstore names them."""
+
 MARK = "isochunk"
 """Member of ``info`` that says this volume leaves out objects that are all zero, and where its
 first corner lies: precomputed itself can say so only in whole voxels."""

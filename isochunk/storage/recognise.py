@@ -51,7 +51,7 @@ def recognise(store: Store) -> Recognised:
     if "info" in found:
         info = _json(store, "info", found["info"])
         spec = precomputed.volume_spec(store.url, info)
-        return Recognised(spec, ("x", "y", "z", "channel"), precomputed.MARK in info)
+        return Recognised(spec, precomputed.STORED_AXES, precomputed.MARK in info)
     if "zarr.json" in found:
         return _zarr3(store, _json(store, "zarr.json", found["zarr.json"]))
     if ".zarray" in found:

@@ -1,0 +1,120 @@
+"""Reading volumes through tensorstore."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import tensorstore as ts
+
+from isochunk.errors import GeometryError, NotFoundError
+from isochunk.geometry import AXES, Box
+from isochunk.predict import Voxels
+from isochunk.spec import LevelSpec, VolumeSpec
+from isochunk.storage.access import JsonObject
+from isochunk.storage.keys import object_boxes, object_key
+from isochunk.storage.objects import Store
+
+_DRIVERS = {"zarr2": "zarr", "zarr3": "zarr3", "n5": "n5"}
+
+
+class TensorStoreVolume:
+    """A volume that tensorstore reads."""
+
+    def __init__(
+        self, spec: VolumeSpec, store: Store, axes: tuple[str, ...], *, strict: bool
+    ) -> None:
+        """Keep what is known; arrays are opened when first used.
+
+        Args:
+            spec: the volume.
+            store: where it is.
+            axes: names of the stored arrays' axes.
+            strict: an absent object is an error, not background.
+        """
+        self._spec = spec
+        self._store = store
+        self._axes = axes
+        self._strict = strict
+        self._views: dict[int, Any] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def spec(self) -> VolumeSpec:
+        """What is stored and where."""
+        return self._spec
+
+    def read(self, box: Box, level: int = 0) -> Voxels:
+        """Read a box that lies inside ``spec.levels[level].box`` as a z, y, x array.
+
+        Raises:
+            GeometryError: the box leaves the level.
+            StorageError: storage failed after retries; the message names box and URL.
+        """
+        scale = self._spec.levels[level]
+        if box not in scale.box:
+            raise GeometryError(f"box {box} is outside level {level} of {self._spec.url}, "
+                                f"{scale.box}")  # fmt: skip
+        view = self.view(level)
+        doing = f"reading box {box} of level {level} of"
+        voxels: Voxels = self._store.wait(lambda: part_of(view, box).read(order="C"), doing)
+        if self._strict:
+            self._check_present(box, level, voxels)
+        return voxels
+
+    def _check_present(self, box: Box, level: int, voxels: Voxels) -> None:
+        """Tell an absent object from a black one; only where all voxels are zero is it asked."""
+        for cell in object_boxes(self._spec.levels[level], box):
+            if voxels[(cell & box).slices(box.lo)].any():
+                continue
+            key = object_key(self._spec, level, cell)
+            if not self._store.exists(key):
+                raise NotFoundError(
+                    f"reading box {box} of {self._spec.url}: object {key} is missing though the "
+                    "volume covers it; restore it, or say that absent objects are background "
+                    "(Access(missing='background'))"
+                )
+
+    def view(self, level: int) -> Any:  # noqa: ANN401
+        """Return the level's array as z, y, x, in global voxels."""
+        with self._lock:
+            if level not in self._views:
+                spec = self._array_json(self._spec.levels[level])
+                doing = f"opening level {level} of"
+                array = self._store.wait(
+                    lambda: ts.open(spec, context=self._store.context), doing
+                )
+                self._views[level] = _zyx(array, self._axes)
+            return self._views[level]
+
+    def _array_json(self, level: LevelSpec) -> JsonObject:
+        return array_json(self._spec, level, self._store)
+
+
+def part_of(view: Any, box: Box) -> Any:  # noqa: ANN401
+    """Select a box of a z, y, x tensorstore array in global voxels."""
+    return view[tuple(slice(a, b) for a, b in zip(box.lo, box.hi, strict=True))]
+
+
+def _zyx(array: Any, axes: tuple[str, ...]) -> Any:  # noqa: ANN401
+    for position in reversed(range(len(axes))):
+        if axes[position] not in AXES:
+            first = array.domain[position].inclusive_min
+            array = array[ts.d[position][first]]
+    kept = [name for name in axes if name in AXES]
+    return array[ts.d[[kept.index(axis) for axis in AXES]].transpose[:]]
+
+
+def array_json(spec: VolumeSpec, level: LevelSpec, store: Store) -> JsonObject:
+    """Return the tensorstore spec of one level."""
+    base: JsonObject = {"recheck_cached_metadata": "open", "recheck_cached_data": "open"}
+    if spec.format == "precomputed":
+        return {
+            **base,
+            "driver": "neuroglancer_precomputed",
+            "kvstore": store.kvstore_json,
+            "scale_metadata": {"key": level.key},
+        }
+    path = f"{store.kvstore_json['path']}{level.key}/" if level.key else None
+    kvstore = {**store.kvstore_json, "path": path} if path else store.kvstore_json
+    return {**base, "driver": _DRIVERS[spec.format], "kvstore": kvstore}

@@ -1,0 +1,222 @@
+"""Creating and writing volumes through tensorstore."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import tensorstore as ts
+
+from isochunk.errors import (
+    CorruptDataError,
+    GeometryError,
+    StorageError,
+    TargetConflictError,
+    UsageError,
+)
+from isochunk.geometry import AXES, Box, ceil_div, triple
+from isochunk.predict import Voxels
+from isochunk.spec import LevelSpec, VolumeSpec
+from isochunk.storage import arrays, ome, precomputed
+from isochunk.storage.access import Access, JsonObject
+from isochunk.storage.keys import check_whole_objects, object_boxes, object_key
+from isochunk.storage.objects import Store, check_writable
+from isochunk.storage.source import TensorStoreVolume, array_json, part_of
+from isochunk.storage.url import parse_url
+from isochunk.storage.volume import WritableVolume
+
+DEFAULT = Access()
+
+
+class TensorStoreTarget(TensorStoreVolume):
+    """A volume that isochunk created and writes, object by object."""
+
+    def write(self, box: Box, voxels: Voxels, level: int = 0) -> None:
+        """Write whole stored objects; each object is written once. All-zero objects are not stored.
+
+        Raises:
+            GeometryError: the box cuts a stored object, or the array does not fit it.
+            StorageError: storage failed after retries.
+        """
+        scale = self._spec.levels[level]
+        check_whole_objects(scale, box)
+        if voxels.shape != box.shape or voxels.dtype != np.dtype(self._spec.dtype):
+            raise GeometryError(
+                f"box {box} takes {box.shape} voxels of {self._spec.dtype}, "
+                f"got {voxels.shape} of {voxels.dtype}"
+            )
+        doing = f"writing box {box} of level {level} of"
+        if self._spec.format != "precomputed":
+            self._write_padded(box, voxels, level, doing)
+        elif scale.shard is not None:
+            self._write_shards(box, voxels, level, doing)
+        else:
+            view = self.view(level)
+            self._store.wait(lambda: part_of(view, box).write(voxels), doing)
+
+    def _write_padded(self, box: Box, voxels: Voxels, level: int, doing: str) -> None:
+        """Write zarr objects in full, as they are stored.
+
+        Told of clipped ones, tensorstore would read each object at the end of the array back
+        before writing it, and at times write it twice.
+        """
+        view = self.view(level)
+        shape = self._spec.levels[level].object_shape
+        margin = [-n % s for n, s in zip(box.shape, shape, strict=True)]
+        whole = Box(box.lo, triple(b + m for b, m in zip(box.hi, margin, strict=True)))
+        if any(margin):
+            voxels = np.pad(voxels, [(0, m) for m in margin])
+        self._store.wait(lambda: part_of(view, whole).write(voxels), doing)
+
+    def _write_shards(self, box: Box, voxels: Voxels, level: int, doing: str) -> None:
+        """Write precomputed shards; black ones are deleted here, tensorstore would keep them."""
+        view = self.view(level)
+        black, writes = [], []
+        for cell in object_boxes(self._spec.levels[level], box):
+            part = voxels[cell.slices(box.lo)]
+            if part.any():
+                writes.append(part_of(view, cell).write(part))
+            else:
+                black.append(object_key(self._spec, level, cell))
+        for write in writes:
+            self._store.wait(lambda write=write: write, doing)  # type: ignore[misc]
+        self._store.delete(black)
+
+    def _array_json(self, level: LevelSpec) -> JsonObject:
+        """Describe zarr arrays from the spec, up to the end of their last objects."""
+        stored = array_json(self._spec, level, self._store)
+        if self._spec.format == "precomputed":
+            return stored
+        cells = zip(level.box.shape, level.object_shape, strict=True)
+        whole = replace(level, box=Box.from_shape(triple(ceil_div(n, s) * s for n, s in cells)))
+        metadata = array_metadata(self._spec, whole)
+        return {**stored, "metadata": metadata, "assume_metadata": True}
+
+
+def array_metadata(spec: VolumeSpec, level: LevelSpec) -> JsonObject:
+    """Return the zarr metadata of a level.
+
+    Raises:
+        UsageError: a level that zarr cannot hold.
+    """
+    build = arrays.zarr3_metadata if spec.format == "zarr3" else arrays.zarr2_metadata
+    return build(level, spec.dtype, spec.encoding)
+
+
+def open_target(spec: VolumeSpec, access: Access = DEFAULT) -> WritableVolume:
+    """Open a created target for writing, in a worker; nothing is requested yet.
+
+    Raises:
+        UsageError: the target cannot be written.
+    """
+    location = parse_url(spec.url)
+    check_writable(location)
+    axes = precomputed.STORED_AXES if spec.format == "precomputed" else AXES
+    # No cache: what is read back is what is stored.
+    return TensorStoreTarget(spec, Store(location, access), axes, strict=False)
+
+
+def create_volume(
+    spec: VolumeSpec, access: Access = DEFAULT, attributes: JsonObject | None = None
+) -> WritableVolume:
+    """Create the metadata and arrays of all levels; doing it again is harmless.
+
+    Args:
+        spec: the volume to create: precomputed, zarr3 (OME-Zarr 0.5) or zarr2 (OME-Zarr 0.4).
+        access: limits, retries, endpoint.
+        attributes: provenance, JSON values; never credentials.
+
+    Raises:
+        UsageError: the format cannot hold such a volume.
+        GeometryError: a shard shape that precomputed cannot have.
+        TargetConflictError: something else is stored there.
+    """
+    location = parse_url(spec.url)
+    check_writable(location)
+    store = Store(location, access)
+    match spec.format:
+        case "precomputed":
+            _create_precomputed(spec, store, attributes or {})
+        case "zarr2" | "zarr3":
+            _create_ome(spec, store, attributes or {})
+        case _:
+            raise UsageError(
+                f"{spec.format} cannot be written; --format can be precomputed or ome-zarr"
+            )
+    return open_target(spec, access)
+
+
+_MARKERS = ("info", "zarr.json", ".zgroup", ".zattrs", ".zarray", "attributes.json")
+
+
+def _existing(store: Store, own: str) -> JsonObject | None:
+    """Return the target's own metadata, if it is there already.
+
+    Raises:
+        TargetConflictError: metadata of another format is there.
+    """
+    found = store.get_many(_MARKERS)
+    foreign = sorted(set(found) - {own, ".zgroup"})
+    if foreign:
+        raise TargetConflictError(
+            f"{store.url} already holds {', '.join(foreign)} of another volume; "
+            "choose another target or --overwrite"
+        )
+    if own not in found:
+        return None
+    try:
+        content: JsonObject = json.loads(found[own])
+    except ValueError as error:
+        raise CorruptDataError(f"{store.url}/{own} is not JSON: {error}") from error
+    return content
+
+
+def _create_precomputed(spec: VolumeSpec, store: Store, attributes: JsonObject) -> None:
+    info = precomputed.info_json(spec)
+    existing = _existing(store, "info")
+    if existing is not None:
+        if existing != json.loads(info):
+            raise _conflict(store)
+        return
+    if attributes:
+        store.put("provenance", precomputed.provenance_json(attributes))
+    store.put("info", info)
+
+
+def _create_ome(spec: VolumeSpec, store: Store, attributes: JsonObject) -> None:
+    metadata = [array_metadata(spec, level) for level in spec.levels]
+    own = "zarr.json" if spec.format == "zarr3" else ".zattrs"
+    existing = _existing(store, own)
+    content = ome.group_attributes(spec, attributes)
+    if existing is not None:
+        inner = existing.get("attributes", {}) if spec.format == "zarr3" else existing
+        kept = "ome" if spec.format == "zarr3" else "multiscales"
+        if inner.get(kept) != content[kept]:
+            raise _conflict(store)
+    for level, meta in zip(spec.levels, metadata, strict=True):
+        _create_array({**array_json(spec, level, store), "metadata": meta}, store, level)
+    if existing is None:
+        for key, value in ome.group_files(spec, attributes).items():
+            store.put(key, value)
+
+
+def _create_array(array: JsonObject, store: Store, level: LevelSpec) -> None:
+    try:
+        store.wait(
+            lambda: ts.open(array, context=store.context, open=True, create=True),
+            f"creating level {level.key!r} of",
+        )
+    except StorageError as error:
+        if "FAILED_PRECONDITION" in str(error.__cause__):
+            raise _conflict(store) from error
+        if "INVALID_ARGUMENT" in str(error.__cause__):
+            raise UsageError(str(error)) from error
+        raise
+
+
+def _conflict(store: Store) -> TargetConflictError:
+    return TargetConflictError(
+        f"{store.url} already holds a volume with other levels, grid or encoding; "
+        "choose another target or --overwrite"
+    )
