@@ -20,7 +20,6 @@ from jobs import write_source
 
 from isochunk.errors import TargetConflictError, UsageError
 from isochunk.geometry import Box
-from isochunk.intensity import measure_intensity
 from isochunk.models.checkpoint import read_spec
 from isochunk.spec import Intensity
 from isochunk.storage.tensorstore import open_volume
@@ -35,6 +34,9 @@ from isochunk.train.degrade import Augmentation
 from isochunk.train.loop import build, learning_rate, train
 
 torch.set_num_threads(1)
+
+LONG = 300
+"""Steps of a training that is still going on when it is killed."""
 
 RECIPE = """
 sources = ["{source}"]
@@ -145,11 +147,16 @@ def test_same_seed_same_weights_other_seed_others(source, tmp_path):
     assert not same(weights(tmp_path / "a"), weights(tmp_path / "c"))
 
 
-def test_killed_training_ends_with_the_weights_of_an_undisturbed_one(source, tmp_path):
-    steps = 400
-    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    train(config(source, undisturbed, steps))
-    config(source, killed, steps)
+@pytest.fixture(scope="module")
+def undisturbed(source, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("training") / "undisturbed"
+    train(config(source, out, LONG))
+    return out
+
+
+def test_killed_training_ends_with_the_weights_of_an_undisturbed_one(source, undisturbed, tmp_path):
+    killed = tmp_path / "undisturbed"  # the folder's name is the model's
+    config(source, killed, LONG)
     first = start(killed)
     wait_for_state(first, killed)
     os.kill(first.pid, signal.SIGKILL)
@@ -159,15 +166,13 @@ def test_killed_training_ends_with_the_weights_of_an_undisturbed_one(source, tmp
     said, _ = second.communicate(timeout=120)
     assert said.strip() == "finished"
     assert same(weights(undisturbed), weights(killed))
-    best = [out / "weights.safetensors" for out in (undisturbed, killed)]
-    assert best[0].read_bytes() == best[1].read_bytes()
+    for name in ("weights.safetensors", "model.json"):
+        assert (undisturbed / name).read_bytes() == (killed / name).read_bytes()
 
 
-def test_sigterm_saves_the_state_and_the_same_command_goes_on(source, tmp_path):
-    steps = 400
-    undisturbed, asked = tmp_path / "undisturbed", tmp_path / "asked"
-    train(config(source, undisturbed, steps))
-    wanted = config(source, asked, steps)
+def test_sigterm_saves_the_state_and_the_same_command_goes_on(source, undisturbed, tmp_path):
+    asked = tmp_path / "asked"
+    wanted = config(source, asked, LONG)
     process = start(asked)
     wait_for_state(process, asked)
     process.terminate()
@@ -337,6 +342,9 @@ def test_defaults_are_the_papers():
         ({"border": [32, 0, 0]}, "leaves nothing of a patch of 64 voxels along z"),
         ({"sources": []}, "no source"),
         ({"steps": 0}, "at least 1"),
+        ({"steps": "many"}, "wrong kind"),
+        ({"patch": [64, 64]}, "wrong kind"),
+        ({"augmentation": {"blur": 1}}, "augmentation: unknown field blur"),
         ({"optimisation": {"lr": -1}}, "lr > 0"),
         ({"optimisation": {"schedule": "step"}}, "'step' is unknown"),
     ],
@@ -394,21 +402,3 @@ def test_cuda_without_a_gpu_is_refused(source, tmp_path):
         pytest.skip("there is a GPU here")
     with pytest.raises(UsageError, match="no GPU"):
         train(replace(config(source, tmp_path / "out"), device="cuda"))
-
-
-def test_intensity_is_exact_and_leaves_zero_out(tmp_path):
-    voxels = blobs()
-    voxels[:, :20] = 0
-    volume = open_volume(write_source(f"{tmp_path}/part", voxels, "10,10,10"))
-    measured = measure_intensity(volume, "standard")
-    seen = voxels[voxels > 0].astype(np.float64)
-    assert measured.offset == pytest.approx(seen.mean(), abs=1e-9)
-    assert measured.scale == pytest.approx(seen.std(), abs=1e-9)
-    assert measure_intensity(volume, "range") == Intensity(0.0, 255.0)
-
-
-def test_intensity_of_a_volume_without_data_is_refused(tmp_path):
-    empty = np.zeros((32, 32, 32), np.uint8)
-    volume = open_volume(write_source(f"{tmp_path}/empty", empty))
-    with pytest.raises(UsageError, match="no nonzero voxel"):
-        measure_intensity(volume, "standard")

@@ -77,6 +77,9 @@ NO_AUGMENTATION = Augmentation()
 PAPER_OPTIMISATION = Optimisation()
 DEFAULT_KEEPING = Keeping()
 
+PARTS = {"augmentation": Augmentation, "optimisation": Optimisation, "keeping": Keeping}
+"""Fields of a config that are tables of their own."""
+
 
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
@@ -179,21 +182,22 @@ def config_from_table(table: Mapping[str, Any]) -> TrainConfig:
     _refuse_unknown(values, TrainConfig, "training")
     for key in ("sources", "out"):
         _require(key in values, f"training needs {key!r}")
-    for key, kind in (
-        ("augmentation", Augmentation),
-        ("optimisation", Optimisation),
-        ("keeping", Keeping),
-    ):
-        if key in values:
-            _refuse_unknown(values[key], kind, key)
-            values[key] = kind(**values[key])
-    for key in ("patch", "border"):
-        if key in values:
-            values[key] = triple(values[key])
-    if "averages" in values:
-        values["averages"] = tuple(map(triple, values["averages"]))
-    values["sources"] = tuple(values["sources"])
-    return TrainConfig(network=network, **values)
+    try:
+        for key, kind in PARTS.items():
+            if key in values:
+                _refuse_unknown(values[key], kind, key)
+                values[key] = kind(**values[key])
+        for key in ("patch", "border"):
+            if key in values:
+                values[key] = triple(values[key])
+        if "averages" in values:
+            values["averages"] = tuple(map(triple, values["averages"]))
+        values["sources"] = tuple(values["sources"])
+        return TrainConfig(network=network, **values)
+    except UsageError:
+        raise
+    except (TypeError, ValueError) as problem:
+        raise UsageError(f"training: a field has a value of the wrong kind: {problem}") from None
 
 
 def read_recipe(name: str) -> dict[str, Any]:
