@@ -164,7 +164,14 @@ class Probe:
         for at in range(middle, middle + phases):
             probe = torch.zeros(1, 1, *shape)
             probe.select(axis + 2, at).fill_(math.nan)
-            touched = _touched(self.forward(probe), axis)
+            answer = self.forward(probe)
+            wanted = (1, 1, *(n * f for n, f in zip(shape, self.factor, strict=True)))
+            if tuple(answer.shape) != wanted:
+                raise ModelError(
+                    f"the model answers {tuple(answer.shape)} to {tuple(probe.shape)}; with "
+                    f"factor {self.factor} it must answer {wanted}"
+                )
+            touched = _touched(answer, axis)
             if not touched:
                 raise ModelError(
                     f"a NaN in the input left no NaN in the model's answer along {AXES[axis]}, so "
