@@ -190,6 +190,15 @@ def test_more_steps_go_on_from_fewer(source, tmp_path):
     assert same(weights(tmp_path / "all"), weights(tmp_path / "parts"))
 
 
+def test_the_end_may_be_annealed_while_training_runs(source, tmp_path):
+    train(config(source, tmp_path / "parts", 30))
+    wanted = config(source, tmp_path / "parts", 60)
+    annealed = replace(wanted, optimisation=replace(wanted.optimisation, anneal=20))
+    train(annealed)
+    train(replace(annealed, out=str(tmp_path / "all")))
+    assert same(weights(tmp_path / "all"), weights(tmp_path / "parts"))
+
+
 def test_another_config_does_not_overwrite_a_training(source, tmp_path):
     wanted = config(source, tmp_path / "out", 20)
     train(wanted)
@@ -312,6 +321,8 @@ def test_schedules():
     assert [learning_rate(paper, step, 1000) for step in (0, 99, 300)] == [1e-4, 1e-4, 5e-5]
     warm = Optimisation(lr=1.0, warmup=4)
     assert [learning_rate(warm, step, 10) for step in range(5)] == [0.25, 0.5, 0.75, 1, 1]
+    anneal = Optimisation(lr=1.0, anneal=4)
+    assert [learning_rate(anneal, step, 10) for step in (5, 6, 8, 9)] == [1, 1, 0.5, 0.25]
     cosine = Optimisation(lr=1.0, schedule="cosine")
     assert [learning_rate(cosine, step, 10) for step in (0, 5, 10)] == pytest.approx([1, 0.5, 0])
 

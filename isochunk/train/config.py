@@ -43,6 +43,8 @@ class Optimisation:
     """Steps between drops of the ``sqrt`` schedule; the paper gives no number."""
     warmup: int = 0
     """Steps over which the learning rate rises linearly; none in the paper."""
+    anneal: int = 0
+    """Last steps over which the rate falls linearly to zero as well; none in the paper."""
     average: float = 0.0
     """Decay of the moving average of the weights that is validated and kept; 0 in the paper."""
 
@@ -54,11 +56,13 @@ class Optimisation:
         """
         if self.schedule not in get_args(Schedule):
             raise UsageError(f"schedule {self.schedule!r} is unknown; choose {get_args(Schedule)}")
-        if not (self.lr > 0 and self.period >= 1 and self.warmup >= 0 and 0 <= self.average < 1):
+        if not (self.lr > 0 and self.period >= 1 and min(self.warmup, self.anneal) >= 0):
             raise UsageError(
-                "training needs lr > 0, period >= 1, warmup >= 0 and 0 <= average < 1; got "
-                f"{self.lr}, {self.period}, {self.warmup} and {self.average}"
+                "training needs lr > 0, period >= 1, warmup >= 0 and anneal >= 0; got "
+                f"{self.lr}, {self.period}, {self.warmup} and {self.anneal}"
             )
+        if not 0 <= self.average < 1:
+            raise UsageError(f"average {self.average} of the weights must be in 0 <= average < 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,14 +231,15 @@ def read_recipe(name: str) -> dict[str, Any]:
 def fingerprint(config: TrainConfig) -> dict[str, Any]:
     """Return what a resumed run must have in common with the one that is continued.
 
-    Everything but where it runs, how often it is looked at, and what is only words. ``steps``
-    belongs to it where the learning rate depends on it.
+    Everything but where it runs, how often it is looked at, what is only words, and its end:
+    with the ``sqrt`` schedule, ``steps`` and ``anneal`` may be chosen while it runs.
     """
-    told = asdict(config)
-    free = ["out", "name", "device", "keeping", "licence", "trained_on"]
+    told = {"arch": config.arch, **asdict(config)}
+    for name in ("out", "name", "device", "keeping", "licence", "trained_on"):
+        del told[name]
     if config.optimisation.schedule == "sqrt":
-        free.append("steps")
-    return {"arch": config.arch, **{k: v for k, v in told.items() if k not in free}}
+        del told["steps"], told["optimisation"]["anneal"]
+    return told
 
 
 def _network(arch: str, factor: int | None, table: Mapping[str, Any]) -> NetworkConfig:

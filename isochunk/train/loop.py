@@ -200,6 +200,8 @@ class Run:
         config = self.config
         record = {
             **fingerprint(config),
+            "steps": config.steps,
+            "anneal": config.optimisation.anneal,
             "best_step": self.best_step,
             "validation_psnr": self.best_psnr,
             "validation_psnr_cubic": self.cubic_psnr,
@@ -269,6 +271,7 @@ class Run:
 def learning_rate(optimisation: Optimisation, step: int, steps: int) -> float:
     """Return the learning rate of a step; a pure function, so that a resumed run agrees."""
     rate = optimisation.lr * min(1.0, (step + 1) / max(1, optimisation.warmup))
+    rate *= min(1.0, (steps - step) / max(1, optimisation.anneal))
     if optimisation.schedule == "cosine":
         return rate * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
     return rate / math.sqrt(1 + step // optimisation.period)
