@@ -24,6 +24,7 @@ from isochunk.models.checkpoint import read_spec
 from isochunk.spec import Intensity
 from isochunk.storage.tensorstore import open_volume
 from isochunk.train.config import (
+    Keeping,
     Optimisation,
     TrainConfig,
     config_from_table,
@@ -376,6 +377,22 @@ def test_committed_recipe_parses():
     assert shipped.arch == "srunet"
     assert shipped.network.factor == 4
     assert "10.1371/journal.pone.0125825" in shipped.trained_on
+
+
+def test_committed_recipe_runs_on_its_volume(shared_data, tmp_path):
+    recipe = config_from_table(read_recipe("srunet-z4-small"))
+    report = train(
+        replace(
+            recipe,
+            sources=(str(shared_data / Path(recipe.sources[0]).name),),
+            out=str(tmp_path / "out"),
+            steps=3,
+            keeping=Keeping(validate_every=3, crops=2, save_every=3),
+        )
+    )
+    # The residual over cubic is where training starts, so three steps do not leave it far.
+    assert report.best_psnr == pytest.approx(report.cubic_psnr, abs=0.5)
+    assert read_spec(tmp_path / "out").trained_on == recipe.trained_on
 
 
 def test_volume_smaller_than_a_patch_is_refused(source, tmp_path):
