@@ -67,7 +67,9 @@ def open_any(url: str, endpoint_url: str | None = None) -> Volume:
 
 def access_for(job: Job) -> Access:
     """Return how a job reaches storage."""
-    return Access(endpoint_url=job.endpoint_url, spacing=job.source_spacing)
+    return Access(
+        endpoint_url=job.endpoint_url, spacing=job.source_spacing, missing=job.missing
+    )
 
 
 def plan(job: Job) -> Plan:

@@ -31,6 +31,7 @@ JOB_OPTIONS: Mapping[str, str] = {
     "shard": "Z,Y,X of target shards, or none",
     "levels": "resolution levels to write",
     "dtype": "target voxel type; default: the source's",
+    "missing": "what an absent source object means; auto: as the format says",
     "device": "where networks run",
     "precision": "arithmetic of networks",
     "memory": "host memory of one worker, as 8GiB",

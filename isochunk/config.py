@@ -14,12 +14,14 @@ from isochunk.geometry import Box, Spacing, Triple, exact_nm
 
 TargetFormat: TypeAlias = Literal["precomputed", "ome-zarr"]
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
+Missing: TypeAlias = Literal["auto", "background", "error"]
 Device: TypeAlias = Literal["auto", "cpu", "cuda"]
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "format": ("precomputed", "ome-zarr"),
     "encoding": ("raw", "jpeg", "png", "zstd", "blosc", "gzip"),
     "dtype": ("uint8", "uint16"),
+    "missing": ("auto", "background", "error"),
     "device": ("auto", "cpu", "cuda"),
     "precision": ("fp32", "bf16", "fp16"),
 }
@@ -65,6 +67,8 @@ class Job:
     """Resolution levels to write, the full one included; default: until one chunk holds all."""
     dtype: str | None = None
     """Target voxel type; default: the source's."""
+    missing: Missing = "auto"
+    """What an absent source object means: ``background``, ``error``, or as the format says."""
     device: Device = "auto"
     """Where networks run."""
     precision: Precision = "fp32"

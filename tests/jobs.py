@@ -74,11 +74,11 @@ def read_all(url: str, level: int = 0) -> np.ndarray:
 
 
 def tree_digest(folder: Path) -> dict[str, str]:
-    """Digest every stored object of a volume, without the job's own records."""
+    """Digest every stored object of a volume, without the job's own records and provenance."""
     return {
         str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
         for file in sorted(folder.rglob("*"))
-        if file.is_file() and ".isochunk" not in file.parts
+        if file.is_file() and ".isochunk" not in file.parts and file.name != "provenance"
     }
 
 

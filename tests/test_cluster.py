@@ -36,8 +36,8 @@ def client() -> Iterator[Client]:
 
 @pytest.fixture
 def source(tmp_path: Path) -> str:
-    """A source of 4 x 6 x 6 target shards."""
-    return write_source(f"file://{tmp_path}/in", noise((32, 192, 192)))
+    """A source of 2 x 5 x 5 target shards."""
+    return write_source(f"file://{tmp_path}/in", noise((16, 160, 160)))
 
 
 @pytest.mark.parametrize("model", ["cubic", "srunet-z4-small"])
@@ -50,7 +50,6 @@ def test_two_processes_give_the_bytes_of_one(
     there = isochunk.run(isochunk.plan(isochunk.Job(target=f"{tmp_path}/two", **options)), client)
     assert here.complete
     assert there.complete
-    assert there.blocks_elsewhere() if hasattr(there, "blocks_elsewhere") else True
     assert tree_digest(tmp_path / "one") == tree_digest(tmp_path / "two")
     assert isochunk.audit(f"{tmp_path}/two").complete
 
@@ -87,10 +86,10 @@ def test_kill_the_client_and_run_the_same_command_again(
     target = tmp_path / "out"
     process = slow_run(source, target, tmp_path, workers=2)
     children = psutil.Process(process.pid)
-    wait_until(lambda: finished(target) >= 40)
+    wait_until(lambda: finished(target) >= 20)
     family = children.children(recursive=True)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.communicate()
     wait_until(lambda: not any(p.is_running() and p.status() != "zombie" for p in family))
     recorded = open_result(str(target)).ledger.count()
     stored = finished(target)
@@ -103,7 +102,7 @@ def test_kill_the_client_and_run_the_same_command_again(
     assert result["blocks"]["resumed"] == recorded
     # What was in flight: two workers, each with tasks of its own and at most half a second of
     # finished blocks that the client had not recorded yet.
-    assert 0 < stored - recorded + 1 <= 40
+    assert 0 < recorded <= stored < 50
     redone = [f for f, at in before.items() if f.stat().st_mtime_ns != at]
     finest = [f for f in redone if f.parent.name == "10_10_10"]
     assert len(finest) <= stored - recorded + 1
@@ -116,7 +115,7 @@ def test_kill_a_worker_and_the_run_goes_on(
 ) -> None:
     target = tmp_path / "out"
     process = slow_run(source, target, tmp_path, workers=2)
-    wait_until(lambda: finished(target) >= 20)
+    wait_until(lambda: finished(target) >= 10)
     victim = next(
         child
         for child in psutil.Process(process.pid).children(recursive=True)
