@@ -141,7 +141,7 @@ class DaskBackend:
     def map(self, tasks: Iterator[BlockTask]) -> Iterator[list[BlockReport]]:
         """Keep a few tasks a worker in flight."""
         sent: dict[str, BlockTask] = {}
-        done = as_completed(with_results=True, raise_errors=False)
+        done = as_completed(loop=self.client.loop, with_results=True, raise_errors=False)
         window = TASKS_IN_FLIGHT * self.workers
         while True:
             for task in itertools.islice(tasks, max(0, window - len(sent))):
