@@ -68,7 +68,8 @@ def test_cost_of_the_papers_networks():
         srunet = SRUNet(SRUNetConfig.paper(64, 3, 3))
         fsrcnn = FSRCNN(FSRCNNConfig.paper(240, 64, 4))
     assert cost(srunet).macs == pytest.approx(2.55e6, rel=0.01)
-    assert cost(fsrcnn).macs == pytest.approx(1.19e6, rel=0.01)
+    # Run by phases, the kernel of 13 counts as 16.
+    assert cost(fsrcnn).macs == pytest.approx(1.19e6, rel=0.03)
 
 
 def srunet(levels: int, convs: int) -> SRUNet:
@@ -95,10 +96,8 @@ def test_derived_halo_is_the_table_and_what_a_nan_probe_finds(make, halo, alignm
     network = make()
     assert derived_halo(network) == halo
     assert network.alignment == alignment
-    network.double()  # wide kernels with few maps are several times faster so
     with torch.inference_mode():
-        probe = Probe(lambda x: network(x.double()), network.factor)
-        assert probe.reach(alignment).halo == halo
+        assert Probe(network, network.factor).reach(alignment).halo == halo
 
 
 def test_probe_finds_an_alignment_that_is_not_declared():
@@ -208,22 +207,26 @@ def test_residual_starts_as_the_interpolation():
     torch.testing.assert_close(network(x), wanted)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
+    maps=st.integers(1, 2),
     kernel=st.integers(1, 9),
     stride=st.integers(1, 5),
     origin=st.integers(-20, 20),
     length=st.integers(12, 30),
 )
-def test_transposed_convolution_knows_where_it_is_valid(kernel, stride, origin, length):
+def test_transposed_convolution_knows_where_it_is_valid(maps, kernel, stride, origin, length):
     stride = min(stride, kernel)
-    layer = nn.ConvTranspose3d(1, 1, (kernel, 1, 1), (stride, 1, 1)).double()
-    x = torch.rand(1, 1, 60, 1, 1, dtype=torch.float64)
+    layer = nn.ConvTranspose3d(2, maps, (kernel, 1, 1), (stride, 1, 1)).double()
+    x = torch.rand(1, 2, 60, 1, 1, dtype=torch.float64)
     whole = Placed(x, (-30, 0, 0))
     with torch.inference_mode():
         wanted = SAME.transposed(whole, layer)
         part = whole.crop(Box((origin - 5, 0, 0), (origin - 5 + length, 1, 1)))
         got = VALID.transposed(part, layer)
+    full = nn.functional.conv_transpose3d(x, layer.weight, layer.bias, (stride, 1, 1))
+    first = (kernel - stride) // 2
+    torch.testing.assert_close(wanted.data, full[:, :, first : first + 60 * stride])
     assert wanted.box == Box((-30 * stride, 0, 0), (30 * stride, 1, 1))
     inside = got.box & wanted.box
     torch.testing.assert_close(got.crop(inside).data, wanted.crop(inside).data)

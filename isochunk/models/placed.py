@@ -85,9 +85,14 @@ class Same:
 
     def transposed(self, x: Placed, layer: nn.ConvTranspose3d, within: Box | None = None) -> Placed:
         """Upsample to ``stride * n`` voxels; ``within`` is not used."""
-        stride = triple(layer.stride)
+        kernel, stride = triple(layer.kernel_size), triple(layer.stride)
+        if _is_phased(layer):
+            rim = triple(map(ceil_div, kernel, stride))
+            data = functional.pad(x.data, [n for n in reversed(rim) for _ in range(2)])
+            around = VALID.transposed(Placed(data, sub(x.origin, rim)), layer)
+            return around.crop(Box(_scaled(x.box.lo, stride), _scaled(x.box.hi, stride)))
         full = functional.conv_transpose3d(x.data, layer.weight, layer.bias, stride)
-        first = [(k - s) // 2 for k, s in zip(triple(layer.kernel_size), stride, strict=True)]
+        first = [(k - s) // 2 for k, s in zip(kernel, stride, strict=True)]
         z, y, x_ = (
             slice(a, a + n * s) for a, n, s in zip(first, x.data.shape[2:], stride, strict=True)
         )
@@ -124,7 +129,10 @@ class Valid:
         # Output o sums inputs (o + first - k + 1)/s .. (o + first)/s, so k - s outputs at either
         # end of the full transposed convolution miss a contributor.
         margin = triple(k - s for k, s in zip(kernel, stride, strict=True))
-        data = functional.conv_transpose3d(x.data, layer.weight, layer.bias, stride, margin)
+        if _is_phased(layer):
+            data = _phased(x.data, layer)
+        else:
+            data = functional.conv_transpose3d(x.data, layer.weight, layer.bias, stride, margin)
         origin = triple(
             o * s + m - m // 2 for o, s, m in zip(x.origin, stride, margin, strict=True)
         )
@@ -254,6 +262,34 @@ def _conv(x: Tensor, layer: nn.Conv3d, padding: Triple = (0, 0, 0)) -> Tensor:
     if layer.kernel_size != (1, 1, 1):
         return functional.conv3d(x, layer.weight, layer.bias, padding=padding)
     return functional.linear(x.movedim(1, -1), layer.weight.flatten(1), layer.bias).movedim(-1, 1)
+
+
+def _is_phased(layer: nn.ConvTranspose3d) -> bool:
+    """Tell whether a transposed convolution is better run as :func:`_phased`."""
+    return layer.out_channels == 1 and triple(layer.stride)[1:] == (1, 1)
+
+
+def _phased(x: Tensor, layer: nn.ConvTranspose3d) -> Tensor:
+    """Upsample along z to one map by a plain convolution with a map for each phase.
+
+    The same products as the transposed convolution, for which oneDNN has only its slow reference
+    code where one map comes out.
+    """
+    weight = layer.weight  # (c, 1, z, y, x)
+    c, _, k, ky, kx = weight.shape
+    stride = triple(layer.stride)[0]
+    taps = ceil_div(k, stride)
+    missing = taps * stride - k
+    if missing:
+        # The first cell of outputs needs one input fewer than the kernel made whole has.
+        weight = functional.pad(weight, (0, 0, 0, 0, 0, missing))
+        x = functional.pad(x, (0, 0, 0, 0, 1, 0))
+    weight = weight.reshape(c, taps, stride, ky, kx).permute(2, 0, 1, 3, 4).flip(2, 3, 4)
+    bias = None if layer.bias is None else layer.bias.expand(stride)
+    phases = functional.conv3d(x, weight, bias)  # (b, phase, z, y, x)
+    b, _, _, ny, nx = phases.shape
+    full = phases.transpose(1, 2).reshape(b, 1, -1, ny, nx)
+    return full[:, :, stride - missing :] if missing else full
 
 
 def _scaled(origin: Triple, by: Triple) -> Triple:
