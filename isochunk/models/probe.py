@@ -241,10 +241,12 @@ def cost(network: PlacedNetwork) -> Cost:
     want = Box.from_shape(triple(n * f for n, f in zip(core, network.factor, strict=True)))
     with torch.no_grad():
         with FlopCounterMode(display=False) as counter:
-            hollow(torch.empty(1, 1, *core, device="meta"))
+            # Large, so that rims do not count.
+            hollow(torch.empty(1, 1, *(16 * n for n in core), device="meta"))
         with _LiveBytes() as live:
             hollow.predict(Placed(torch.empty(1, 1, *tile.shape, device="meta"), tile.lo), want)
-    return Cost(counter.get_total_flops() / 2 / voxels, WORKSPACE * live.peak / voxels)
+    macs = counter.get_total_flops() / 2 / (16**3 * voxels)
+    return Cost(macs, WORKSPACE * live.peak / voxels)
 
 
 def measured_cost(probe: Probe, reach: Reach) -> Cost:
