@@ -122,7 +122,7 @@ def seam_boxes(plan: Plan, ledger: Ledger) -> list[Box]:
 def corners(grid: Box, block: Triple) -> Iterator[Triple]:
     """Yield points where blocks meet, spread over the grid by a fixed stride."""
     inner = [
-        range(lo + b, hi, b) or range(lo + (hi - lo) // 2, hi, hi)
+        range(lo + b, hi, b) or ((lo + hi) // 2,)
         for lo, hi, b in zip(grid.lo, grid.hi, block, strict=True)
     ]
     count = len(inner[0]) * len(inner[1]) * len(inner[2])
