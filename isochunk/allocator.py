@@ -10,18 +10,15 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-from pathlib import Path
 
 M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
 M_ARENA_MAX = -8
 """Parameter numbers of glibc's ``mallopt``."""
 
-HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-
 
 def keep_memory() -> bool:
-    """Make freed buffers cheap to get again; called once, when a worker starts.
+    """Make freed buffers cheap to get again; called once, before a worker starts its threads.
 
     All memory of the process comes from one arena that is never given back, because the default,
     an arena for each thread, maps and unmaps every large buffer again whatever the thresholds
@@ -41,21 +38,3 @@ def keep_memory() -> bool:
         libc.mallopt(M_TRIM_THRESHOLD, -1),
     )
     return all(done)
-
-
-def use_huge_pages() -> bool:
-    """Ask torch for 2 MiB pages in its large buffers; before torch makes its first tensor.
-
-    Freed memory still goes back to the kernel, so a byte budget stays true; faults are 512 times
-    fewer. Worker processes that are started later inherit it.
-
-    Returns:
-        Whether this kernel grants them on request.
-    """
-    try:
-        granted = "[never]" not in HUGE_PAGES.read_text()
-    except OSError:
-        return False
-    if granted:
-        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    return granted
