@@ -155,7 +155,8 @@ def level(
     if shard is None:
         return plain
     fitted = fit_shard(box.shape, wish.chunk, shard, wish.format)
-    if wish.format == "precomputed" and index > 0:
+    asked = index == 0 and wish.shard != "auto"
+    if wish.format == "precomputed" and not asked:
         fitted = max(
             (
                 shape
@@ -174,8 +175,8 @@ def level(
 
 def wanted_shard(box: Box, wish: Layout) -> Triple | None:
     """Return the shard shape asked for, or the default in whole chunks."""
-    if wish.shard == "none":
-        return None
+    if wish.shard == "none" or (wish.shard == "auto" and wish.format == "zarr2"):
+        return None  # zarr v2 has no shards
     if wish.shard == "auto":
         extent = 2 * BLOCK_EXTENT if box.size > LARGE_VOLUME else BLOCK_EXTENT
         return triple(c << max(0, (extent // c).bit_length() - 1) for c in wish.chunk)
