@@ -179,24 +179,32 @@ def ceil_div(value: int, by: int) -> int:
     return -(-value // by)
 
 
-def target_box(source: Box, factor: Factor) -> Box:
+def target_box(source: Box, factor: Factor, volume: Box | None = None) -> Box:
     """Return the target voxels of a source box: same first corner, ``floor(n * r)`` voxels.
+
+    Args:
+        source: source voxels.
+        factor: target voxels per source voxel.
+        volume: all source voxels there are; None for no end.
 
     Raises:
         GeometryError: the corner is no whole target voxel, or no voxel is left.
             The message names a box that works.
     """
     lo, hi, usable = [], [], []
-    for a, b, r in zip(source.lo, source.hi, factor, strict=True):
+    for axis, (a, b, r) in enumerate(zip(source.lo, source.hi, factor, strict=True)):
         lo.append(a * r)
         hi.append(math.floor(a * r) + math.floor((b - a) * r))
-        usable.append(a // r.denominator * r.denominator)
+        below = a // r.denominator * r.denominator
+        outside = volume is not None and below < volume.lo[axis]
+        usable.append(below + r.denominator if outside else below)
     if any(start.denominator != 1 for start in lo):
         offsets = ", ".join(f"{axis} {start}" for axis, start in zip(AXES, lo, strict=True))
+        inside = Box(triple(usable), source.hi)
         raise GeometryError(
             f"source box {source} starts at target voxel {offsets} with factor "
             f"{format_factor(factor)}; the target's offset must be whole; "
-            f"--box {Box(triple(usable), source.hi)} works"
+            + (f"--box {inside} works" if inside.size else "choose another --spacing")
         )
     box = Box(triple(lo), triple(hi))
     if box.size == 0:

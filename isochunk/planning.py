@@ -256,7 +256,7 @@ def make_plan(job: Job, found: Inputs) -> Plan:
             f"model {model.name!r} cannot be tiled exactly; --allow-inexact accepts that, and the "
             "report then says how much tiles differ at their seams"
         )
-    anchored = target_box(region, factor)
+    anchored = target_box(region, factor, source.box)
     shift, corner = placement(source, anchored, found.target_format, spacing=tuple(spacing))
     encoding = job.encoding or ("raw" if found.target_format == "precomputed" else "zstd")
     wish = Layout(
