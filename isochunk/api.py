@@ -27,6 +27,8 @@ from isochunk.storage.access import Access
 from isochunk.storage.ledger import Ledger, check_same_job, read_job, write_job
 from isochunk.storage.objects import Store
 from isochunk.storage.tensorstore import (
+    MARKERS,
+    check_creatable,
     check_supported,
     create_volume,
     open_store,
@@ -68,7 +70,10 @@ def open_any(url: str, endpoint_url: str | None = None) -> Volume:
 def access_for(job: Job) -> Access:
     """Return how a job reaches storage."""
     return Access(
-        endpoint_url=job.endpoint_url, spacing=job.source_spacing, missing=job.missing
+        endpoint_url=job.endpoint_url,
+        timeout_s=job.timeout_s,
+        spacing=job.source_spacing,
+        missing=job.missing,
     )
 
 
@@ -80,6 +85,7 @@ def plan(job: Job) -> Plan:
         StorageError: the source cannot be read.
     """
     made, _ = resolve(job, *target_place(job))
+    check_creatable(made.target)
     if not job.overwrite:
         check_target(open_store(made.target.url, access_for(job)), made)
     return made
@@ -104,9 +110,13 @@ def target_place(job: Job) -> tuple[str, Format]:
     Raises:
         UsageError: the URL and ``--format`` disagree, or the format cannot be written.
     """
-    location = parse_url(job.target)
-    if location.url == parse_url(job.source).url:
+    location, source = parse_url(job.target), parse_url(job.source)
+    if location.url == source.url:
         raise UsageError(f"source and target are both {location.url}; choose another target")
+    if source.url.startswith(f"{location.url}/"):
+        raise UsageError(
+            f"source {source.url} lies within the target {location.url}; choose another target"
+        )
     named: dict[str | None, Format | None] = {
         None: None,
         "precomputed": "precomputed",
@@ -140,7 +150,7 @@ def check_target(store: Store, made: Plan) -> bool:
     if old is not None:
         check_same_job(store, old, made)
         return True
-    found = store.get_many(("info", "zarr.json", ".zattrs", ".zarray"))
+    found = store.get_many(MARKERS)
     if found:
         raise TargetConflictError(
             f"{store.url} already holds {', '.join(sorted(found))}, which isochunk did not write; "

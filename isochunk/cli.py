@@ -11,7 +11,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import isochunk
 from isochunk.config import CHOICES, Job, read_toml
@@ -35,6 +35,7 @@ JOB_OPTIONS: Mapping[str, str] = {
     "device": "where networks run",
     "precision": "arithmetic of networks",
     "memory": "host memory of one worker, as 8GiB",
+    "timeout": "seconds that storage may take for one answer, retries included",
     "workers": "worker processes on this machine",
     "scheduler": "address of a running Dask scheduler, tcp://host:8786",
     "cluster": "local, cuda, or a TOML file that describes a cluster",
@@ -48,7 +49,9 @@ JOB_SWITCHES: Mapping[str, str] = {
 }
 """Options of plan and run without a value."""
 
-RUN_FIELDS = ("model", "device", "memory", "workers", "scheduler", "cluster", "trust")
+RUN_FIELDS = (
+    "model", "device", "memory", "timeout", "workers", "scheduler", "cluster", "trust"
+)  # fmt: skip
 """Fields of Job that a repair may change: none of them changes the output."""
 
 INTEGERS = ("levels", "workers")
@@ -84,13 +87,20 @@ NETWORK_OPTIONS: Mapping[str, str] = {
 
 NETWORK_WORDS = ("variant", "residual")
 
+SECONDS = {"timeout": "timeout_s"}
+"""Options whose fields carry the unit."""
+
 Result: TypeAlias = tuple[dict[str, Any] | None, int]
 """What a command found, or None if it printed by itself, and its exit code."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    options = parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    try:
+        options = parser().parse_args(words)
+    except UsageError as error:
+        return refuse(error, as_json="--json" in words)
     logging.basicConfig(
         level=logging.INFO if options.verbose else logging.WARNING,
         format="%(asctime)s %(levelname)s %(message)s",
@@ -101,16 +111,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command: Callable[[argparse.Namespace], Result] = options.command
         result, code = command(options)
     except IsochunkError as error:
-        if options.json:
-            print(json.dumps({"error": str(error), "kind": type(error).__name__}))
-        print(f"isochunk: {error}", file=sys.stderr)
-        return REFUSED if isinstance(error, UsageError) else INCOMPLETE
+        return refuse(error, as_json=options.json)
     except KeyboardInterrupt:
         print("isochunk: interrupted; the same command resumes", file=sys.stderr)
         return INCOMPLETE
     if result is not None:
         print(json.dumps(result) if options.json else as_text(result))
     return code
+
+
+def refuse(error: IsochunkError, *, as_json: bool) -> int:
+    """Say what went wrong and return the exit code."""
+    if as_json:
+        print(json.dumps({"error": str(error), "kind": type(error).__name__}))
+    print(f"isochunk: {error}", file=sys.stderr)
+    return REFUSED if isinstance(error, UsageError) else INCOMPLETE
 
 
 def as_text(value: Mapping[str, Any], indent: str = "") -> str:
@@ -137,11 +152,17 @@ def as_table(rows: Sequence[Mapping[str, Any]], indent: str) -> str:
     )
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose mistakes are errors like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse the arguments."""
+        raise UsageError(f"{message}; {self.prog} --help lists what there is")
+
+
 def parser() -> argparse.ArgumentParser:
     """Describe every command."""
-    top = argparse.ArgumentParser(
-        prog="isochunk", description="Isotropic volumes from anisotropic ones."
-    )
+    top = Parser(prog="isochunk", description="Isotropic volumes from anisotropic ones.")
     top.add_argument("--version", action="version", version=isochunk.__version__)
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
@@ -197,6 +218,7 @@ def job_options(sub: argparse.ArgumentParser, names: Sequence[str]) -> None:
         else:
             sub.add_argument(
                 f"--{name}",
+                dest=field_of(name),
                 default=argparse.SUPPRESS,
                 type=int if name in INTEGERS else str,
                 choices=CHOICES.get(name),
@@ -204,9 +226,14 @@ def job_options(sub: argparse.ArgumentParser, names: Sequence[str]) -> None:
             )
 
 
+def field_of(option: str) -> str:
+    """Return the field of Job that an option sets."""
+    return SECONDS.get(option, option.replace("-", "_"))
+
+
 def given(options: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
     """Return the fields of Job that were given."""
-    fields = (name.replace("-", "_") for name in names)
+    fields = map(field_of, names)
     values = {f: getattr(options, f) for f in fields if hasattr(options, f)}
     return {f: v for f, v in values.items() if v is not None}
 

@@ -27,6 +27,10 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
 }
 """Values allowed for the fields that take one of a few words."""
 
+TEXT = ("source", "target", "model", "mask", "scheduler", "cluster", "endpoint_url", *CHOICES)
+WHOLE = ("workers", "levels")
+FLAGS = ("allow_inexact", "trust", "overwrite")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
@@ -75,6 +79,8 @@ class Job:
     """Arithmetic of networks."""
     memory: int = 4 << 30
     """Host memory of one worker in bytes."""
+    timeout_s: float = 120.0
+    """Longest wait for one answer of storage, retries included."""
     workers: int = 1
     """Worker processes on this machine where no other cluster is given."""
     scheduler: str | None = None
@@ -100,7 +106,9 @@ class Job:
             "chunk": read_shape,
             "shard": read_shard,
             "memory": read_bytes,
+            "timeout_s": read_seconds,
         }
+        check_kinds({name: getattr(self, name) for name in (*TEXT, *WHOLE, *FLAGS)})
         for name, reader in readers.items():
             value = getattr(self, name)
             if value is not None:
@@ -109,10 +117,10 @@ class Job:
             value = getattr(self, name)
             if value is not None and value not in allowed:
                 raise UsageError(f"{name} is {value!r}; choose one of {', '.join(allowed)}")
-        for name, least in (("workers", 1), ("levels", 1)):
+        for name in WHOLE:
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise UsageError(f"{name} is {value}; it must be at least {least}")
+            if value is not None and value < 1:
+                raise UsageError(f"{name} is {value}; it must be at least 1")
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Job:
@@ -145,6 +153,24 @@ def read_toml(path: str) -> dict[str, Any]:
         raise UsageError(f"config {path} is not TOML: {error}") from error
 
 
+def check_kinds(values: Mapping[str, Any]) -> None:
+    """Check the fields that are text, whole numbers or flags; TOML may hold anything.
+
+    Raises:
+        UsageError: a value is of another kind.
+    """
+    for names, kind, words in (
+        (TEXT, str, "text"),
+        (WHOLE, int, "a whole number"),
+        (FLAGS, bool, "true or false"),
+    ):
+        for name in names:
+            value = values[name]
+            wrong = isinstance(value, bool) and kind is int
+            if value is not None and (wrong or not isinstance(value, kind)):
+                raise UsageError(f"{name} is {value!r}; it must be {words}")
+
+
 def read_shape(value: str | Sequence[int], name: str) -> Triple:
     """Read ``Z,Y,X`` voxels, each at least 1."""
     try:
@@ -167,6 +193,8 @@ def read_shard(
 
 def read_box(value: str | Box, name: str) -> Box:
     """Read ``z0:z1,y0:y1,x0:x1``; an empty box is refused."""
+    if not isinstance(value, (str, Box)):
+        raise UsageError(f"{name} is {value!r}; write z0:z1,y0:y1,x0:x1 in source voxels")
     box = value if isinstance(value, Box) else Box.parse(value)
     if box.size == 0:
         raise UsageError(f"{name} {box} is empty; each stop must be greater than its start")
@@ -179,18 +207,31 @@ def read_spacing(value: str | Spacing | Sequence[float | str], name: str) -> Spa
         return value
     if isinstance(value, str):
         return Spacing.parse(value)
-    if len(value) != 3:  # noqa: PLR2004
+    if not isinstance(value, Sequence) or len(value) != 3:  # noqa: PLR2004
         raise UsageError(f"{name} is {value!r}; write Z,Y,X in nm, as 8,8,8")
     return Spacing(*(exact_nm(v) for v in value))
 
 
 def read_bytes(value: str | int, name: str) -> int:
     """Read a size such as ``8GiB``, ``500MB`` or a number of bytes."""
-    if isinstance(value, int):
-        return value
-    match = re.fullmatch(r"\s*([\d.]+)\s*([kMGT]?)(i?)B?\s*", value)
+    text = str(value) if isinstance(value, (int, str)) else ""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([kMGT]?)(i?)B?\s*", text)
     if match is None:
         raise UsageError(f"{name} is {value!r}; write a size as 8GiB, 500MB or bytes")
     number, prefix, binary = match.groups()
     base = 1024 if binary else 1000
-    return int(float(number) * base ** " kMGT".index(prefix or " "))
+    size = int(float(number) * base ** " kMGT".index(prefix or " "))
+    if size < 1:
+        raise UsageError(f"{name} is {value!r}; it must be at least 1 byte")
+    return size
+
+
+def read_seconds(value: str | float, name: str) -> float:
+    """Read a number of seconds, more than 0."""
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError):
+        raise UsageError(f"{name} is {value!r}; write seconds, as 120") from None
+    if not 0 < seconds < float("inf"):
+        raise UsageError(f"{name} is {value}; it must be more than 0, and finite")
+    return seconds

@@ -15,9 +15,10 @@ from isochunk.errors import (
     NotFoundError,
     StorageError,
     StorageTimeoutError,
+    UsageError,
 )
 from isochunk.geometry import Spacing
-from isochunk.storage.url import Location, clean
+from isochunk.storage.url import Location, clean, parse_url
 
 JsonObject: TypeAlias = dict[str, Any]
 
@@ -42,10 +43,36 @@ class Access:
     """What an absent object means. ``auto``: background where the format says so (zarr, N5, and
     precomputed written by isochunk), an error in other precomputed volumes."""
 
+    def __post_init__(self) -> None:
+        """Check the endpoint, which is recorded and shown.
+
+        Raises:
+            UsageError: it is no http(s) URL, or holds credentials.
+        """
+        if self.endpoint_url:
+            check_endpoint(self.endpoint_url)
+
     def endpoint(self, location: Location) -> str | None:
-        """Return the S3 endpoint for a location, None for AWS."""
+        """Return the S3 endpoint for a location, None for AWS.
+
+        Raises:
+            UsageError: that of the environment is no http(s) URL, or holds credentials.
+        """
         chosen = location.endpoint_url or self.endpoint_url or os.environ.get("AWS_ENDPOINT_URL")
-        return chosen.rstrip("/") if chosen else None
+        if not chosen:
+            return None
+        check_endpoint(chosen)
+        return chosen.rstrip("/")
+
+
+def check_endpoint(url: str) -> None:
+    """Check the URL of an S3-compatible server.
+
+    Raises:
+        UsageError: it is no http(s) URL, or holds credentials.
+    """
+    if parse_url(url).scheme not in ("http", "https"):
+        raise UsageError(f"endpoint {url!r} is no URL; write http(s)://host:port")
 
 
 INITIAL_DELAY = "50ms"

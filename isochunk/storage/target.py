@@ -117,6 +117,26 @@ def open_target(spec: VolumeSpec, access: Access = DEFAULT) -> WritableVolume:
     return TensorStoreTarget(spec, Store(location, access), axes, strict=False)
 
 
+def check_creatable(spec: VolumeSpec) -> None:
+    """Check that a volume's format can hold it and its place can be written; asks no storage.
+
+    Raises:
+        UsageError: the format cannot hold such a volume, or the URL is read only.
+        GeometryError: a shard shape that precomputed cannot have.
+    """
+    check_writable(parse_url(spec.url))
+    match spec.format:
+        case "precomputed":
+            precomputed.info_json(spec)
+        case "zarr2" | "zarr3":
+            for level in spec.levels:
+                array_metadata(spec, level)
+        case _:
+            raise UsageError(
+                f"{spec.format} cannot be written; --format can be precomputed or ome-zarr"
+            )
+
+
 def create_volume(
     spec: VolumeSpec, access: Access = DEFAULT, attributes: JsonObject | None = None
 ) -> WritableVolume:
@@ -132,22 +152,17 @@ def create_volume(
         GeometryError: a shard shape that precomputed cannot have.
         TargetConflictError: something else is stored there.
     """
-    location = parse_url(spec.url)
-    check_writable(location)
-    store = Store(location, access)
-    match spec.format:
-        case "precomputed":
-            _create_precomputed(spec, store, attributes or {})
-        case "zarr2" | "zarr3":
-            _create_ome(spec, store, attributes or {})
-        case _:
-            raise UsageError(
-                f"{spec.format} cannot be written; --format can be precomputed or ome-zarr"
-            )
+    check_creatable(spec)
+    store = Store(parse_url(spec.url), access)
+    if spec.format == "precomputed":
+        _create_precomputed(spec, store, attributes or {})
+    else:
+        _create_ome(spec, store, attributes or {})
     return open_target(spec, access)
 
 
-_MARKERS = ("info", "zarr.json", ".zgroup", ".zattrs", ".zarray", "attributes.json")
+MARKERS = ("info", "zarr.json", ".zgroup", ".zattrs", ".zarray", "attributes.json")
+"""Files that tell a volume of some format."""
 
 
 def _existing(store: Store, own: str) -> JsonObject | None:
@@ -156,7 +171,7 @@ def _existing(store: Store, own: str) -> JsonObject | None:
     Raises:
         TargetConflictError: metadata of another format is there.
     """
-    found = store.get_many(_MARKERS)
+    found = store.get_many(MARKERS)
     foreign = sorted(set(found) - {own, ".zgroup"})
     if foreign:
         raise TargetConflictError(

@@ -15,12 +15,14 @@ from isochunk.storage.access import Access
 from isochunk.storage.objects import Store, open_store
 from isochunk.storage.recognise import Recognised, recognise
 from isochunk.storage.source import TensorStoreVolume
-from isochunk.storage.target import create_volume, open_target
+from isochunk.storage.target import MARKERS, check_creatable, create_volume, open_target
 from isochunk.storage.url import parse_url
 from isochunk.storage.volume import Volume
 
 __all__ = [
+    "MARKERS",
     "Access",
+    "check_creatable",
     "check_supported",
     "create_volume",
     "open_store",
