@@ -20,7 +20,7 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 def work():
-    for _ in range(4):
+    for _ in range(25):
         before = faults()
         torch.ones(25_000_000)
         print(faults() - before)
@@ -50,8 +50,9 @@ def test_a_thread_gets_its_buffers_back_without_faults():
     assert told == "True"
     _, default = page_faults("None")
     assert kept[0] > 20_000  # 100 MB of 4 KiB pages
-    assert max(kept[2:]) < 1000
-    assert min(default[2:]) > 20_000
+    # At first the heap grows: glibc seldom fits an aligned buffer where an equal one was.
+    assert max(kept[20:]) < 1000
+    assert min(default[20:]) > 20_000
 
 
 def test_what_the_user_set_stays():
