@@ -65,10 +65,10 @@ def network(work: Path) -> torch.nn.Module:
 
 def forward(module: torch.nn.Module, voxels: np.ndarray) -> np.ndarray:
     """Run a padded forward pass on uint8 voxels."""
-    x = torch.from_numpy(voxels).float().div_(255)[None, None]
     with torch.inference_mode():
+        x = torch.from_numpy(voxels).float().div_(255)[None, None]
         y = module(x.to(memory_format=torch.channels_last_3d))
-    return y[0, 0].mul_(255).round_().clamp_(0, 255).to(torch.uint8).numpy()
+        return y[0, 0].mul_(255).round_().clamp_(0, 255).to(torch.uint8).numpy()
 
 
 def bare(work: Path, tile: Triple) -> dict[str, float]:

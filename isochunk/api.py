@@ -6,9 +6,9 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import isochunk
 from isochunk.auditing import Auditor, AuditReport, audit_target
 from isochunk.config import Job
 from isochunk.engine.local import LocalBackend, WorkerSettings, open_pipeline
@@ -194,7 +194,7 @@ def prepare_target(made: Plan) -> Ledger:
         store.delete(store.keys())
     if not same:
         # The job is written first: whatever happens next, the same command can take it up.
-        write_job(store, made, isochunk.__version__)
+        write_job(store, made, version("isochunk"))
     create_volume(made.target, access, attributes=provenance(made))
     return Ledger(store, made)
 
@@ -234,7 +234,7 @@ def backend_for(made: Plan, client: Client | None) -> Iterator[Backend]:
 def provenance(made: Plan) -> dict[str, Any]:
     """Return what is written beside the output of where it comes from."""
     return {
-        "software": f"isochunk {isochunk.__version__}",
+        "software": f"isochunk {version('isochunk')}",
         "source": made.source.url,
         "region": str(made.region),
         "factor": [str(r) for r in made.model.resolved_factor],

@@ -38,6 +38,9 @@ MAX_DEPTH = 4
 PROCESS_BYTES = 300 << 20
 """What a worker process holds before it holds a voxel."""
 
+ALLOCATOR_SLACK = 1.1
+"""Resident memory over what tensors need at once; measured on networks, see docs/performance.md."""
+
 TASK_VOXELS = 1 << 26
 """Target voxels of one Dask task, at least, so that scheduling costs little."""
 
@@ -161,8 +164,8 @@ class Plan:
         return PROCESS_BYTES + self.depth * self.block_bytes() + self.tile_bytes(self.tile)
 
     def tile_bytes(self, tile: Triple) -> int:
-        """Return the working memory of one forward pass."""
-        return int(math.prod(tile) * self.model.bytes_per_voxel)
+        """Return the working memory of one forward pass, as the allocator keeps it."""
+        return int(math.prod(tile) * self.model.bytes_per_voxel * ALLOCATOR_SLACK)
 
     def halo_overhead(self) -> float:
         """Return source voxels read for halos, as a share of those converted."""

@@ -30,7 +30,8 @@ class Slow(torch.nn.Module):
     halo = (1, 1, 1)
 
     def forward(self, x):
-        time.sleep({seconds})
+        if x.dtype == torch.float32:  # not while the halo is probed
+            time.sleep({seconds})
         return x.repeat_interleave(4, dim=2)
 
 def make():

@@ -46,7 +46,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 TASKS_IN_FLIGHT = 3
-"""Tasks per worker thread: two at work in the pipeline, one on its way."""
+"""Tasks per worker: two at work in the pipeline, one on its way."""
+
+RECOUNT_S = 1.0
+"""How often the workers are counted, since clusters grow and shrink."""
 
 POLL_S = 0.01
 """Pause between looks at the futures while none is ready."""
@@ -63,14 +66,14 @@ WORKERS_S = 120.0
 class JobPlugin(WorkerPlugin):
     """Holds the open job in a worker process."""
 
+    pipeline: Pipeline
+    """The open job, on a worker."""
+
     def __init__(self, name: str, plan: Plan, settings: WorkerSettings) -> None:
         """Take the job; it is opened on the worker."""
         self.name = name
         self.plan = plan
         self.settings = settings
-
-    pipeline: Pipeline
-    """The open job, on a worker."""
 
     def setup(self, worker: Any) -> None:  # noqa: ANN401 - distributed is untyped
         """Open the job in the worker's process."""
@@ -121,7 +124,7 @@ class DaskBackend:
         except TimeoutError:
             raise UsageError(
                 f"no Dask worker came within {WORKERS_S:.0f} s; start workers for "
-                f"{client.dashboard_link}"
+                f"{client.scheduler_info()['address']}"
             ) from None
         client.register_plugin(JobPlugin(self.name, plan, settings), name=self.name)
 
@@ -141,8 +144,8 @@ class DaskBackend:
     def map(self, tasks: Iterator[BlockTask]) -> Iterator[list[BlockReport]]:
         """Keep a few tasks a worker in flight."""
         sent: dict[str, BlockTask] = {}
+        window, counted = TASKS_IN_FLIGHT * self.workers, time.monotonic()
         done = as_completed(loop=self.client.loop, with_results=True, raise_errors=False)
-        window = TASKS_IN_FLIGHT * self.workers
         while True:
             for task in itertools.islice(tasks, max(0, window - len(sent))):
                 key = f"{self.name}-{task.stage}-{task.blocks[0]}"
@@ -153,6 +156,8 @@ class DaskBackend:
                 done.add(future)
             if not sent:
                 return
+            if time.monotonic() - counted > RECOUNT_S:
+                window, counted = TASKS_IN_FLIGHT * self.workers, time.monotonic()
             if not done.has_ready():
                 yield []
                 time.sleep(POLL_S)
@@ -160,7 +165,6 @@ class DaskBackend:
             for future, result in done.next_batch(block=True):
                 task = sent.pop(future.key)
                 yield result if future.status == "finished" else lost(task, future.status, result)
-            window = TASKS_IN_FLIGHT * self.workers
 
     def compare(self, boxes: list[Box]) -> Iterator[Seam]:
         """Compare on the workers."""
