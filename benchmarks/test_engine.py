@@ -23,7 +23,7 @@ def null_plan(tmp_path: Path) -> Any:
         isochunk.Job(
             source=source, target=f"{tmp_path}/out", model="identity", levels=1,
             chunk=(16, 16, 16), shard="none", block=(16, 16, 16), overwrite=True,
-        )  # fmt: skip
+        )
     )
 
 
