@@ -1,15 +1,19 @@
 """Source and result in a real browser: neuroglancer draws them at the same place.
 
 The marker of the test volumes has edges that both grids can hold, so its outline must agree to a
-pixel; a layer that is half a source section off is 8 pixels off here.
+pixel; a layer that is half a source section off is 8 pixels off here. Then what a user does: run,
+view, open the link, look.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from fractions import Fraction
 from io import BytesIO
@@ -18,6 +22,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
+from jobs import command, start, write_source
 from scipy import ndimage
 
 from isochunk.geometry import AXES, Box, Spacing
@@ -25,6 +30,7 @@ from isochunk.serve import RunningViewer, view
 from isochunk.spec import LevelSpec, VolumeSpec
 from isochunk.storage.access import Access
 from isochunk.storage.tensorstore import create_volume, open_volume
+from isochunk.testing.synthetic import synthetic_pair
 from isochunk.viewer import contrast_range
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -83,7 +89,17 @@ def stored(folder: Path, format_: str, spacing: Spacing, corner_nm: Corner) -> V
     return open_volume(str(folder)).spec
 
 
-def screenshot(page: Any, folder: Path, name: str) -> np.ndarray:
+def marker_in_both(image: np.ndarray) -> bool:
+    """Tell whether the test pattern is drawn in both halves."""
+    return all((half > 250).any() for half in np.split(image, 2, axis=1))
+
+
+def screenshot(
+    page: Any,
+    folder: Path,
+    name: str,
+    drawn: Callable[[np.ndarray], bool] = marker_in_both,
+) -> np.ndarray:
     """Wait until both layers are drawn and nothing changes any more; return grey levels (y, x)."""
     from PIL import Image
 
@@ -92,8 +108,7 @@ def screenshot(page: Any, folder: Path, name: str) -> np.ndarray:
     while time.monotonic() < deadline:
         png = page.screenshot()
         now = np.asarray(Image.open(BytesIO(png)).convert("L"))
-        drawn = all((half > 250).any() for half in np.split(now, 2, axis=1))
-        if drawn and np.array_equal(now, before):
+        if drawn(now) and np.array_equal(now, before):
             break
         before = now
         page.wait_for_timeout(1000)
@@ -191,3 +206,79 @@ def test_source_and_result_lie_on_one_another(
         shown_source = marker_outline(image, places[index + 4])
         np.testing.assert_allclose(shown_result, shown_source, atol=1)
         np.testing.assert_allclose(shown_result, [*down, *across], atol=1.5)
+
+
+def tissue_source(folder: Path) -> tuple[str, str]:
+    """Return a source and the box of it that is converted: real tissue where that is present."""
+    real = Path(__file__).resolve().parents[2] / "shared" / "data" / "vnc_sstem"
+    if real.is_dir():
+        return str(real), "0:20,448:576,448:576"
+    made, _ = synthetic_pair((20, 192, 192), 10)
+    return write_source(f"file://{folder}/source", made, "46,4.6,4.6"), "0:20,32:160,32:160"
+
+
+@contextmanager
+def viewing(*arguments: str) -> Iterator[str]:
+    """Run ``isochunk view`` in a process of its own; yields the link that it prints."""
+    process = start("view", *arguments, "--json")
+    try:
+        yield json.loads(process.stdout.readline())["neuroglancer_url"]
+    finally:
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    assert b"Traceback" not in err, err.decode()
+
+
+def cross_section(image: np.ndarray, panel: dict[str, float]) -> np.ndarray:
+    """Return grey levels of the middle of a panel: inside the result, right of the axis lines."""
+    y = round(panel["top"] + panel["height"] / 2)
+    x = round(panel["left"] + panel["width"] / 2)
+    return image[y - 100 : y - 10, x + 10 : x + 100].astype(float)
+
+
+def alignment(first: np.ndarray, second: np.ndarray) -> tuple[tuple[int, int], float]:
+    """Return by how many pixels (y, x) the first must move to be most like the second, and how."""
+    reach = 10
+    inner = second[reach:-reach, reach:-reach].ravel()
+    n, m = first.shape
+    likeness = {
+        (reach - y, reach - x): np.corrcoef(
+            first[y : n - 2 * reach + y, x : m - 2 * reach + x].ravel(), inner
+        )[0, 1]
+        for y in range(2 * reach + 1)
+        for x in range(2 * reach + 1)
+    }
+    best = max(likeness, key=lambda shift: likeness[shift])
+    return best, likeness[best]
+
+
+@pytest.mark.parametrize("format_", ["precomputed", "ome-zarr"])
+def test_run_then_view_as_a_user_does(page: Any, tmp_path: Path, format_: str) -> None:
+    source, box = tissue_source(tmp_path)
+    target = str(tmp_path / "isotropic")
+    assert command(
+        "run", source, target, "--model", "cubic", "--spacing", "4.6,4.6,4.6", "--box", box,
+        "--format", format_, "--chunk", "32,32,32", "--shard", "64,64,64",
+    )["complete"]  # fmt: skip
+
+    def sections(image: np.ndarray, panel: int) -> list[np.ndarray]:
+        """Return the same section, xy 0 or xz 1, of the result and of the source."""
+        places = panels(page)
+        return [cross_section(image, places[index]) for index in (panel, panel + 4)]
+
+    def drawn(image: np.ndarray) -> bool:
+        return all(section.std() > 20 for panel in (0, 1) for section in sections(image, panel))
+
+    with viewing(target, source) as url:
+        page.goto(url)
+        page.wait_for_selector(".neuroglancer-rendered-data-panel", timeout=60_000)
+        image = screenshot(page, tmp_path, f"view-{format_}", drawn)
+        shown = [sections(image, panel) for panel in (0, 1)]
+        page.goto("about:blank")
+    for result, original in shown:
+        assert min(result.mean(), original.mean()) > 60
+        shift, likeness = alignment(result, original)
+        # The result lies between two sections of the source, which shows one of them.
+        assert likeness > 0.7
+        # A voxel of the result is 2 pixels, a section of the source 20.
+        assert max(map(abs, shift)) <= 2, shift
