@@ -58,7 +58,8 @@ def test_the_lazy_array_on_a_cluster(client: Client, tmp_path: Path) -> None:
     source = write_source(f"file://{tmp_path}/in", noise((6, 40, 40)))
     isochunk.run(isochunk.plan(isochunk.Job(source=source, target=f"{tmp_path}/t", model="cubic")))
     lazy = isochunk.isotropic(source, "cubic")
-    np.testing.assert_array_equal(client.compute(lazy[3:20]).result(), read_all(f"{tmp_path}/t")[3:20])
+    part = client.compute(lazy[3:20]).result()
+    np.testing.assert_array_equal(part, read_all(f"{tmp_path}/t")[3:20])
 
 
 def slow_run(source: str, target: Path, folder: Path, workers: int) -> subprocess.Popen[bytes]:
@@ -76,7 +77,8 @@ def finished(target: Path) -> int:
 @pytest.fixture
 def undisturbed(source: str, tmp_path: Path) -> dict[str, str]:
     """Digests of the output of a run that nothing happened to."""
-    command("run", source, f"{tmp_path}/good", "--model", slow_model(tmp_path, 0), "--trust", *FLAGS)
+    model = slow_model(tmp_path, 0)
+    command("run", source, f"{tmp_path}/good", "--model", model, "--trust", *FLAGS)
     return tree_digest(tmp_path / "good")
 
 
@@ -122,7 +124,7 @@ def test_kill_a_worker_and_the_run_goes_on(
         if "spawn_main" in " ".join(child.cmdline())
     )
     os.kill(victim.pid, signal.SIGKILL)
-    out, err = process.communicate(timeout=240)
+    _, err = process.communicate(timeout=240)
     assert process.returncode == 0, err.decode()
     assert tree_digest(target) == undisturbed
     assert command("audit", str(target))["complete"]
@@ -148,7 +150,7 @@ def test_client_memory_does_not_grow_with_the_number_of_blocks(
             isochunk.Job(
                 source=source, target=f"{tmp_path}/t-{name}", model="identity", levels=1,
                 chunk="16,16,16", shard="none", block="16,16,16",
-            )  # fmt: skip
+            )
         )
         before, most = resident(), 0
 
@@ -180,5 +182,8 @@ def test_two_submitters_at_once(tmp_path: Path) -> None:
 def test_a_scheduler_that_does_not_answer(tmp_path: Path) -> None:
     source = write_source(f"file://{tmp_path}/in", noise((4, 32, 32)))
     begun = time.monotonic()
-    command("run", source, f"{tmp_path}/out", "--model", "cubic", "--scheduler", "tcp://127.0.0.1:9", code=2)
+    address = "tcp://127.0.0.1:9"
+    command(
+        "run", source, f"{tmp_path}/out", "--model", "cubic", "--scheduler", address, code=2
+    )
     assert time.monotonic() - begun < 120

@@ -53,7 +53,8 @@ def test_linear_agrees_with_scipy_at_the_same_centres(factor: Fraction) -> None:
 def test_cubic_reproduces_quadratics() -> None:
     """Keys' kernel with a = -0.5 is exact for polynomials of degree two."""
     z = np.arange(32)
-    volume = np.broadcast_to((1000 + 40 * z + 3 * z * z)[:, None, None], (32, 2, 2)).astype("uint16")
+    values = (1000 + 40 * z + 3 * z * z).astype("uint16")
+    volume = np.broadcast_to(values[:, None, None], (32, 2, 2))
     bounds = Box.from_shape((32, 2, 2))
     out = predict(
         predictor("cubic", (Fraction(4), ONE, ONE)), volume, bounds, Box((16, 0, 0), (112, 2, 2))

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from test_planning import plan, volume
 
 from isochunk.block import BlockReport
 from isochunk.config import Job
@@ -25,13 +26,13 @@ from isochunk.storage.ledger import (
 from isochunk.storage.objects import Store
 from isochunk.storage.tensorstore import open_store
 
-from test_planning import plan, volume
+BLOCKS = {"chunk": "16,32,32", "shard": "none", "block": "16,32,32"}
 
 
 @pytest.fixture
 def made() -> Plan:
     """A plan of 1,024 small blocks."""
-    return plan(volume("0:4,0:256,0:256"), "nearest", chunk="16,32,32", shard="none", block="16,32,32")
+    return plan(volume("0:4,0:256,0:256"), "nearest", **BLOCKS)
 
 
 @pytest.fixture
@@ -115,7 +116,8 @@ def test_job_round_trip_and_conflict(made: Plan, store: Store) -> None:
     write_job(store, made, "1.2.3")
     assert read_job(store) == made
     check_same_job(store, made, replace(made, depth=1, job=Job(source="x", target="y", model="z")))
-    other = plan(volume("0:4,0:256,0:256"), "linear", chunk="16,32,32", shard="none", block="16,32,32")
-    with pytest.raises(TargetConflictError, match=r"model.arch was nearest and is now linear.*--overwrite"):
+    other = plan(volume("0:4,0:256,0:256"), "linear", **BLOCKS)
+    wanted = r"model.arch was nearest and is now linear.*--overwrite"
+    with pytest.raises(TargetConflictError, match=wanted):
         check_same_job(store, made, other)
     assert json.loads(store.get(JOB_KEY) or b"")["isochunk"] == "1.2.3"

@@ -12,7 +12,11 @@ from isochunk.process import checksum, convert, pool
 shapes = st.tuples(*[st.integers(1, 9)] * 3)
 
 
-@given(shape=shapes, by=st.tuples(*[st.sampled_from([1, 2])] * 3), dtype=st.sampled_from(["uint8", "uint16"]))
+@given(
+    shape=shapes,
+    by=st.tuples(*[st.sampled_from([1, 2])] * 3),
+    dtype=st.sampled_from(["uint8", "uint16"]),
+)
 def test_pool_is_the_mean_of_the_voxels_that_exist(
     shape: tuple[int, int, int], by: tuple[int, int, int], dtype: str
 ) -> None:
