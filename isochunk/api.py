@@ -366,6 +366,7 @@ def repair(
     made = replace(found.plan, job=replace(found.plan.job, **changes))
     for hole in audited.holes:
         found.ledger.forget(hole.stage, hole.block)
+    found.ledger.flush()  # whatever happens now, these blocks are not done
     create_volume(made.target, access_for(made.job), attributes=provenance(made))
     return audited, run_missing(made, found.ledger, client, watch or (lambda _: None))
 

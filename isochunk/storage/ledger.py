@@ -3,7 +3,7 @@
 ``TARGET/.isochunk/job.json`` holds the plan. ``TARGET/.isochunk/ledger/`` holds small segments that
 are only ever added, and folds of many segments into one table. What is recorded is their union, so
 two submitters at once, or one that dies between any two writes, lose nothing that was written.
-Names sort by time; where two records disagree on a checksum, the later one holds.
+Names sort by time; where two records disagree on a block, the later one holds.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ FOLD_SEGMENTS = 256
 SCAN = 1 << 16
 """Blocks looked at together when listing what is missing."""
 
-ENTRY = np.dtype([("stage", "<u2"), ("index", "<u8"), ("checksum", "<u4"), ("empty", "u1")])
+ENTRY = np.dtype([("stage", "<u2"), ("index", "<u8"), ("checksum", "<u4"), ("state", "u1")])
+STORED, EMPTY, LOST = 0, 1, 2
+"""States of an entry: finished; finished, and all background; found to be missing or corrupt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +114,7 @@ class Ledger:
         """
         self.store = store
         self.tables = [Table.blank(plan.block_count(s)) for s in range(len(plan.stages))]
-        self._pending: list[BlockReport] = []
+        self._pending: list[tuple[int, int, int, int]] = []
         self._session = uuid.uuid4().hex[:12]
         self._segments = 0
         self._load(store.keys(LEDGER_PREFIX))
@@ -134,19 +136,19 @@ class Ledger:
             table.done[report.index] = True
             table.empty[report.index] = report.empty
             table.checksum[report.index] = report.checksum
-            self._pending.append(report)
+            state = EMPTY if report.empty else STORED
+            self._pending.append((report.stage, report.index, report.checksum, state))
 
     def forget(self, stage: int, index: int) -> None:
-        """Treat a block as not done, in this process only."""
+        """Record that a block is not done any more; :meth:`flush` stores it."""
         self.tables[stage].done[index] = False
+        self._pending.append((stage, index, 0, LOST))
 
     def flush(self) -> None:
         """Store what was added since the last flush as one segment; fold if there are many."""
         if not self._pending:
             return
-        entries = np.array(
-            [(r.stage, r.index, r.checksum, r.empty) for r in self._pending], ENTRY
-        )
+        entries = np.array(self._pending, ENTRY)
         self.store.put(self._name("segment"), seal(entries.tobytes()))
         self._pending.clear()
         self._segments += 1
@@ -189,8 +191,8 @@ class Ledger:
     def _merge_entries(self, entries: NDArray[Any]) -> None:
         for number, table in enumerate(self.tables):
             mine = entries[entries["stage"] == number]
-            table.done[mine["index"]] = True
-            table.empty[mine["index"]] = mine["empty"].astype(bool)
+            table.done[mine["index"]] = mine["state"] != LOST
+            table.empty[mine["index"]] = mine["state"] == EMPTY
             table.checksum[mine["index"]] = mine["checksum"]
 
     def _merge_fold(self, data: bytes) -> None:
