@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from typing import Any
 
+import numpy as np
 import tensorstore as ts
 
-from isochunk.errors import GeometryError, NotFoundError
+from isochunk.errors import GeometryError, NotFoundError, StorageError
 from isochunk.geometry import AXES, Box
 from isochunk.predict import Voxels
 from isochunk.spec import LevelSpec, VolumeSpec
 from isochunk.storage.access import JsonObject
 from isochunk.storage.keys import object_boxes, object_key
 from isochunk.storage.objects import Store
+
+log = logging.getLogger(__name__)
+
+RANGE_IGNORED = "Requested byte range"
+"""In tensorstore's words where a server answers a range with status 200 (rclone 1.75 does)."""
 
 _DRIVERS = {"zarr2": "zarr", "zarr3": "zarr3", "n5": "n5"}
 
@@ -38,6 +45,7 @@ class TensorStoreVolume:
         self._strict = strict
         self._views: dict[int, Any] = {}
         self._lock = threading.Lock()
+        self._whole: TensorStoreVolume | None = None
 
     @property
     def spec(self) -> VolumeSpec:
@@ -55,11 +63,36 @@ class TensorStoreVolume:
         if box not in scale.box:
             raise GeometryError(f"box {box} is outside level {level} of {self._spec.url}, "
                                 f"{scale.box}")  # fmt: skip
-        view = self.view(level)
-        doing = f"reading box {box} of level {level} of"
-        voxels: Voxels = self._store.wait(lambda: part_of(view, box).read(order="C"), doing)
+        voxels = self._read(box, level) if self._whole is None else self._read_whole(box, level)
         if self._strict:
             self._check_present(box, level, voxels)
+        return voxels
+
+    def _read(self, box: Box, level: int) -> Voxels:
+        view = self.view(level)
+        doing = f"reading box {box} of level {level} of"
+        try:
+            voxels: Voxels = self._store.wait(lambda: part_of(view, box).read(order="C"), doing)
+        except StorageError as error:
+            if RANGE_IGNORED not in str(error) or self._spec.levels[level].shard is None:
+                raise
+            log.warning("%s does not serve byte ranges; whole shards are read", self._spec.url)
+            return self._read_whole(box, level)
+        return voxels
+
+    def _read_whole(self, box: Box, level: int) -> Voxels:
+        """Read the whole objects a box touches, which takes no range if none of it is cached."""
+        with self._lock:
+            if self._whole is None:
+                store = Store(self._store.location, self._store.access)
+                self._whole = TensorStoreVolume(self._spec, store, self._axes, strict=False)
+        voxels = np.empty(box.shape, self._spec.dtype)
+        view = self._whole.view(level)
+        for cell in object_boxes(self._spec.levels[level], box):
+            part = cell & box
+            doing = f"reading box {part} of level {level} of"
+            whole = self._store.wait(lambda cell=cell: part_of(view, cell).read(order="C"), doing)  # type: ignore[misc]
+            voxels[part.slices(box.lo)] = whole[part.slices(cell.lo)]
         return voxels
 
     def _check_present(self, box: Box, level: int, voxels: Voxels) -> None:
@@ -72,7 +105,7 @@ class TensorStoreVolume:
                 raise NotFoundError(
                     f"reading box {box} of {self._spec.url}: object {key} is missing though the "
                     "volume covers it; restore it, or say that absent objects are background "
-                    "(Access(missing='background'))"
+                    "(--missing background)"
                 )
 
     def view(self, level: int) -> Any:  # noqa: ANN401
