@@ -188,7 +188,7 @@ def storage_error(error: Exception, doing: str, location: Location) -> StorageEr
     if isinstance(error, TimeoutError):
         return StorageTimeoutError(
             f"{where}: no answer within the time allowed; check the storage, or allow more time "
-            "(Access.timeout_s)"
+            "(--timeout)"
         )
     if _REFUSED.search(raw):
         hint = CREDENTIALS.get(location.scheme, "the server does not give it to everybody")
