@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-import threading
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -36,6 +36,9 @@ LEVELS = 3
 
 KEPT_CHUNKS = 512
 
+CHUNK_NAME = re.compile(r"_".join([r"(-?\d{1,18})--?\d{1,18}"] * 3), re.ASCII)
+"""x0-x1_y0-y1_z0-z1; any of them may be negative."""
+
 
 @dataclass(frozen=True, slots=True)
 class Preview:
@@ -56,7 +59,6 @@ class PreviewVolume:
         self.predictor = predictor
         self.source = source
         self._compute = ThreadPoolExecutor(1, "isochunk-preview")
-        self._lock = threading.Lock()
         self._chunk = lru_cache(KEPT_CHUNKS)(self._predict)
 
     def read(self, box: Box, level: int) -> Voxels:
@@ -79,11 +81,10 @@ class PreviewVolume:
 
     def _box(self, path: str, number: int) -> Box | None:
         """Find the chunk that a key names."""
-        try:
-            pairs = [part.split("-") for part in path.rpartition("/")[2].split("_")]
-            (x, _), (y, _), (z, _) = ((int(a), int(b)) for a, b in pairs)
-        except ValueError:
+        match = CHUNK_NAME.fullmatch(path.rpartition("/")[2])
+        if match is None:
             return None
+        x, y, z = map(int, match.groups())
         corner = Box((z, y, x), (z + 1, y + 1, x + 1))
         for box in object_boxes(self.plan.target.levels[number], corner):
             if object_key(self.plan.target, number, box) == path:
@@ -104,14 +105,17 @@ class _PreviewHandler(LinkHandler):
     def do_GET(self) -> None:  # noqa: N802 - the name http.server calls
         """Compute and send an object."""
         path = self.requested()
+        status, body = HTTPStatus.OK, None
         try:
             body = None if path is None else self.volume.chunk(path)
         except IsochunkError as error:
             log.warning("preview of %s failed: %s", path, error)
-            body = None
-        status = HTTPStatus.NOT_FOUND if body is None else HTTPStatus.OK
-        self.send_headers(status, {"Content-Length": str(len(body or b""))})
-        self.wfile.write(body or b"")
+            # Not 404: that would be shown as background.
+            status, body = HTTPStatus.INTERNAL_SERVER_ERROR, str(error).encode()
+        if body is None:
+            status, body = HTTPStatus.NOT_FOUND, b""
+        self.send_headers(status, {"Content-Length": str(len(body))})
+        self.wfile.write(body)
 
 
 def preview_job(job: Job) -> Job:
