@@ -313,7 +313,8 @@ def open_result(url: str, endpoint_url: str | None = None) -> Target:
         raise NotFoundError(
             f"{store.url} holds no .isochunk/job.json; it is no target of isochunk run"
         )
-    made = replace(made, job=replace(made.job, endpoint_url=endpoint_url))
+    # What a target says of itself must not make this machine run code.
+    made = replace(made, job=replace(made.job, endpoint_url=endpoint_url, trust=False))
     return Target(made, Ledger(store, made), store)
 
 

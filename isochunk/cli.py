@@ -9,8 +9,10 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NoReturn, TypeAlias
 
 import isochunk
@@ -321,7 +323,8 @@ def view(options: argparse.Namespace) -> Result:
 
     with view_result(options.target, options.source, options.endpoint_url) as viewer:
         announce(options, viewer.url)
-        viewer.wait()
+        with suppress(KeyboardInterrupt):
+            viewer.wait()
     return None, DONE
 
 
@@ -333,7 +336,8 @@ def serve(options: argparse.Namespace) -> Result:
     job = Job.from_mapping({**given(options, names), "target": "preview"})
     with preview(job, options.port) as viewer:
         announce(options, viewer.url)
-        viewer.wait()
+        with suppress(KeyboardInterrupt):
+            viewer.wait()
     return None, DONE
 
 
@@ -382,6 +386,12 @@ def add_training(add: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("--report", help="folder to write the figures to")
 
 
+def use_endpoint(options: argparse.Namespace) -> None:
+    """Make all volumes of this process come from the endpoint that was given."""
+    if options.endpoint_url:
+        os.environ["AWS_ENDPOINT_URL"] = options.endpoint_url
+
+
 def train(options: argparse.Namespace) -> Result:
     """``isochunk train``."""
     from dataclasses import asdict
@@ -389,6 +399,7 @@ def train(options: argparse.Namespace) -> Result:
     from isochunk.train.config import config_from_table, read_recipe
     from isochunk.train.loop import train as fit
 
+    use_endpoint(options)
     table: dict[str, Any] = read_recipe(options.recipe) if options.recipe else {}
     chosen = {n: getattr(options, n) for n in ("sources", *TRAIN_OPTIONS)}
     network = {n: getattr(options, n) for n in NETWORK_OPTIONS}
@@ -407,6 +418,7 @@ def evaluate(options: argparse.Namespace) -> Result:
     from isochunk.evaluate import evaluate as measure
     from isochunk.geometry import Box
 
+    use_endpoint(options)
     config = EvaluateConfig(
         models=tuple(options.models),
         truth=options.truth,
