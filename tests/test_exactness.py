@@ -148,8 +148,8 @@ def assert_equals_whole(got: np.ndarray, exact: np.ndarray) -> None:
     wanted = np.clip(np.rint(exact), limits.min, limits.max).astype(np.int64)
     difference = np.abs(got.astype(np.int64) - wanted)
     assert difference.max() <= 1, np.argwhere(difference == difference.max())[:5]
-    if got.dtype == np.uint8:
-        assert (difference == 0).mean() >= 0.9999
+    if got.dtype == np.uint8:  # 99.99 %, and what chance makes of that in a small volume
+        assert np.count_nonzero(difference) <= 1e-4 * got.size + 3
     # A grey level of difference is allowed only for what float32 cannot tell from a half.
     off = np.abs(got - np.clip(exact, limits.min, limits.max))
     assert off.max() <= 0.5 + 2e-6 * limits.max
