@@ -176,8 +176,10 @@ def run(
     Raises:
         TargetConflictError: the target holds something else.
     """
-    ledger = prepare_target(plan)
-    return run_missing(plan, ledger, client, watch or (lambda _: None))
+    # Opened first: a cluster or a model that cannot be had leaves nothing at the target.
+    with backend_for(plan, client) as backend:
+        report = execute(plan, prepare_target(plan), backend, watch or (lambda _: None))
+    return replace(report, neuroglancer_url=link(plan))
 
 
 def prepare_target(made: Plan) -> Ledger:
@@ -197,13 +199,6 @@ def prepare_target(made: Plan) -> Ledger:
         write_job(store, made, version("isochunk"))
     create_volume(made.target, access, attributes=provenance(made))
     return Ledger(store, made)
-
-
-def run_missing(made: Plan, ledger: Ledger, client: Client | None, watch: Watch) -> Report:
-    """Run what a ledger says is missing."""
-    with backend_for(made, client) as backend:
-        report = execute(made, ledger, backend, watch)
-    return replace(report, neuroglancer_url=link(made))
 
 
 def worker_settings(job: Job) -> WorkerSettings:
@@ -368,8 +363,7 @@ def repair(
     for hole in audited.holes:
         found.ledger.forget(hole.stage, hole.block)
     found.ledger.flush()  # whatever happens now, these blocks are not done
-    create_volume(made.target, access_for(made.job), attributes=provenance(made))
-    return audited, run_missing(made, found.ledger, client, watch or (lambda _: None))
+    return audited, run(made, client, watch)
 
 
 def load_model(name_or_path: str, *, trust: bool = False) -> Predictor:

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from isochunk.block import BlockReport, BlockTask
 from isochunk.engine.report import Report, Seam
+from isochunk.errors import StorageError
 from isochunk.geometry import Box, Triple, triple
 from isochunk.layout import blocks_over
 from isochunk.planning import Plan
@@ -75,12 +76,22 @@ def execute(
     ledger.fold()
     # Blocks that never ran because one they read failed are not done either.
     report = replace(report, failed=report.total - report.done)
-    boxes = seam_boxes(plan, ledger)
-    if boxes:
-        report = replace(report, seam=sum(backend.compare(boxes), Seam()))
+    report = replace(report, seam=measure_seam(plan, ledger, backend))
     report += []
     watch(report)
     return report
+
+
+def measure_seam(plan: Plan, ledger: Ledger, backend: Backend) -> Seam | None:
+    """Compare what is stored across seams with single tiles; None if that cannot be done."""
+    boxes = seam_boxes(plan, ledger)
+    if not boxes:
+        return None
+    try:
+        return sum(backend.compare(boxes), Seam())
+    except StorageError as error:
+        log.warning("the seam could not be measured: %s", error)
+        return None
 
 
 def runnable(plan: Plan, ledger: Ledger, stage: int, index: int) -> bool:
