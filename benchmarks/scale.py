@@ -48,7 +48,7 @@ def null_blocks(folder: Path, blocks: int) -> dict[str, Any]:
     )  # fmt: skip
     with (
         LocalCluster(
-            n_workers=2, threads_per_worker=1, memory_limit=0, dashboard_address=None
+            n_workers=2, threads_per_worker=1, memory_limit=0, dashboard_address="127.0.0.1:0"
         ) as cluster,
         Client(cluster) as client,
     ):

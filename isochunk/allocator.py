@@ -17,8 +17,20 @@ M_ARENA_MAX = -8
 """Parameter numbers of glibc's ``mallopt``."""
 
 
+LARGEST = 2**31 - 1
+
+ENVIRONMENT = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(LARGEST),
+    "MALLOC_TRIM_THRESHOLD_": str(LARGEST),
+}
+"""The same for a process that is yet to be started; glibc reads it before the first thread."""
+
+
 def keep_memory() -> bool:
-    """Make freed buffers cheap to get again; called once, before a worker starts its threads.
+    """Make freed buffers cheap to get again; called once, before a process starts its threads.
+
+    Later it helps only by chance: which arena a thread uses is settled when it first allocates.
 
     All memory of the process comes from one arena that is never given back, because the default,
     an arena for each thread, maps and unmaps every large buffer again whatever the thresholds
@@ -32,10 +44,9 @@ def keep_memory() -> bool:
     if platform.libc_ver()[0] != "glibc" or any(k.startswith("MALLOC_") for k in os.environ):
         return False
     libc = ctypes.CDLL(None)
-    largest = 2**31 - 1
     done = (
         libc.mallopt(M_ARENA_MAX, 1),
-        libc.mallopt(M_MMAP_THRESHOLD, largest),
+        libc.mallopt(M_MMAP_THRESHOLD, LARGEST),
         libc.mallopt(M_TRIM_THRESHOLD, -1),
     )
     return all(done)

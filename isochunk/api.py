@@ -22,7 +22,7 @@ from isochunk.planning import Inputs, Plan, make_plan
 from isochunk.predict import Predictor
 from isochunk.preview import preview_job, serve_preview
 from isochunk.serve import UNREACHABLE, RunningViewer, view
-from isochunk.spec import Format, Intensity
+from isochunk.spec import Format, Intensity, VolumeSpec
 from isochunk.storage.access import Access
 from isochunk.storage.ledger import Ledger, check_same_job, read_job, write_job
 from isochunk.storage.objects import Store
@@ -53,8 +53,8 @@ log = logging.getLogger(__name__)
 
 Watch: TypeAlias = Callable[[Report], None]
 
-CONTRAST_REACH = (64, 64, 64)
-"""How far around the middle the data sets the contrast, in voxels of the coarsest level."""
+CONTRAST_REACH = (32, 128, 128)
+"""How far around the middle the data sets the contrast, in voxels."""
 
 
 def open_any(url: str, endpoint_url: str | None = None) -> Volume:
@@ -245,12 +245,22 @@ def provenance(made: Plan) -> dict[str, Any]:
 
 def link(made: Plan) -> str:
     """Return a link to the public neuroglancer; empty where a browser cannot reach the target."""
-    shown = [Layer("result", made.target)]
-    if not made.source.url.startswith(UNREACHABLE):
-        shown.append(Layer("source", made.source))
-    if made.target.url.startswith(UNREACHABLE):
+    access = access_for(made.job)
+    target, source = (as_seen(spec, access) for spec in (made.target, made.source))
+    if target.url.startswith(UNREACHABLE):
         return ""
+    shown = [Layer("result", target)]
+    if not source.url.startswith(UNREACHABLE):
+        shown.append(Layer("source", source))
     return neuroglancer_url(PUBLIC_NEUROGLANCER, neuroglancer_state(shown))
+
+
+def as_seen(spec: VolumeSpec, access: Access) -> VolumeSpec:
+    """Name the S3-compatible server in a volume's URL, since a browser knows no other way."""
+    location = parse_url(spec.url)
+    if location.scheme != "s3":
+        return spec
+    return replace(spec, url=replace(location, endpoint_url=access.endpoint(location)).url)
 
 
 def view_result(url: str, source: str | None, endpoint_url: str | None = None) -> RunningViewer:
@@ -258,13 +268,13 @@ def view_result(url: str, source: str | None, endpoint_url: str | None = None) -
 
     Contrast is set from the middle of the data.
     """
-    result = open_any(url, endpoint_url)
-    beside = open_any(source, endpoint_url) if source else None
-    level = len(result.spec.levels) - 1
-    whole = result.spec.levels[level].box
+    access = Access(endpoint_url=endpoint_url)
+    result = open_volume(url, access)
+    beside = as_seen(open_volume(source, access).spec, access) if source else None
+    whole = result.spec.box
     middle = triple((a + b) // 2 for a, b in zip(whole.lo, whole.hi, strict=True))
-    sample = result.read(Box(middle, middle).grow(CONTRAST_REACH) & whole, level)
-    return view(result.spec, beside.spec if beside else None, contrast_range(sample))
+    sample = result.read(Box(middle, middle).grow(CONTRAST_REACH) & whole)
+    return view(as_seen(result.spec, access), beside, contrast_range(sample))
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from contextlib import suppress
 from typing import Any, NoReturn, TypeAlias
 
 import isochunk
+from isochunk.allocator import keep_memory
 from isochunk.config import CHOICES, Job, read_toml
 from isochunk.errors import IsochunkError, UsageError
 
@@ -98,6 +99,7 @@ Result: TypeAlias = tuple[dict[str, Any] | None, int]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    keep_memory()
     words = sys.argv[1:] if arguments is None else arguments
     try:
         options = parser().parse_args(words)

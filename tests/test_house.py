@@ -23,15 +23,16 @@ MAX_LINES = {"isochunk": 450, "examples": 450, "benchmarks": 500, "tests": 500}
 # A module imports only from rows above its own. The first digit is the rank of the design.
 RANKS = {
     "0.0": "errors",
-    "0.1": "allocator geometry metrics",
+    "0.1": "allocator atomic geometry metrics",
     "1.0": "codec config spec storage.url",
-    "2.0": "block predict models.placed storage.access train.degrade train.snapshot",
+    "2.0": "block predict models.placed storage.access train.degrade",
     "2.1": "models.fsrcnn models.srunet storage.arrays storage.keys storage.volume viewer",
     "2.2": "intensity layout models.probe storage.ome storage.precomputed train.config",
     "2.3": "planning",
     "3.0": "models.checkpoint process storage.ledger storage.objects train.data",
-    "3.1": "storage.cloudvolume storage.recognise",
-    "3.2": "storage.tensorstore",
+    "3.1": "storage.cloudvolume storage.recognise storage.source",
+    "3.2": "storage.target",
+    "3.3": "storage.tensorstore",
     "4.0": "auditing engine.report models.foreign models.predictor serve",
     "4.1": "engine.loop models.load progress train.loop",
     "4.2": "engine.local evaluate",
@@ -43,7 +44,7 @@ RANKS = {
 
 # Only these modules know the library; all others see our own types.
 OWNERS = {
-    "tensorstore": {"storage.tensorstore", "storage.objects"},
+    "tensorstore": {"storage.objects", "storage.source", "storage.target"},
     "cloudvolume": {"storage.cloudvolume"},
     "dask": {"engine.dask"},
     "distributed": {"engine.dask"},

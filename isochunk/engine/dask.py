@@ -18,11 +18,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import dask
 import numpy as np
 from dask import array as da
 from dask.delayed import delayed
 from distributed import Client, LocalCluster, WorkerPlugin, as_completed, get_worker, secede
 
+from isochunk.allocator import ENVIRONMENT
 from isochunk.block import BlockReport, BlockTask
 from isochunk.config import Job, read_toml
 from isochunk.engine.local import (
@@ -217,14 +219,16 @@ def start_cluster(job: Job) -> Any:  # noqa: ANN401 - cluster classes share no b
     nothing of the plan's byte budget. Local clusters listen on the loopback only.
     """
     if job.cluster == "local":
-        return LocalCluster(
-            n_workers=job.workers,
-            threads_per_worker=max(1, len(os.sched_getaffinity(0)) // job.workers),
-            processes=True,
-            memory_limit=0,
-            host=LOOPBACK,
-            dashboard_address=f"{LOOPBACK}:0",
-        )
+        spawn = "distributed.nanny.pre-spawn-environ"
+        with dask.config.set({f"{spawn}.{name}": v for name, v in ENVIRONMENT.items()}):
+            return LocalCluster(
+                n_workers=job.workers,
+                threads_per_worker=max(1, len(os.sched_getaffinity(0)) // job.workers),
+                processes=True,
+                memory_limit=0,
+                host=LOOPBACK,
+                dashboard_address=f"{LOOPBACK}:0",
+            )
     if job.cluster == "cuda":
         return cluster_class("dask_cuda.LocalCUDACluster")(
             memory_limit=0, host=LOOPBACK, dashboard_address=f"{LOOPBACK}:0"

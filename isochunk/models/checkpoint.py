@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from isochunk.atomic import write_atomically
 from isochunk.errors import ModelError
 from isochunk.geometry import triple
 from isochunk.spec import ModelSpec, Normalisation, Phase
@@ -85,9 +85,8 @@ def save(folder: Path, network: PlacedNetwork, card: Card) -> ModelSpec:
         "training": dict(card.training),
     }
     text = json.dumps({"version": VERSION, "model": model, "card": described}, indent=1)
-    folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / WEIGHTS_FILE, weights)
-    _replace(folder / MODEL_FILE, text.encode())
+    write_atomically(folder / WEIGHTS_FILE, lambda file: file.write(weights))
+    write_atomically(folder / MODEL_FILE, lambda file: file.write(text.encode()))
     return read_spec(folder)
 
 
@@ -235,16 +234,3 @@ def _tuples(value: Any) -> Any:  # noqa: ANN401 - any JSON value
 def _unreadable(path: Path, error: Exception) -> ModelError:
     reason = f"{type(error).__name__}: {error}"
     return ModelError(f"checkpoint {path} cannot be read ({reason}); fetch or save it again")
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name, flush it to the disk, and rename it."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -10,6 +10,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.resources import files
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -260,8 +261,16 @@ def _network(arch: str, factor: int | None, table: Mapping[str, Any]) -> Network
     residual = plain.pop("residual", "none")
     try:
         base = getattr(kind, variant)(**plain)
-    except TypeError as problem:
-        raise UsageError(f"network {arch}: {problem}") from None
+    except TypeError:
+        wanted = [
+            name
+            for name, parameter in signature(getattr(kind, variant)).parameters.items()
+            if parameter.default is parameter.empty
+        ]
+        raise UsageError(
+            f"network {arch} needs {', '.join(wanted)}; got {', '.join(plain) or 'none of them'}; "
+            "give them, or a recipe"
+        ) from None
     made: NetworkConfig = replace(base, residual=residual, **kernels)
     return made
 

@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 from tqdm import tqdm
 
+from isochunk.atomic import write_atomically
 from isochunk.errors import TargetConflictError, UsageError
 from isochunk.geometry import Triple
 from isochunk.intensity import measure_intensity
@@ -39,7 +40,6 @@ from isochunk.storage.volume import Volume
 from isochunk.train.config import NetworkConfig, Optimisation, TrainConfig, fingerprint
 from isochunk.train.data import Batch, Crops, Sampling, Source, read_ahead, split, validation_crops
 from isochunk.train.degrade import degrade
-from isochunk.train.snapshot import write_atomically
 
 log = logging.getLogger(__name__)
 

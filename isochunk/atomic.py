@@ -1,4 +1,4 @@
-"""Files of a training, written so that a reader never sees half of one."""
+"""Local files, written so that a reader never sees half of one."""
 
 from __future__ import annotations
 
