@@ -21,7 +21,7 @@ from isochunk.models.load import Runtime, describe, load
 from isochunk.planning import Inputs, Plan, make_plan
 from isochunk.predict import Predictor
 from isochunk.preview import preview_job, serve_preview
-from isochunk.serve import UNREACHABLE, RunningViewer, view
+from isochunk.serve import LOCAL, RunningViewer, view
 from isochunk.spec import Format, Intensity, VolumeSpec
 from isochunk.storage.access import Access
 from isochunk.storage.ledger import Ledger, check_same_job, read_job, write_job
@@ -244,13 +244,13 @@ def provenance(made: Plan) -> dict[str, Any]:
 
 
 def link(made: Plan) -> str:
-    """Return a link to the public neuroglancer; empty where a browser cannot reach the target."""
+    """Return a link to the public neuroglancer; empty where the target is files."""
     access = access_for(made.job)
     target, source = (as_seen(spec, access) for spec in (made.target, made.source))
-    if target.url.startswith(UNREACHABLE):
+    if target.url.startswith(LOCAL):
         return ""
     shown = [Layer("result", target)]
-    if not source.url.startswith(UNREACHABLE):
+    if not source.url.startswith(LOCAL):
         shown.append(Layer("source", source))
     return neuroglancer_url(PUBLIC_NEUROGLANCER, neuroglancer_state(shown))
 

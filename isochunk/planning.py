@@ -35,14 +35,17 @@ from isochunk.spec import DTYPES, Format, Intensity, ModelSpec, VolumeSpec
 MAX_DEPTH = 4
 """Blocks in flight in one worker: reading, waiting, computing, writing."""
 
-PROCESS_BYTES = 300 << 20
-"""What a worker process holds before it holds a voxel."""
+PROCESS_BYTES = 600 << 20
+"""What a worker process holds besides blocks and tiles: libraries, and the cache of source chunks."""
 
 ALLOCATOR_SLACK = 1.1
-"""Resident memory over what tensors need at once; measured on networks, see docs/performance.md."""
+"""Resident memory over what tensors need at once, measured on 3D-SRU-Net."""
 
 TASK_VOXELS = 1 << 26
 """Target voxels of one Dask task, at least, so that scheduling costs little."""
+
+TASK_BLOCKS = 1024
+"""Blocks of one Dask task, at most: what is redone if its worker or client dies."""
 
 TASKS_PER_WORKER = 8
 """Tasks each worker should get, at least, so that the load evens out."""
@@ -109,7 +112,7 @@ class Plan:
         count = self.block_count(stage)
         by_size = TASK_VOXELS // math.prod(self.stages[stage].block)
         by_share = math.ceil(count / (TASKS_PER_WORKER * workers))
-        size = max(1, min(by_size, by_share))
+        size = max(1, min(by_size, by_share, TASK_BLOCKS))
         batch: list[int] = []
         for index in missing:
             batch.append(index)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import servers
+from distributed import Client, LocalCluster
 from servers import ObjectServer
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -51,3 +52,15 @@ def s3(s3_server: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> str:
 def gcs(gcs_server: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> str:
     """URL of an empty place on GCS, with the environment that reaches it."""
     return f"gs://{_use(gcs_server, monkeypatch)}"
+
+
+@pytest.fixture(scope="session")
+def client() -> Iterator[Client]:
+    """A cluster of two worker processes."""
+    with (
+        LocalCluster(
+            n_workers=2, threads_per_worker=1, memory_limit=0, dashboard_address="127.0.0.1:0"
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield client

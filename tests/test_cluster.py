@@ -6,13 +6,12 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
-from distributed import Client, LocalCluster
+from distributed import Client
 from jobs import command, noise, read_all, slow_model, start, tree_digest, wait_until, write_source
 
 import isochunk
@@ -20,18 +19,6 @@ from isochunk.api import open_result
 
 BLOCKS = {"chunk": "16,16,16", "shard": "32,32,32", "block": "32,32,32"}
 FLAGS = [f"--{name}={value}" for name, value in BLOCKS.items()]
-
-
-@pytest.fixture(scope="module")
-def client() -> Iterator[Client]:
-    """A cluster of two worker processes."""
-    with (
-        LocalCluster(
-            n_workers=2, threads_per_worker=1, memory_limit=0, dashboard_address="127.0.0.1:0"
-        ) as cluster,
-        Client(cluster, set_as_default=False) as client,
-    ):
-        yield client
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ that zero padding at its rim cannot reach the voxels that are compared.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from distributed import Client, LocalCluster
+from distributed import Client
 from jobs import read_all, write_source
 from test_predictor import network_of, tissue
 
@@ -124,18 +123,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
     from isochunk.predict import interpolation_spec
 
     return {**made, "cubic": Model("cubic", interpolation_spec("cubic"), None)}
-
-
-@pytest.fixture(scope="module")
-def client() -> Iterator[Client]:
-    """A cluster of two worker processes."""
-    with (
-        LocalCluster(
-            n_workers=2, threads_per_worker=1, memory_limit=0, dashboard_address="127.0.0.1:0"
-        ) as cluster,
-        Client(cluster, set_as_default=False) as client,
-    ):
-        yield client
 
 
 def assert_equals_whole(got: np.ndarray, exact: np.ndarray) -> None:

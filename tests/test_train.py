@@ -348,7 +348,7 @@ def test_defaults_are_the_papers():
         ({"arch": "vdsr"}, "choose srunet, fsrcnn"),
         ({"factor": 3}, "64 voxels along z is no multiple of the network's factor 3"),
         ({"factor": 4, "network": {"factor": 2}}, "factor 4 and network.factor 2 differ"),
-        ({"network": {"width": 8}}, "missing"),
+        ({"network": {"width": 8}}, "needs width, levels, convs; got width"),
         ({"network": {"variant": "huge"}}, "choose paper or compact"),
         ({"patch": [64, 64, 32]}, "must be square"),
         ({"border": [32, 0, 0]}, "leaves nothing of a patch of 64 voxels along z"),
