@@ -36,7 +36,7 @@ MAX_DEPTH = 4
 """Blocks in flight in one worker: reading, waiting, computing, writing."""
 
 PROCESS_BYTES = 600 << 20
-"""What a worker process holds besides blocks and tiles: libraries, and the cache of source chunks."""
+"""What a worker process holds besides blocks and tiles: libraries, and cached source chunks."""
 
 ALLOCATOR_SLACK = 1.1
 """Resident memory over what tensors need at once, measured on 3D-SRU-Net."""
