@@ -24,7 +24,6 @@ Triple: TypeAlias = tuple[int, int, int]
 Factor: TypeAlias = tuple[Fraction, Fraction, Fraction]
 
 AXES = ("z", "y", "x")
-UNIT_FACTOR: Factor = (Fraction(1), Fraction(1), Fraction(1))
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -11,8 +11,8 @@ the whole-voxel ``shift`` (an OME-Zarr array starts at 0 wherever it lies).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -135,7 +135,6 @@ class Plan:
     def summary(self) -> dict[str, Any]:
         """Return the JSON object of ``isochunk plan``."""
         read, needed = self.read_bytes()
-        itemsize = DTYPES.index(self.target.dtype) + 1
         levels = self.target.levels
         return {
             "source": describe(self.source),
@@ -149,7 +148,7 @@ class Plan:
             "halo_overhead": round(self.halo_overhead(), 4),
             "bytes_read": read,
             "read_amplification": round(read / needed, 4),
-            "bytes_written": sum(level.box.size for level in levels) * itemsize,
+            "bytes_written": sum(level.box.size for level in levels) * self.target.itemsize,
             "objects_written": sum(block_count(v.box, v.object_shape) for v in levels),
             "worker_memory_bytes": self.worker_memory_bytes(),
             "exact": self.model.exact,
@@ -157,10 +156,9 @@ class Plan:
 
     def block_bytes(self) -> int:
         """Return the host bytes that one block of the first stage holds while in flight."""
-        itemsize = DTYPES.index(self.source.dtype) + 1
         write = math.prod(self.stages[0].block)
         read = math.prod(self.model.read_box(Box.from_shape(self.stages[0].block)).shape)
-        return itemsize * (2 * read + math.ceil(write * 8 / 7))
+        return self.source.itemsize * (2 * read + math.ceil(write * 8 / 7))
 
     def worker_memory_bytes(self) -> int:
         """Return the peak host memory of one worker."""
@@ -177,7 +175,6 @@ class Plan:
 
     def read_bytes(self) -> tuple[int, int]:
         """Return bytes of source chunks read (decoded, each block by itself) and bytes needed."""
-        itemsize = DTYPES.index(self.source.dtype) + 1
         box, chunk = self.source.box, self.source.levels[0].chunk
         total = 1
         for axis, start, stop, c in zip(self._reads(), box.lo, box.hi, chunk, strict=True):
@@ -185,7 +182,7 @@ class Plan:
             total *= sum(
                 min(math.ceil(hi / c) * c, stop - start) - lo // c * c for lo, hi in spans
             )
-        return total * itemsize, self.region.size * itemsize
+        return total * self.source.itemsize, self.region.size * self.source.itemsize
 
     def _reads(self) -> tuple[list[tuple[int, int]], ...]:
         """Return the source spans read along each axis; boxes are their product."""
@@ -278,23 +275,21 @@ def make_plan(job: Job, found: Inputs) -> Plan:
         levels=levels,
     )
 
-    def with_memory(depth: int, tile: Triple) -> Plan:
-        return Plan(
-            job=job,
-            source=source,
-            target=target,
-            model=model,
-            intensity=found.intensity,
-            region=region,
-            shift=shift,
-            stages=stages,
-            mask=found.mask,
-            precision=job.precision,
-            tile=tile,
-            depth=depth,
-        )
-
-    return fit_memory(with_memory, stages[0].block, job.memory)
+    made = Plan(
+        job=job,
+        source=source,
+        target=target,
+        model=model,
+        intensity=found.intensity,
+        region=region,
+        shift=shift,
+        stages=stages,
+        mask=found.mask,
+        precision=job.precision,
+        tile=stages[0].block,
+        depth=MAX_DEPTH,
+    )
+    return fit_memory(made, job.memory)
 
 
 def converted_region(box: Box | None, source: VolumeSpec) -> Box:
@@ -355,18 +350,22 @@ def placement(
     return shift, (z, y, x)
 
 
-def fit_memory(with_memory: Callable[[int, Triple], Plan], block: Triple, memory: int) -> Plan:
+def fit_memory(made: Plan, memory: int) -> Plan:
     """Choose the deepest pipeline and the largest tile that fit a worker's memory.
+
+    Args:
+        made: a plan of any depth and tile.
+        memory: bytes of one worker.
 
     Raises:
         UsageError: not even one block and one small tile fit.
     """
-    unit = with_memory(1, block).model
+    unit, block = made.model, made.stages[0].block
     strides = (g * r for g, r in zip(unit.alignment, unit.resolved_factor, strict=True))
     steps = triple(s if s.denominator == 1 else 1 for s in strides)
     tile = triple(-(-b // s) * s for b, s in zip(block, steps, strict=True))
     for depth in range(MAX_DEPTH, 0, -1):
-        plan = with_memory(depth, tile)
+        plan = replace(made, depth=depth, tile=tile)
         if plan.worker_memory_bytes() <= memory:
             return plan
         if depth > 2:  # noqa: PLR2004 - reading while computing is worth more than a large tile
@@ -378,7 +377,7 @@ def fit_memory(with_memory: Callable[[int, Triple], Plan], block: Triple, memory
             if half < MIN_TILE or half >= small[axis]:
                 break
             small = triple(half if a == axis else n for a, n in enumerate(small))
-            plan = with_memory(depth, small)
+            plan = replace(plan, tile=small)
         if plan.worker_memory_bytes() <= memory:
             return plan
     raise UsageError(

@@ -81,6 +81,11 @@ class VolumeSpec:
         return self.levels[0].spacing
 
     @property
+    def itemsize(self) -> int:
+        """Bytes of a voxel."""
+        return np.dtype(self.dtype).itemsize
+
+    @property
     def lossy(self) -> bool:
         """Whether reading back may differ from what was written."""
         return self.encoding == "jpeg"

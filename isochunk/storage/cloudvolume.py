@@ -18,13 +18,14 @@ import numpy as np
 from cloudvolume import Bbox, CloudVolume
 from cloudvolume.secrets import CLOUD_VOLUME_DIR
 
-from isochunk.errors import AccessError, GeometryError, UsageError
+from isochunk.errors import AccessError, UsageError
 from isochunk.geometry import Box
 from isochunk.predict import Voxels
 from isochunk.spec import VolumeSpec
 from isochunk.storage import precomputed
 from isochunk.storage.access import CREDENTIALS, Access, storage_error
 from isochunk.storage.url import Location
+from isochunk.storage.volume import check_inside
 
 T = TypeVar("T")
 
@@ -55,9 +56,7 @@ class CloudVolumeSource:
             GeometryError: the box leaves the level.
             StorageError: storage failed after retries; the message names box and URL.
         """
-        bounds = self._spec.levels[level].box
-        if box not in bounds:
-            raise GeometryError(f"box {box} is outside level {level} of {self._spec.url}, {bounds}")
+        check_inside(self._spec, level, box)
         xyz = Bbox(box.lo[::-1], box.hi[::-1])
         mip = self._mips[level]
         cutout = _within(

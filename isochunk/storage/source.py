@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
-from isochunk.errors import GeometryError, NotFoundError, StorageError
+from isochunk.errors import NotFoundError, StorageError
 from isochunk.geometry import AXES, Box
 from isochunk.predict import Voxels
 from isochunk.spec import LevelSpec, VolumeSpec
 from isochunk.storage.access import JsonObject
 from isochunk.storage.keys import object_boxes, object_key
 from isochunk.storage.objects import Store
+from isochunk.storage.volume import check_inside
 
 log = logging.getLogger(__name__)
 
@@ -59,10 +60,7 @@ class TensorStoreVolume:
             GeometryError: the box leaves the level.
             StorageError: storage failed after retries; the message names box and URL.
         """
-        scale = self._spec.levels[level]
-        if box not in scale.box:
-            raise GeometryError(f"box {box} is outside level {level} of {self._spec.url}, "
-                                f"{scale.box}")  # fmt: skip
+        check_inside(self._spec, level, box)
         voxels = self._read(box, level) if self._whole is None else self._read_whole(box, level)
         if self._strict:
             self._check_present(box, level, voxels)

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
+from isochunk.errors import GeometryError
 from isochunk.geometry import Box, reflected
 from isochunk.predict import Voxels
 from isochunk.spec import VolumeSpec
@@ -65,6 +66,17 @@ class ObjectStore(Protocol):
     def delete(self, keys: Iterable[str]) -> None:
         """Delete keys; those that do not exist are no error."""
         ...
+
+
+def check_inside(spec: VolumeSpec, level: int, box: Box) -> None:
+    """Check that a level holds all voxels of a box.
+
+    Raises:
+        GeometryError: it does not.
+    """
+    bounds = spec.levels[level].box
+    if box not in bounds:
+        raise GeometryError(f"box {box} is outside level {level} of {spec.url}, {bounds}")
 
 
 def read_reflected(volume: Volume, box: Box) -> Voxels:
