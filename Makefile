@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 PYTHON ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint bench clean
+.PHONY: help demo test check lint bench reliability clean
 
 help:
 	@echo "make demo    anisotropic to isotropic on a synthetic volume, local files and local workers"
@@ -14,6 +14,7 @@ help:
 	@echo "make check   lint and the tests that take seconds"
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   measure the benchmarks"
+	@echo "make reliability  the fault tests, and their tables in docs/reliability.md"
 	@echo "make clean   remove what was set up and built"
 
 # The interpreter must run, be new enough and be able to make environments: pyenv leaves names
@@ -52,6 +53,10 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m pytest --benchmark-enable --benchmark-only benchmarks
+
+reliability: $(READY)
+	$(BIN)/python -m pytest tests/test_faults_dask.py tests/test_faults_storage.py \
+	    --reliability docs/reliability.md
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

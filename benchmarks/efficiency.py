@@ -112,7 +112,7 @@ def isochunk_local(work: Path, target: Path) -> dict[str, float]:
 
 def isochunk_dask(work: Path, target: Path, workers: int) -> dict[str, float]:
     """The product, on its own Dask cluster of processes; starting it is not counted."""
-    from isochunk.engine.dask import connect
+    from isochunk.engine.clusters import connect
 
     plan = isochunk.plan(job(work, target, workers=workers))
     with connect(plan.job, None) as client:

@@ -220,7 +220,8 @@ def backend_for(made: Plan, client: Client | None) -> Iterator[Backend]:
         with open_pipeline(made, settings) as pipeline:
             yield LocalBackend(pipeline)
         return
-    from isochunk.engine.dask import DaskBackend, connect
+    from isochunk.engine.clusters import connect
+    from isochunk.engine.dask import DaskBackend
 
     with connect(job, client) as connected, DaskBackend(connected, made, settings) as backend:
         yield backend

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import signal
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import reliability
 import servers
 from distributed import Client, LocalCluster
 from servers import ObjectServer
@@ -16,6 +18,33 @@ from servers import ObjectServer
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+TABLES = pytest.StashKey[reliability.Tables]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--reliability", type=Path, help="page whose tables this run fills")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[TABLES] = {}
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    page = session.config.getoption("--reliability")
+    if page is not None:
+        reliability.fill(page, session.config.stash[TABLES])
+
+
+@pytest.fixture
+def record(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Add a row to a table of docs/reliability.md: its name, then its cells by column."""
+
+    def add(table: str, **cells: Any) -> None:
+        request.config.stash[TABLES].setdefault(table, []).append(cells)
+
+    return add
 
 
 @pytest.fixture(scope="session")

@@ -34,7 +34,7 @@ RANKS = {
     "3.2": "storage.target",
     "3.3": "storage.tensorstore",
     "4.0": "auditing engine.report models.foreign models.predictor serve",
-    "4.1": "engine.loop models.load progress train.loop",
+    "4.1": "engine.clusters engine.loop models.load progress train.loop",
     "4.2": "engine.local evaluate",
     "4.3": "engine.dask preview",
     "5.0": "api testing.synthetic",
@@ -46,8 +46,8 @@ RANKS = {
 OWNERS = {
     "tensorstore": {"storage.objects", "storage.source", "storage.target"},
     "cloudvolume": {"storage.cloudvolume"},
-    "dask": {"engine.dask"},
-    "distributed": {"engine.dask"},
+    "dask": {"engine.clusters", "engine.dask"},
+    "distributed": {"engine.clusters", "engine.dask"},
     "neuroglancer": {"serve"},
 }
 HEAVY = ["torch", "dask", "distributed", "tensorstore", "cloudvolume", "scipy", "neuroglancer"]

@@ -1,0 +1,40 @@
+"""Tables of docs/reliability.md, filled by the tests that produce their rows.
+
+`make reliability` runs those tests with ``--reliability docs/reliability.md``; without the option
+rows are dropped and nothing is written.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+Tables = dict[str, list[Mapping[str, Any]]]
+
+
+def rendered(rows: list[Mapping[str, Any]]) -> str:
+    """Write rows of equal keys as a Markdown table."""
+    columns = list(rows[0])
+    assert all(list(row) == columns for row in rows), "rows of one table have the same columns"
+    heads = [name.replace("_", " ") for name in columns]
+    lines = [heads, ["---"] * len(heads)] + [[shown(row[c]) for c in columns] for row in rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def shown(value: Any) -> str:
+    """Write one cell."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def fill(page: Path, tables: Tables) -> None:
+    """Replace what stands between ``<!-- NAME -->`` and ``<!-- end -->`` by each table."""
+    text = page.read_text()
+    for name, rows in tables.items():
+        place = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
+        assert place.search(text), f"{page} has no place for the table {name!r}"
+        text = place.sub(lambda m, rows=rows: f"{m[1]}{rendered(rows)}\n{m[2]}", text)
+    page.write_text(text)
