@@ -45,6 +45,8 @@ class BlockReport:
     """All background: nothing was stored."""
     error: str | None = None
     """Why the block failed; None if it did not."""
+    transient: bool = False
+    """It failed in a way that may pass: trying again may help."""
     bytes_read: int = 0
     """Voxel bytes read."""
     bytes_written: int = 0
@@ -55,3 +57,8 @@ class BlockReport:
     """Seconds computing."""
     write_s: float = 0.0
     """Seconds writing."""
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of work; waiting between reading, computing and writing is left out."""
+        return self.read_s + self.compute_s + self.write_s

@@ -46,3 +46,12 @@ class CorruptDataError(StorageError):
 
 class StorageTimeoutError(StorageError):
     """Storage did not answer within the time allowed."""
+
+
+class ClusterError(IsochunkError):
+    """The Dask cluster went away while a job ran; the same command resumes."""
+
+
+def may_pass(error: Exception) -> bool:
+    """Tell whether what failed may succeed when it is tried again later."""
+    return isinstance(error, (StorageError, MemoryError)) and not isinstance(error, UsageError)

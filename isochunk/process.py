@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isochunk.block import Block, BlockReport
+from isochunk.errors import may_pass
 from isochunk.geometry import Box, Triple, triple
 from isochunk.planning import Plan
 from isochunk.predict import Predictor, Voxels
@@ -204,6 +205,11 @@ class Pipeline:
         self._flight.shutdown(wait=True, cancel_futures=True)
         self._compute.shutdown(wait=True)
 
+    def abandon(self) -> None:
+        """Drop what has not started and let the rest end by itself: it may hang."""
+        self._flight.shutdown(wait=False, cancel_futures=True)
+        self._compute.shutdown(wait=False)
+
     def submit(self, stage: int, index: int) -> Future[BlockReport]:
         """Start a block; the future never raises for what the block does, it reports it."""
         return self._flight.submit(self._run, self.plan.block(stage, index))
@@ -215,7 +221,8 @@ class Pipeline:
         except Exception as error:
             log.debug("block %d of stage %d failed", block.index, block.stage, exc_info=True)
             where = f"block {block.index} {block.write}"
-            return replace(report, error=f"{where}: {type(error).__name__}: {error}")
+            said = f"{where}: {type(error).__name__}: {error}"
+            return replace(report, error=said, transient=may_pass(error))
 
     def _attempt(self, block: Block, report: BlockReport) -> BlockReport:
         start = time.perf_counter()
