@@ -9,12 +9,15 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
+import random
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -129,8 +132,47 @@ def gcs_server(root: Path) -> Iterator[ObjectServer]:
         yield ObjectServer(url, root, environment)
 
 
-Fault = int | Literal["truncate", "stall"]
-"""An HTTP status to answer with, half of the body, or no answer at all."""
+Fault = int | Literal["truncate", "cut", "reset", "stall", "expired", "refuse", "lost"]
+"""What goes wrong with a request. A number is an HTTP status to answer with.
+
+``truncate``: half of the body, with the length of that half. ``cut``: the full length is announced,
+half the body comes, the connection is closed. ``reset``: the same, but by TCP reset. ``stall``: the
+answer comes late, or never. ``expired``: what S3 answers once a session token has expired.
+``refuse``: TCP reset before the request's body is read. ``lost``: the request is carried out, and
+TCP reset comes in place of the answer.
+"""
+
+EXPIRED = b"""<?xml version="1.0" encoding="UTF-8"?>
+<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """A fault that strikes some of the requests that it covers."""
+
+    fault: Fault
+    """What goes wrong."""
+    part: str = ""
+    """Only requests whose path contains this are covered."""
+    methods: tuple[str, ...] = ()
+    """Only these methods are covered; () for all."""
+    after: int = 0
+    """Requests covered that pass before the first that may be struck."""
+    count: int | None = None
+    """Requests struck at most; None for no limit."""
+    seconds: float | None = None
+    """The fault is over so long after it first struck; None for never."""
+    rate: float = 1.0
+    """Share of the requests that are struck, by a seeded generator."""
+
+
+class _Counts:
+    """How often a rule has covered and struck."""
+
+    def __init__(self) -> None:
+        self.covered = 0
+        self.struck = 0
+        self.first = 0.0
 
 
 @dataclass
@@ -141,22 +183,59 @@ class Faults:
     """Fault for every request whose path contains the key."""
     first: dict[str, list[Fault]] = field(default_factory=dict)
     """Faults for the first requests whose path contains the key; used up."""
+    rules: list[Rule] = field(default_factory=list)
+    """Faults at times and rates."""
+    latency_s: float = 0.0
+    """Pause before each request is carried out."""
+    stall_s: float = 60.0
+    """How long a stall lasts; then the answer comes."""
+    seed: int = 0
+    """Seed of what strikes at a rate."""
     requests: list[tuple[str, str]] = field(default_factory=list)
-    """Method and path of every request."""
+    """Method and unquoted path of every request."""
+    struck: list[tuple[str, str, Fault]] = field(default_factory=list)
+    """Method, path and fault of every request that something went wrong with."""
     stored: list[str] = field(default_factory=list)
     """Path of every PUT that the object store accepted; rclone refuses a few, which are retried."""
     lock: threading.Lock = field(default_factory=threading.Lock)
     released: threading.Event = field(default_factory=threading.Event)
     """Ends the stalls."""
 
+    def __post_init__(self) -> None:
+        self._random = random.Random(self.seed)
+        self._counts: dict[int, _Counts] = defaultdict(_Counts)
+
     def take(self, method: str, path: str) -> Fault | None:
         """Note a request and return what is to go wrong with it."""
+        path = unquote(path)
         with self.lock:
             self.requests.append((method, path))
-            for part, faults in self.first.items():
-                if part in path and faults:
-                    return faults.pop(0)
-            return next((fault for part, fault in self.always.items() if part in path), None)
+            fault = self._choose(method, path)
+            if fault is not None:
+                self.struck.append((method, path, fault))
+            return fault
+
+    def _choose(self, method: str, path: str) -> Fault | None:
+        for part, faults in self.first.items():
+            if part in path and faults:
+                return faults.pop(0)
+        for part, fault in self.always.items():
+            if part in path:
+                return fault
+        return next((rule.fault for rule in self.rules if self._strikes(rule, method, path)), None)
+
+    def _strikes(self, rule: Rule, method: str, path: str) -> bool:
+        if rule.part not in path or (rule.methods and method not in rule.methods):
+            return False
+        counts, now = self._counts[id(rule)], time.monotonic()
+        counts.covered += 1
+        over = rule.seconds is not None and counts.struck and now - counts.first > rule.seconds
+        used_up = rule.count is not None and counts.struck >= rule.count
+        if counts.covered <= rule.after or over or used_up or self._random.random() >= rule.rate:
+            return False
+        counts.struck += 1
+        counts.first = counts.first or now
+        return True
 
     def count(self, method: str, part: str) -> int:
         """Return how many requests of a method had this part in their path."""
@@ -166,33 +245,56 @@ class Faults:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     faults: Faults
 
     def log_message(self, *_: object) -> None:
         """Keep quiet."""
 
     def misbehave(self, fault: Fault | None) -> bool:
-        """Do what is to go wrong; tell whether the request is answered thereby."""
+        """Do what is to go wrong before an answer; tell whether the request is over thereby."""
         if fault == "stall":
-            self.faults.released.wait(60)
-            self.close_connection = True
-            return True
-        if isinstance(fault, int):
+            self.close_connection = self.faults.released.wait(self.faults.stall_s)
+            return self.close_connection
+        if fault == "refuse":
+            self.reset()
+        elif fault == "expired":
+            self.answer(403, {"Content-Type": "application/xml"}, EXPIRED)
+        elif isinstance(fault, int):
             self.answer(fault, {}, b"fault")
-            return True
-        return False
+        else:
+            return False
+        return True
 
-    def answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
-        """Send a whole answer."""
+    def answer(
+        self, status: int, headers: dict[str, str], body: bytes, fault: Fault | None = None
+    ) -> None:
+        """Send an answer, whole unless a fault says otherwise."""
+        half = body[: len(body) // 2]
+        if fault == "truncate":
+            body = half
         with contextlib.suppress(OSError):
             self.send_response(status)
             for name, value in headers.items():
-                self.send_header(name, value)
-            if status not in (204, 304) and "Content-Length" not in headers:
+                if name.lower() != "content-length" or self.command == "HEAD":
+                    self.send_header(name, value)
+            if status not in (204, 304) and self.command != "HEAD":
                 self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             if self.command != "HEAD":
-                self.wfile.write(body)
+                self.wfile.write(half if fault in ("cut", "reset") else body)
+        if fault == "cut":
+            self.close_connection = True
+        if fault == "reset":
+            self.reset()
+
+    def reset(self) -> None:
+        """End the connection by TCP reset."""
+        linger = struct.pack("ii", 1, 0)
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        self.rfile.close()  # the socket stays open as long as its file is
+        self.connection.close()
+        self.close_connection = True
 
 
 @contextlib.contextmanager
@@ -224,8 +326,6 @@ def file_server(root: Path, faults: Faults | None = None) -> Iterator[str]:
                 self.answer(404, {}, b"")
                 return
             body, status, headers = path.read_bytes(), 200, {}
-            if fault == "truncate":
-                body = body[: len(body) // 2]
             wanted = self.headers.get("Range")
             if wanted:
                 first, _, last = wanted.removeprefix("bytes=").partition("-")
@@ -233,7 +333,7 @@ def file_server(root: Path, faults: Faults | None = None) -> Iterator[str]:
                 stop = int(last) + 1 if first and last else len(body)
                 headers["Content-Range"] = f"bytes {start}-{min(stop, len(body)) - 1}/{len(body)}"
                 body, status = body[start:stop], 206
-            self.answer(status, headers, body)
+            self.answer(status, headers, body, fault)
 
         do_HEAD = do_GET  # noqa: N815  http.server's names
 
@@ -247,34 +347,43 @@ def proxy(upstream: str, faults: Faults) -> Iterator[str]:
     target = urlsplit(upstream).netloc
 
     class Forward(_Handler):
+        def setup(self) -> None:
+            super().setup()
+            self.upstream = http.client.HTTPConnection(target, timeout=120)
+
+        def finish(self) -> None:
+            self.upstream.close()
+            super().finish()
+
         def do_GET(self) -> None:
-            length = int(self.headers.get("Content-Length") or 0)
-            body = self.rfile.read(length)
             fault = self.faults.take(self.command, self.path)
+            if fault == "refuse":
+                self.misbehave(fault)
+                return
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            time.sleep(self.faults.latency_s)
             if self.misbehave(fault):
                 return
-            connection = http.client.HTTPConnection(target, timeout=60)
-            try:
-                connection.putrequest(
-                    self.command, self.path, skip_host=True, skip_accept_encoding=True
-                )
-                for name, value in self.headers.items():
-                    connection.putheader(name, value)  # Host stays: the signature covers it
-                connection.endheaders(body or None)
-                reply = connection.getresponse()
-                content = reply.read()
-                kept = {
-                    n: v for n, v in reply.getheaders()
-                    if n.lower() not in ("transfer-encoding", "connection", "date", "server")
-                }  # fmt: skip
-                if fault == "truncate":
-                    content = content[: len(content) // 2]
-                    kept = {n: v for n, v in kept.items() if n.lower() != "content-length"}
-            finally:
-                connection.close()
-            if self.command == "PUT" and reply.status < 300:
-                self.faults.stored.append(self.path)
-            self.answer(reply.status, kept, content)
+            status, headers, content = self.forward(body)
+            if self.command == "PUT" and status < 300:
+                self.faults.stored.append(unquote(self.path))
+            if fault == "lost":
+                self.reset()
+            else:
+                self.answer(status, headers, content, fault)
+
+        def forward(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
+            self.upstream.putrequest(
+                self.command, self.path, skip_host=True, skip_accept_encoding=True
+            )
+            for name, value in self.headers.items():
+                self.upstream.putheader(name, value)  # Host stays: the signature covers it
+            self.upstream.endheaders(body or None)
+            reply = self.upstream.getresponse()
+            content = reply.read()
+            dropped = ("transfer-encoding", "connection", "date", "server")
+            headers = {n: v for n, v in reply.getheaders() if n.lower() not in dropped}
+            return reply.status, headers, content
 
         do_HEAD = do_PUT = do_POST = do_DELETE = do_GET  # noqa: N815  http.server's names
 
