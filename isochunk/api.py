@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from isochunk.auditing import Auditor, AuditReport, audit_target
 from isochunk.config import Job
 from isochunk.engine.local import LocalBackend, WorkerSettings, open_pipeline
-from isochunk.engine.loop import Backend, execute
+from isochunk.engine.loop import Backend, Recorder, execute
+from isochunk.engine.patience import Patience
 from isochunk.engine.report import Report
 from isochunk.errors import NotFoundError, TargetConflictError, UsageError
 from isochunk.geometry import Box, triple
@@ -24,6 +25,7 @@ from isochunk.preview import preview_job, serve_preview
 from isochunk.serve import LOCAL, RunningViewer, view
 from isochunk.spec import Format, Intensity, VolumeSpec
 from isochunk.storage.access import Access
+from isochunk.storage.events import EventLog
 from isochunk.storage.ledger import Ledger, check_same_job, read_job, write_job
 from isochunk.storage.objects import Store
 from isochunk.storage.tensorstore import (
@@ -52,6 +54,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Watch: TypeAlias = Callable[[Report], None]
+
+PATIENCE = Patience()
 
 CONTRAST_REACH = (32, 128, 128)
 """How far around the middle the data sets the contrast, in voxels."""
@@ -178,7 +182,9 @@ def run(
     """
     # Opened first: a cluster or a model that cannot be had leaves nothing at the target.
     with backend_for(plan, client) as backend:
-        report = execute(plan, prepare_target(plan), backend, watch or (lambda _: None))
+        ledger = prepare_target(plan)
+        recorder = Recorder(ledger, EventLog(ledger.store), PATIENCE)
+        report = execute(plan, recorder, backend, watch or (lambda _: None))
     return replace(report, neuroglancer_url=link(plan))
 
 
@@ -223,7 +229,10 @@ def backend_for(made: Plan, client: Client | None) -> Iterator[Backend]:
     from isochunk.engine.clusters import connect
     from isochunk.engine.dask import DaskBackend
 
-    with connect(job, client) as connected, DaskBackend(connected, made, settings) as backend:
+    with (
+        connect(job, client) as connected,
+        DaskBackend(connected, made, settings, PATIENCE) as backend,
+    ):
         yield backend
 
 
@@ -397,7 +406,7 @@ def isotropic(source: str, model: str, job: Job | None = None) -> dask.array.Arr
         model: as for :class:`Job`.
         job: for further options; its target is not used.
     """
-    from isochunk.engine.dask import lazy_array
+    from isochunk.engine.lazy import lazy_array
 
     wanted = job or Job(source=source, target="memory", model=model, shard="none", levels=1)
     made, _ = resolve(wanted, "memory://array", "zarr3")

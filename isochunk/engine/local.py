@@ -21,6 +21,7 @@ from isochunk.planning import Plan
 from isochunk.predict import INTERPOLATIONS, Predictor, Voxels
 from isochunk.process import Pipeline, Volumes, convert
 from isochunk.storage.access import Access
+from isochunk.storage.events import Notify
 from isochunk.storage.tensorstore import open_target, open_volume
 from isochunk.storage.volume import Volume, read_reflected
 
@@ -118,8 +119,11 @@ class LocalBackend:
         """Take an open pipeline; closing it is the caller's."""
         self.pipeline = pipeline
 
-    def map(self, tasks: Iterator[BlockTask]) -> Iterator[list[BlockReport]]:
+    def map(
+        self, tasks: Iterator[BlockTask], notify: Notify
+    ) -> Iterator[list[BlockReport]]:
         """Keep twice the pipeline's depth of blocks submitted."""
+        del notify  # nothing happens here that the reports do not say
         blocks = ((task.stage, index) for task in tasks for index in task.blocks)
         flying: set[Future[BlockReport]] = set()
         more = True

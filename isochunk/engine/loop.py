@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import itertools
 import logging
+import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from isochunk.block import BlockReport, BlockTask
+from isochunk.engine.patience import Patience
 from isochunk.engine.report import Report, Seam
-from isochunk.errors import StorageError
+from isochunk.errors import AccessError, ClusterError, StorageError
 from isochunk.geometry import Box, Triple, triple
 from isochunk.layout import blocks_over
 from isochunk.planning import Plan
 from isochunk.process import finer
+from isochunk.storage.events import EventLog, Notify
 from isochunk.storage.ledger import Ledger
 
 log = logging.getLogger(__name__)
 
 FLUSH_S = 0.5
 """Finished blocks are recorded at least this often: what a killed client may have to redo."""
+
+PROGRESS_S = 10.0
+"""Time between lines of progress in the event log."""
+
+LOGGED_FAILURES = 1000
+"""Failed blocks that the event log names; the ledger knows them all."""
 
 SEAM_EXTENT = 32
 """Extent of the boxes compared across seams, in target voxels."""
@@ -38,7 +48,9 @@ class Backend(Protocol):
         """Worker processes now."""
         ...
 
-    def map(self, tasks: Iterator[BlockTask]) -> Iterator[list[BlockReport]]:
+    def map(
+        self, tasks: Iterator[BlockTask], notify: Notify
+    ) -> Iterator[list[BlockReport]]:
         """Run tasks through a sliding window; yield reports as they come, and [] while waiting."""
         ...
 
@@ -47,39 +59,149 @@ class Backend(Protocol):
         ...
 
 
+class Recorder:
+    """Stores what happened at intervals; where storage fails, it is tried again for a while."""
+
+    def __init__(self, ledger: Ledger, events: EventLog, patience: Patience) -> None:
+        """Take the records of a target."""
+        self.ledger = ledger
+        self.events = events
+        self.patience = patience
+        self._tried = self._stored = self._progressed = time.monotonic()
+        self._failures = 0
+
+    def event(self, name: str, details: Mapping[str, Any]) -> None:
+        """Take an event."""
+        self.events.add(name, details)
+
+    def take(self, reports: list[BlockReport]) -> None:
+        """Take blocks that are finished or have failed for good."""
+        self.ledger.add(r for r in reports if r.error is None)
+        for r in reports:
+            if r.error is not None and self._failures < LOGGED_FAILURES:
+                self._failures += 1
+                self.event("failed", {"stage": r.stage, "block": r.index, "error": r.error})
+
+    def tick(self, report: Report) -> None:
+        """Store what was taken if it is time.
+
+        Raises:
+            StorageError: storage has failed for longer than patience allows.
+        """
+        now = time.monotonic()
+        if now - self._tried < FLUSH_S:
+            return
+        if now - self._progressed >= PROGRESS_S:
+            self._progressed = now
+            self.event("progress", progress_of(report))
+        self._tried = now
+        self.store()
+
+    def store(self) -> None:
+        """Store what was taken; see :meth:`tick`."""
+        try:
+            self.ledger.flush()
+            if self.events.due:
+                self.events.flush()
+        except StorageError as error:
+            patience = self.patience
+            refused = isinstance(error, AccessError)
+            limit = patience.refused_s if refused else patience.storage_s
+            if time.monotonic() - self._stored > limit:
+                raise
+            log.warning("what is done could not be recorded and is tried again: %s", error)
+        else:
+            self._stored = time.monotonic()
+
+    def finish(self) -> None:
+        """Store everything, now; see :meth:`tick`."""
+        while True:
+            self.store()
+            try:
+                self.ledger.fold()
+                self.events.flush()
+            except StorageError:
+                if time.monotonic() - self._stored > self.patience.storage_s:
+                    raise
+                time.sleep(FLUSH_S)
+            else:
+                return
+
+
+def progress_of(report: Report) -> dict[str, Any]:
+    """Return the figures of a report that the event log keeps."""
+    summary = report.summary()
+    names = ("blocks", "voxels", "wall_s", "bytes_read", "bytes_written", "stages_s")
+    return {name: summary[name] for name in names}
+
+
 def execute(
-    plan: Plan, ledger: Ledger, backend: Backend, watch: Callable[[Report], None]
+    plan: Plan, recorder: Recorder, backend: Backend, watch: Callable[[Report], None]
 ) -> Report:
     """Run every block that is missing and runnable.
 
     Args:
         plan: what to do.
-        ledger: what is done; finished blocks are recorded in it.
+        recorder: what is done; finished blocks and events are recorded in it.
         backend: where blocks run.
         watch: called often with the report so far.
 
     Returns:
         The report. Failed blocks are counted in it and stay missing in the ledger.
+
+    Raises:
+        StorageError: what is done cannot be recorded.
+        ClusterError: the cluster went away.
     """
+    ledger = recorder.ledger
     resumed = ledger.count()
     report = Report(total=plan.total_blocks, resumed=resumed, done=resumed)
-    flushed = time.monotonic()
-    for stage in range(len(plan.stages)):
-        ready = (i for i in ledger.missing(stage) if runnable(plan, ledger, stage, i))
-        for reports in backend.map(plan.tasks(stage, ready, backend.workers)):
-            ledger.add(r for r in reports if r.error is None)
-            report += reports
-            if time.monotonic() - flushed >= FLUSH_S:
-                ledger.flush()
-                flushed = time.monotonic()
-            watch(report)
-    ledger.fold()
+    recorder.event(
+        "started", {"blocks": report.total, "resumed": resumed, "workers": backend.workers}
+    )
+    try:
+        for stage in range(len(plan.stages)):
+            for current in run_stage(plan, stage, recorder, backend, report):
+                report = current
+                recorder.tick(report)
+                watch(report)
+    except BaseException as error:
+        recorder.event("stopped", {"error": f"{type(error).__name__}: {error}"})
+        with suppress(StorageError):
+            recorder.ledger.flush()
+            recorder.events.flush()
+        raise
     # Blocks that never ran because one they read failed are not done either.
     report = replace(report, failed=report.total - report.done)
     report = replace(report, seam=measure_seam(plan, ledger, backend))
     report += []
+    recorder.event("ended", progress_of(report))
+    recorder.finish()
     watch(report)
     return report
+
+
+def run_stage(
+    plan: Plan, stage: int, recorder: Recorder, backend: Backend, report: Report
+) -> Iterator[Report]:
+    """Run the missing blocks of a stage; failures that may pass are tried again at its end."""
+    missing = recorder.ledger.missing(stage)
+    wanted: Iterator[int] = (i for i in missing if runnable(plan, recorder.ledger, stage, i))
+    for pause_s in (*recorder.patience.retries_s, None):
+        again: list[int] = []
+        for reports in backend.map(plan.tasks(stage, wanted, backend.workers), recorder.event):
+            settled = [r for r in reports if not r.transient or pause_s is None]
+            again += (r.index for r in reports if r.transient and pause_s is not None)
+            recorder.take(settled)
+            report += settled
+            yield report
+        if pause_s is None or not again:
+            return
+        recorder.event("retrying", {"stage": stage, "blocks": len(again), "pause_s": pause_s})
+        log.warning("%d blocks failed in a way that may pass; trying them again", len(again))
+        time.sleep(pause_s * random.uniform(0.5, 1.5))
+        report = replace(report, retries=report.retries + len(again))
+        wanted = iter(sorted(again))
 
 
 def measure_seam(plan: Plan, ledger: Ledger, backend: Backend) -> Seam | None:
@@ -89,7 +211,7 @@ def measure_seam(plan: Plan, ledger: Ledger, backend: Backend) -> Seam | None:
         return None
     try:
         return sum(backend.compare(boxes), Seam())
-    except StorageError as error:
+    except (StorageError, ClusterError) as error:
         log.warning("the seam could not be measured: %s", error)
         return None
 

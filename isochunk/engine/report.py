@@ -5,12 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from heapq import nlargest
+from itertools import pairwise
 from typing import Any
 
 from isochunk.block import BlockReport
 
 KEPT_ERRORS = 20
 """Errors kept word for word; all are counted."""
+
+KEPT_RATES = 64
+"""Samples of voxels over time."""
+
+KEPT_SLOWEST = 5
+"""Slowest blocks named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +50,32 @@ class Seam:
 
 
 @dataclass(frozen=True, slots=True)
+class Rates:
+    """Voxels over time, in at most :data:`KEPT_RATES` samples however long the run."""
+
+    samples: tuple[tuple[float, int], ...] = ((0.0, 0),)
+    """Seconds since the start, and voxels written by then."""
+    interval_s: float = 1.0
+    """Time between samples; it doubles when there are too many."""
+
+    def at(self, seconds: float, voxels: int) -> Rates:
+        """Return the rates with what is known at a time, if a sample is due."""
+        if seconds - self.samples[-1][0] < self.interval_s:
+            return self
+        samples = (*self.samples, (seconds, voxels))
+        if len(samples) <= KEPT_RATES:
+            return replace(self, samples=samples)
+        return Rates(samples[::2], 2 * self.interval_s)
+
+    def summary(self) -> list[dict[str, float]]:
+        """Return voxels/s of each span as JSON, by the seconds at its end."""
+        return [
+            {"until_s": round(t1, 1), "voxels_per_s": round((v1 - v0) / (t1 - t0), 1)}
+            for (t0, v0), (t1, v1) in pairwise(self.samples)
+        ]
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """Sums over the blocks of a run; its size does not depend on their number."""
 
@@ -55,6 +89,8 @@ class Report:
     """Blocks of this run that are all background."""
     failed: int = 0
     """Blocks that failed, or wait for one that did."""
+    retries: int = 0
+    """Times that a block was tried again after a failure that may pass."""
     voxels: int = 0
     """Target voxels written by this run at full resolution."""
     bytes_read: int = 0
@@ -69,6 +105,10 @@ class Report:
     """Seconds writing."""
     wall_s: float = 0.0
     """Seconds from start to end."""
+    rates: Rates = Rates()
+    """Voxels over time."""
+    slowest: tuple[BlockReport, ...] = ()
+    """The blocks that took longest, slowest first."""
     errors: tuple[str, ...] = ()
     """The first errors."""
     seam: Seam | None = None
@@ -85,27 +125,36 @@ class Report:
 
     def __add__(self, reports: Iterable[BlockReport]) -> Report:
         """Return the report with more blocks in it."""
-        now = self
+        good: list[BlockReport] = []
+        errors: list[str] = []
         for r in reports:
-            if r.error is not None:
-                kept = now.errors if len(now.errors) >= KEPT_ERRORS else (*now.errors, r.error)
-                now = replace(now, failed=now.failed + 1, errors=kept)
-                continue
-            now = replace(
-                now,
-                done=now.done + 1,
-                empty=now.empty + r.empty,
-                voxels=now.voxels + (r.voxels if r.stage == 0 else 0),
-                bytes_read=now.bytes_read + r.bytes_read,
-                bytes_written=now.bytes_written + r.bytes_written,
-                read_s=now.read_s + r.read_s,
-                compute_s=now.compute_s + r.compute_s,
-                write_s=now.write_s + r.write_s,
-            )
-        return replace(now, wall_s=time.monotonic() - now.started)
+            if r.error is None:
+                good.append(r)
+            else:
+                errors.append(r.error)
+        wall_s = time.monotonic() - self.started
+        voxels = self.voxels + sum(r.voxels for r in good if r.stage == 0)
+        return replace(
+            self,
+            done=self.done + len(good),
+            empty=self.empty + sum(r.empty for r in good),
+            failed=self.failed + len(errors),
+            voxels=voxels,
+            bytes_read=self.bytes_read + sum(r.bytes_read for r in good),
+            bytes_written=self.bytes_written + sum(r.bytes_written for r in good),
+            read_s=self.read_s + sum(r.read_s for r in good),
+            compute_s=self.compute_s + sum(r.compute_s for r in good),
+            write_s=self.write_s + sum(r.write_s for r in good),
+            wall_s=wall_s,
+            rates=self.rates.at(wall_s, voxels),
+            slowest=tuple(nlargest(KEPT_SLOWEST, (*self.slowest, *good), key=_seconds)),
+            errors=(*self.errors, *errors)[:KEPT_ERRORS],
+        )
 
     def summary(self) -> dict[str, Any]:
         """Return the JSON object of ``isochunk run``."""
+        busy = self.read_s + self.compute_s + self.write_s
+        stages = {"read": self.read_s, "compute": self.compute_s, "write": self.write_s}
         return {
             "complete": self.complete,
             "blocks": {
@@ -114,18 +163,25 @@ class Report:
                 "resumed": self.resumed,
                 "empty": self.empty,
                 "failed": self.failed,
+                "retries": self.retries,
             },
             "voxels": self.voxels,
             "wall_s": round(self.wall_s, 3),
             "voxels_per_s": round(self.voxels / self.wall_s, 1) if self.wall_s else 0.0,
             "bytes_read": self.bytes_read,
             "bytes_written": self.bytes_written,
-            "stages_s": {
-                "read": round(self.read_s, 3),
-                "compute": round(self.compute_s, 3),
-                "write": round(self.write_s, 3),
-            },
+            "stages_s": {name: round(s, 3) for name, s in stages.items()},
+            "shares": {name: round(s / busy, 4) if busy else 0.0 for name, s in stages.items()},
+            "rates": self.rates.summary(),
+            "slowest": [
+                {"stage": r.stage, "block": r.index, "seconds": round(r.seconds, 3)}
+                for r in self.slowest
+            ],
             "seam": self.seam.summary() if self.seam and self.seam.voxels else None,
             "errors": list(self.errors),
             "neuroglancer_url": self.neuroglancer_url,
         }
+
+
+def _seconds(report: BlockReport) -> float:
+    return report.seconds

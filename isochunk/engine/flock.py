@@ -1,0 +1,268 @@
+"""Tasks in flight on a Dask cluster, and what is done about those that go wrong."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import statistics
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from distributed import Client, Future, as_completed
+
+from isochunk.block import BlockReport, BlockTask
+from isochunk.engine.patience import Patience
+from isochunk.errors import ClusterError
+from isochunk.planning import Plan
+from isochunk.storage.events import Notify
+
+log = logging.getLogger(__name__)
+
+TASKS_IN_FLIGHT = 3
+"""Tasks per worker: two at work in the pipeline, one on its way."""
+
+LOOK_S = 1.0
+"""How often workers are counted and tasks looked after."""
+
+POLL_S = 0.01
+"""Pause between looks at the futures while none is ready."""
+
+PACE_SAMPLES = 101
+"""Recent tasks whose median tells how long a task usually takes."""
+
+PACE_LEAST = 5
+"""With fewer samples nothing is a straggler."""
+
+COPIES_SHARE = 10
+"""One worker in this many may run second copies."""
+
+COPY = "-copy"
+"""Ends the key of a second copy."""
+
+Submit = Callable[[BlockTask, str, list[str] | None], Future[Any]]
+"""Submits a task under a key, to some workers if these are still there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """A task on its way."""
+
+    task: BlockTask
+    """What it carries."""
+    key: str
+    """Key of its first copy."""
+    alone: bool
+    """Nothing else is in flight: what kills its worker is its own doing."""
+    sent: float
+    """Clock when it was sent."""
+    copies: dict[str, Future[Any]]
+    """What is still awaited, by key."""
+
+
+class Flock:
+    """Runs the tasks of one stage.
+
+    A task that takes three times the median gets a second copy on another worker; the first answer
+    counts. A task whose workers keep dying, or that hangs, is a suspect: when all others are done,
+    its blocks run again, one at a time and nothing beside them. A block that fails alone, too, is
+    quarantined: it is reported as failed, and the rest of the job is done.
+    """
+
+    def __init__(
+        self, client: Client, plan: Plan, submit: Submit, patience: Patience, notify: Notify
+    ) -> None:
+        """Take the way to the cluster; nothing is sent yet."""
+        self.client = client
+        self.plan = plan
+        self.submit = submit
+        self.patience = patience
+        self.notify = notify
+        self.flights: dict[str, Flight] = {}
+        """By the key of the first copy."""
+        self.suspects: deque[BlockTask] = deque()
+        self.given_up: list[BlockReport] = []
+        self.pace: deque[float] = deque(maxlen=PACE_SAMPLES)
+        self.workers = max(1, len(client.nthreads()))
+        self.landed = as_completed(loop=client.loop, with_results=True, raise_errors=False)
+        self._looked = self._reached = self._staffed = time.monotonic()
+
+    def run(self, tasks: Iterator[BlockTask]) -> Iterator[list[BlockReport]]:
+        """Run tasks, then the blocks of those that were lost.
+
+        Raises:
+            ClusterError: the scheduler or all workers are gone.
+        """
+        try:
+            while True:
+                room = TASKS_IN_FLIGHT * self.workers - len(self.flights)
+                for task in itertools.islice(tasks, max(0, room)):
+                    self.send(task, alone=False)
+                if not self.flights:
+                    break
+                yield from self.turn()
+            while self.suspects:
+                task = self.suspects.popleft()
+                for index in task.blocks:
+                    self.send(BlockTask(task.stage, (index,)), alone=True)
+                    while self.flights:
+                        yield from self.turn()
+        finally:
+            self.cancel([f for flight in self.flights.values() for f in flight.copies.values()])
+
+    def turn(self) -> Iterator[list[BlockReport]]:
+        """Take what has landed, or wait a moment and look after the others."""
+        if time.monotonic() - self._looked > LOOK_S:
+            self.look_after()
+            self._looked = time.monotonic()
+            yield self.given_up
+            self.given_up = []
+        if self.landed.has_ready():
+            for future, result in self.landed.next_batch(block=True):
+                yield self.land(future, result)
+        else:
+            yield []
+            time.sleep(POLL_S)
+
+    def send(self, task: BlockTask, *, alone: bool) -> None:
+        """Send a task under a new key: the scheduler remembers the fate of old ones."""
+        key = f"isochunk-{task.stage}-{task.blocks[0]}-{uuid.uuid4().hex[:8]}"
+        flight = Flight(task, key, alone, time.monotonic(), {})
+        self.flights[key] = flight
+        self.send_copy(flight, key, None)
+
+    def send_copy(self, flight: Flight, key: str, workers: list[str] | None) -> None:
+        """Send one copy of a task."""
+        future = self.submit(flight.task, key, workers)
+        flight.copies[key] = future
+        self.landed.add(future)
+
+    def land(self, future: Future[Any], result: Any) -> list[BlockReport]:  # noqa: ANN401
+        """Take a future that ended and return the reports of its blocks, if it has any."""
+        key = str(future.key)
+        flight = self.flights.get(key.removesuffix(COPY))
+        if flight is None:  # the other copy was faster, or the task was given up
+            return []
+        del flight.copies[key]
+        if future.status == "finished":
+            reports: list[BlockReport] = result
+            if not all(r.empty for r in reports):
+                self.pace.append(time.monotonic() - flight.sent)
+            self.drop(flight)
+            return reports
+        if flight.copies:
+            return []
+        self.drop(flight)
+        if future.status == "error":
+            return self.lose(flight, f"{type(result[1]).__name__}: {result[1]}")
+        # Cancelled: the client lost the scheduler, which then forgot what this client had sent.
+        self.look_after()
+        self.send(flight.task, alone=flight.alone)
+        return []
+
+    def lose(self, flight: Flight, cause: str) -> list[BlockReport]:
+        """Note that a task did not come back; return the verdict if it was alone."""
+        task = flight.task
+        details = {"stage": task.stage, "blocks": list(task.blocks), "cause": cause}
+        if not flight.alone:
+            log.warning(
+                "blocks %s of stage %d did not come back and will run again, each alone: %s",
+                task.blocks, task.stage, cause,
+            )  # fmt: skip
+            self.notify("lost", details)
+            self.suspects.append(task)
+            return []
+        log.warning("blocks %s of stage %d are quarantined: %s", task.blocks, task.stage, cause)
+        self.notify("quarantined", details)
+        reports = []
+        for index in task.blocks:
+            where = f"block {index} {self.plan.block(task.stage, index).write}"
+            reason = f"quarantined, since its worker was lost even when it ran alone: {cause}"
+            reports.append(BlockReport(task.stage, index, error=f"{where}: {reason}"))
+        return reports
+
+    def drop(self, flight: Flight) -> None:
+        """Forget a task and the copies of it that are still at work."""
+        del self.flights[flight.key]
+        self.cancel(list(flight.copies.values()))
+
+    def cancel(self, futures: list[Future[Any]]) -> None:
+        """Cancel futures where there is still a scheduler to tell."""
+        if futures and self.client.status == "running":
+            self.client.cancel(futures)
+
+    def look_after(self) -> None:
+        """Look for a lost scheduler, lost workers, stragglers and tasks that hang.
+
+        Raises:
+            ClusterError: the scheduler or all workers are gone.
+        """
+        self.check_scheduler()
+        now = self._reached = time.monotonic()
+        present = len(self.client.nthreads())
+        if present:
+            self._staffed = now
+        elif now - self._staffed > self.patience.workers_s:
+            raise ClusterError(
+                f"the Dask cluster has had no worker for {self.patience.workers_s:.0f} s; what is "
+                "done is recorded: start workers and give the same command again"
+            )
+        if max(1, present) != self.workers:
+            self.notify("workers", {"workers": present})
+        self.workers = max(1, present)
+        usual = statistics.median(self.pace) if len(self.pace) >= PACE_LEAST else math.nan
+        self.hurry(usual, now)
+        self.give_up(usual, now)
+
+    def check_scheduler(self) -> None:
+        """Wait for a lost scheduler for as long as patience allows."""
+        while self.client.status != "running":
+            lost_s = time.monotonic() - self._reached
+            if self.client.status == "closed" or lost_s > self.patience.scheduler_s:
+                raise ClusterError(
+                    "the Dask scheduler is gone; what is done is recorded: start a cluster and "
+                    "give the same command again"
+                )
+            time.sleep(POLL_S)
+
+    def hurry(self, usual: float, now: float) -> None:
+        """Send stragglers a second time, to the workers that have least to do."""
+        limit = max(self.patience.straggler * usual, self.patience.straggler_s)
+        single = [f for f in self.flights.values() if len(f.copies) == 1 and not f.alone]
+        late = [f for f in single if not math.isnan(usual) and now - f.sent > limit]
+        room = max(1, self.workers // COPIES_SHARE) - (len(self.flights) - len(single))
+        if not late or room <= 0:
+            return
+        at = self.client.processing()
+        for flight in late[:room]:
+            here = [worker for worker, keys in at.items() if flight.key in keys]
+            others = sorted(set(at) - set(here), key=lambda worker: len(at[worker]))
+            if here and others:
+                waited = {"seconds": round(now - flight.sent, 1), "median_s": round(usual, 1)}
+                blocks = {"stage": flight.task.stage, "blocks": list(flight.task.blocks)}
+                self.notify("straggler", {**blocks, **waited, "worker": here[0]})
+                self.send_copy(flight, flight.key + COPY, others[:3])
+
+    def give_up(self, usual: float, now: float) -> None:
+        """Take tasks for lost that hang, and restart the workers that they hang on."""
+        limit = self.patience.hung_s
+        if not math.isnan(usual):
+            limit = max(limit, self.patience.hung * usual)
+        hung = [flight for flight in self.flights.values() if now - flight.sent > limit]
+        if not hung:
+            return
+        at = self.client.processing()
+        for flight in hung:
+            here = [w for w, keys in at.items() if any(key in keys for key in flight.copies)]
+            if not here and not flight.alone:
+                continue  # it waits for a worker
+            self.drop(flight)
+            self.given_up += self.lose(flight, f"no answer for {now - flight.sent:.0f} s")
+            try:
+                self.client.restart_workers(here, timeout=0, raise_for_error=False)
+            except ValueError as error:  # a worker without a nanny cannot be restarted
+                log.warning("%s hang and cannot be restarted: %s", here, error)
