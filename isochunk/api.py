@@ -10,7 +10,9 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from isochunk.auditing import Auditor, AuditReport, audit_target
+from isochunk.calibrating import measure, trial
 from isochunk.config import Job
+from isochunk.cost import Calibration
 from isochunk.engine.local import LocalBackend, WorkerSettings, open_pipeline
 from isochunk.engine.loop import Backend, Recorder, execute
 from isochunk.engine.patience import Patience
@@ -186,6 +188,26 @@ def run(
         recorder = Recorder(ledger, EventLog(ledger.store), PATIENCE)
         report = execute(plan, recorder, backend, watch or (lambda _: None))
     return replace(report, neuroglancer_url=link(plan))
+
+
+def calibrate(plan: Plan, blocks: int, client: Client | None = None) -> Calibration:
+    """Run some blocks of a plan where the job would run, and time them; nothing is written.
+
+    Blocks are read from the source and computed by the model; what would be written goes to the
+    memory of the workers, which keep the last few. :func:`isochunk.cost.estimate` makes a bill.
+
+    Args:
+        plan: from :func:`plan`.
+        blocks: how many, spread over the volume.
+        client: as for :func:`run`.
+
+    Raises:
+        UsageError: ``blocks`` is less than 1.
+        IsochunkError: a block failed.
+    """
+    tried = trial(plan)
+    with backend_for(tried, client) as backend:
+        return measure(tried, backend, blocks)
 
 
 def prepare_target(made: Plan) -> Ledger:

@@ -19,6 +19,7 @@ import isochunk
 from isochunk.allocator import keep_memory
 from isochunk.config import CHOICES, Job, read_toml
 from isochunk.errors import IsochunkError, UsageError
+from isochunk.text import as_text
 
 DONE, INCOMPLETE, REFUSED = 0, 1, 2
 
@@ -132,30 +133,6 @@ def refuse(error: IsochunkError, *, as_json: bool) -> int:
     return REFUSED if isinstance(error, UsageError) else INCOMPLETE
 
 
-def as_text(value: Mapping[str, Any], indent: str = "") -> str:
-    """Write a result for people: a line a key, lists of rows as a table."""
-    lines = []
-    for key, item in value.items():
-        if isinstance(item, Mapping):
-            lines += [f"{indent}{key}:", as_text(item, indent + "  ")]
-        elif isinstance(item, list) and item and isinstance(item[0], Mapping):
-            lines += [f"{indent}{key}:", as_table(item, indent + "  ")]
-        else:
-            shown = ", ".join(map(str, item)) if isinstance(item, list) else item
-            lines.append(f"{indent}{key}: {'-' if shown is None else shown}")
-    return "\n".join(lines)
-
-
-def as_table(rows: Sequence[Mapping[str, Any]], indent: str) -> str:
-    """Write rows of equal keys as aligned columns."""
-    cells = [[str(k) for k in rows[0]]] + [[str(v) for v in row.values()] for row in rows]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    return "\n".join(
-        indent + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
-        for row in cells
-    )
-
-
 class Parser(argparse.ArgumentParser):
     """A parser whose mistakes are errors like all others."""
 
@@ -188,6 +165,11 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("target", nargs="?")
         sub.add_argument("--config", help="TOML file with the same fields")
         job_options(sub, (*JOB_OPTIONS, *JOB_SWITCHES))
+        if name == "plan":
+            sub.add_argument(
+                "--calibrate", type=int, metavar="N", help="run N blocks and say what the job costs"
+            )
+            sub.add_argument("--prices", metavar="FILE", help="TOML file; default: example prices")
     add("status", status, "what is done of a target").add_argument("target")
     add("audit", audit, "read a target again and prove it complete").add_argument("target")
     sub = add("repair", repair, "audit a target and compute again what is missing or corrupt")
@@ -259,7 +241,18 @@ def info(options: argparse.Namespace) -> Result:
 
 def plan(options: argparse.Namespace) -> Result:
     """``isochunk plan``."""
-    return isochunk.plan(job_of(options)).summary(), DONE
+    if options.calibrate is None:
+        if options.prices:
+            raise UsageError("--prices says what calibrated blocks cost; add --calibrate N")
+        return isochunk.plan(job_of(options)).summary(), DONE
+    from isochunk.api import calibrate
+    from isochunk.cost import estimate, read_prices
+
+    prices = read_prices(options.prices)
+    made = isochunk.plan(job_of(options))
+    measured = calibrate(made, options.calibrate)
+    cost = estimate(made, measured, prices).summary()
+    return {**made.summary(), "calibration": measured.summary(), "cost": cost}, DONE
 
 
 def run_job(options: argparse.Namespace) -> Result:

@@ -69,8 +69,8 @@ def _read(kind: Any, data: Any, where: str) -> Any:  # noqa: ANN401, PLR0911
         return data
     if kind is Fraction:
         return Fraction(data)
-    if kind is float and isinstance(data, int):
+    if kind is float and isinstance(data, int) and not isinstance(data, bool):
         return float(data)
-    if not isinstance(data, kind):
+    if not isinstance(data, kind) or (kind is int and isinstance(data, bool)):
         raise UsageError(f"{where} is {data!r}; wanted {kind.__name__}")
     return data

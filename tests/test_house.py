@@ -23,7 +23,7 @@ MAX_LINES = {"isochunk": 450, "examples": 450, "benchmarks": 500, "tests": 500}
 # A module imports only from rows above its own. The first digit is the rank of the design.
 RANKS = {
     "0.0": "errors",
-    "0.1": "allocator atomic geometry metrics",
+    "0.1": "allocator atomic geometry metrics text",
     "1.0": "codec config spec storage.url",
     "2.0": "block predict models.placed storage.access train.degrade",
     "2.1": "models.fsrcnn models.srunet storage.arrays storage.keys storage.volume viewer",
@@ -35,8 +35,8 @@ RANKS = {
     "3.3": "storage.tensorstore",
     "4.0": "auditing engine.patience engine.report models.foreign models.predictor serve",
     "4.1": "engine.clusters engine.flock engine.loop models.load progress train.loop",
-    "4.2": "engine.local evaluate",
-    "4.3": "engine.dask engine.lazy preview",
+    "4.2": "cost engine.local evaluate",
+    "4.3": "calibrating engine.dask engine.lazy preview",
     "5.0": "api testing.synthetic",
     "5.1": "demo",
     "5.2": "cli",

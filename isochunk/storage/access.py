@@ -99,6 +99,8 @@ def kvstore_json(location: Location, access: Access, *, anonymous: bool = False)
     match location.scheme:
         case "file":
             return {"driver": "file", "path": f"{location.path.rstrip('/')}/"}
+        case "memory":
+            return {"driver": "memory", "path": path}
         case "gs":
             return {"driver": "gcs", "bucket": location.bucket, "path": path}
         case "s3":

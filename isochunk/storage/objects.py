@@ -165,7 +165,7 @@ def check_writable(location: Location) -> None:
     Raises:
         UsageError: it is served over http(s) or by a graphene server.
     """
-    if location.scheme not in ("file", "s3", "gs"):
+    if location.scheme not in ("file", "s3", "gs", "memory"):
         raise UsageError(f"{location.url} is read only; write to a path, s3:// or gs://")
 
 

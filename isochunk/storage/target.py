@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections import deque
 from dataclasses import replace
 
 import numpy as np
@@ -20,10 +22,10 @@ from isochunk.predict import Voxels
 from isochunk.spec import LevelSpec, VolumeSpec
 from isochunk.storage import arrays, ome, precomputed
 from isochunk.storage.access import Access, JsonObject
-from isochunk.storage.keys import check_whole_objects, object_boxes, object_key
+from isochunk.storage.keys import check_whole_objects, object_boxes, object_key, object_keys
 from isochunk.storage.objects import Store, check_writable
 from isochunk.storage.source import TensorStoreVolume, array_json, part_of
-from isochunk.storage.url import parse_url
+from isochunk.storage.url import Location, parse_url
 from isochunk.storage.volume import WritableVolume
 
 DEFAULT = Access()
@@ -94,6 +96,37 @@ class TensorStoreTarget(TensorStoreVolume):
         return {**stored, "metadata": metadata, "assume_metadata": True}
 
 
+KEPT_BOXES = 12
+"""Boxes that a target in memory keeps: blocks in flight in one worker, at three levels each."""
+
+
+class MemoryTarget(TensorStoreTarget):
+    """A target in this process's memory that forgets all but its last boxes: for trying out."""
+
+    def __init__(self, spec: VolumeSpec, location: Location, access: Access) -> None:
+        """Create the volume, empty; no other process and no other target sees it."""
+        store = Store(location, access)
+        create = _create_precomputed if spec.format == "precomputed" else _create_ome
+        create(spec, store, {})
+        super().__init__(spec, store, stored_axes(spec), strict=False)
+        self._kept: deque[tuple[int, Box]] = deque()
+        self._keeping = threading.Lock()
+
+    def write(self, box: Box, voxels: Voxels, level: int = 0) -> None:
+        """Write as any target does; see :meth:`TensorStoreTarget.write`."""
+        super().write(box, voxels, level)
+        with self._keeping:
+            self._kept.append((level, box))
+            old = [self._kept.popleft() for _ in range(len(self._kept) - KEPT_BOXES)]
+        for past, gone in old:
+            self._store.delete(object_keys(self._spec, past, gone))
+
+
+def stored_axes(spec: VolumeSpec) -> tuple[str, ...]:
+    """Return the axes of the arrays of a volume that isochunk writes."""
+    return precomputed.STORED_AXES if spec.format == "precomputed" else AXES
+
+
 def array_metadata(spec: VolumeSpec, level: LevelSpec) -> JsonObject:
     """Return the zarr metadata of a level.
 
@@ -107,14 +140,17 @@ def array_metadata(spec: VolumeSpec, level: LevelSpec) -> JsonObject:
 def open_target(spec: VolumeSpec, access: Access = DEFAULT) -> WritableVolume:
     """Open a created target for writing, in a worker; nothing is requested yet.
 
+    One in memory (``memory://name``) is created here, since only this process sees it.
+
     Raises:
         UsageError: the target cannot be written.
     """
     location = parse_url(spec.url)
     check_writable(location)
-    axes = precomputed.STORED_AXES if spec.format == "precomputed" else AXES
+    if location.scheme == "memory":
+        return MemoryTarget(spec, location, access)
     # No cache: what is read back is what is stored.
-    return TensorStoreTarget(spec, Store(location, access), axes, strict=False)
+    return TensorStoreTarget(spec, Store(location, access), stored_axes(spec), strict=False)
 
 
 def check_creatable(spec: VolumeSpec) -> None:
@@ -124,7 +160,13 @@ def check_creatable(spec: VolumeSpec) -> None:
         UsageError: the format cannot hold such a volume, or the URL is read only.
         GeometryError: a shard shape that precomputed cannot have.
     """
-    check_writable(parse_url(spec.url))
+    location = parse_url(spec.url)
+    check_writable(location)
+    if location.scheme == "memory":
+        raise UsageError(
+            f"{spec.url} would be gone with the process that writes it; write to a path, s3:// or "
+            "gs://"
+        )
     match spec.format:
         case "precomputed":
             precomputed.info_json(spec)

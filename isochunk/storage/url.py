@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 from isochunk.errors import UsageError
 
 NamedFormat: TypeAlias = Literal["precomputed", "zarr", "zarr2", "zarr3", "n5", "graphene"]
-Scheme: TypeAlias = Literal["file", "s3", "gs", "http", "https", "graphene"]
+Scheme: TypeAlias = Literal["file", "s3", "gs", "http", "https", "graphene", "memory"]
 
 FORMATS: dict[str, NamedFormat] = {
     "precomputed": "precomputed",
@@ -109,7 +109,7 @@ def _locate(base: str, inner: str, named: NamedFormat | None) -> Location:
     if scheme in ("s3", "gs") and len(bucket) < MIN_BUCKET_NAME:
         raise UsageError(f"{bucket!r} in {base!r} is no bucket name; they have 3 to 63 characters")
     match scheme:
-        case "s3" | "gs" | "http" | "https":
+        case "s3" | "gs" | "http" | "https" | "memory":
             return Location(scheme, bucket, joined, named)
         case "s3+http" | "s3+https":
             name, _, key = joined.partition("/")
