@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from isochunk.auditing import Auditor, AuditReport, audit_target
 from isochunk.calibrating import measure, trial
+from isochunk.cluster import WORDS
 from isochunk.config import Job
 from isochunk.cost import Calibration
 from isochunk.engine.local import LocalBackend, WorkerSettings, open_pipeline
@@ -99,6 +100,10 @@ def plan(job: Job) -> Plan:
 
 def resolve(job: Job, target_url: str, target_format: Format) -> tuple[Plan, Volume]:
     """Open the source, describe the model and plan; return the plan and the open source."""
+    if job.cluster not in WORDS:
+        from isochunk.engine.clusters import check_cluster
+
+        check_cluster(job)
     access = access_for(job)
     source = open_volume(job.source, access)
     check_supported(source.spec)
@@ -244,7 +249,8 @@ def worker_settings(job: Job) -> WorkerSettings:
 def backend_for(made: Plan, client: Client | None) -> Iterator[Backend]:
     """Open what a job runs on."""
     job, settings = made.job, worker_settings(made.job)
-    if client is None and job.scheduler is None and job.cluster == "local" and job.workers == 1:
+    few = (job.workers or 1) == 1
+    if client is None and job.scheduler is None and job.cluster == "local" and few:
         with open_pipeline(made, settings) as pipeline:
             yield LocalBackend(pipeline)
         return

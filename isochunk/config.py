@@ -81,8 +81,8 @@ class Job:
     """Host memory of one worker in bytes."""
     timeout_s: float = 120.0
     """Longest wait for one answer of storage, retries included."""
-    workers: int = 1
-    """Worker processes on this machine where no other cluster is given."""
+    workers: int | None = None
+    """Worker processes; default: one per GPU with ``cuda``, what a cluster file says, else 1."""
     scheduler: str | None = None
     """Address of a running Dask scheduler."""
     cluster: str = "local"

@@ -25,6 +25,7 @@ RANKS = {
     "0.0": "errors",
     "0.1": "allocator atomic geometry metrics text",
     "1.0": "codec config spec storage.url",
+    "1.1": "cluster",
     "2.0": "block predict models.placed storage.access train.degrade",
     "2.1": "models.fsrcnn models.srunet storage.arrays storage.keys storage.volume viewer",
     "2.2": "intensity layout models.probe storage.ome storage.precomputed train.config",
@@ -33,7 +34,8 @@ RANKS = {
     "3.1": "storage.cloudvolume storage.recognise storage.source",
     "3.2": "storage.target",
     "3.3": "storage.tensorstore",
-    "4.0": "auditing engine.patience engine.report models.foreign models.predictor serve",
+    "3.4": "engine.keeper engine.patience engine.report",
+    "4.0": "auditing models.foreign models.predictor serve",
     "4.1": "engine.clusters engine.flock engine.loop models.load progress train.loop",
     "4.2": "cost engine.local evaluate",
     "4.3": "calibrating engine.dask engine.lazy preview",
@@ -46,8 +48,8 @@ RANKS = {
 OWNERS = {
     "tensorstore": {"storage.objects", "storage.source", "storage.target"},
     "cloudvolume": {"storage.cloudvolume"},
-    "dask": {"engine.clusters", "engine.dask", "engine.lazy"},
-    "distributed": {"engine.clusters", "engine.dask", "engine.flock"},
+    "dask": {"engine.clusters", "engine.dask", "engine.keeper", "engine.lazy"},
+    "distributed": {"engine.clusters", "engine.dask", "engine.flock", "engine.keeper"},
     "neuroglancer": {"serve"},
 }
 HEAVY = ["torch", "dask", "distributed", "tensorstore", "cloudvolume", "scipy", "neuroglancer"]

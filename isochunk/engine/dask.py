@@ -7,6 +7,8 @@ more than a few tasks a worker, whatever the size of the job.
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
@@ -16,6 +18,7 @@ from typing import Any
 from distributed import Client, Future, KilledWorker, WorkerPlugin, get_worker, secede
 
 from isochunk.block import BlockReport, BlockTask
+from isochunk.engine.clusters import check_versions
 from isochunk.engine.flock import Flock
 from isochunk.engine.local import WorkerSettings, compare_box, open_pipeline
 from isochunk.engine.patience import Patience
@@ -25,6 +28,12 @@ from isochunk.geometry import Box
 from isochunk.planning import Plan
 from isochunk.process import Pipeline
 from isochunk.storage.events import Notify
+
+
+log = logging.getLogger(__name__)
+
+SENDS = 3
+"""Times that the job is sent to workers that die of other causes meanwhile."""
 
 
 class JobPlugin(WorkerPlugin):
@@ -39,10 +48,11 @@ class JobPlugin(WorkerPlugin):
         self.plan = plan
         self.settings = settings
 
-    def setup(self, worker: Any) -> None:  # noqa: ANN401 - distributed is untyped
-        """Open the job in the worker's process."""
+    async def setup(self, worker: Any) -> None:  # noqa: ANN401 - distributed is untyped
+        """Open the job in the worker's process; meanwhile the worker stays in touch."""
         threads = self.settings.threads or worker.state.nthreads
-        self.pipeline = open_pipeline(self.plan, replace(self.settings, threads=threads))
+        settings = replace(self.settings, threads=threads)
+        self.pipeline = await asyncio.to_thread(open_pipeline, self.plan, settings)
 
     def teardown(self, worker: Any) -> None:  # noqa: ANN401
         """Drop what is not at work."""
@@ -94,7 +104,24 @@ class DaskBackend:
                 f"no Dask worker came within {patience.workers_s:.0f} s; start workers for "
                 f"{client.scheduler_info()['address']}"
             ) from None
-        client.register_plugin(JobPlugin(self.name, plan, settings), name=self.name)
+        check_versions(client)
+        self.send_job(JobPlugin(self.name, plan, settings))
+
+    def send_job(self, plugin: JobPlugin) -> None:
+        """Open the job on every worker; one that dies meanwhile is not the end.
+
+        Raises:
+            ClusterError: workers kept dying.
+        """
+        for left in reversed(range(SENDS)):
+            try:
+                self.client.register_plugin(plugin, name=plugin.name)
+            except OSError as error:
+                if not left:
+                    raise ClusterError(f"workers died when the job was opened: {error}") from error
+                log.warning("a worker died when the job was opened; opening it again: %s", error)
+            else:
+                return
 
     def __enter__(self) -> DaskBackend:
         """Return itself."""

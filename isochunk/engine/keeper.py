@@ -1,0 +1,100 @@
+"""Keep the workers of a Dask cluster at their number."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from typing import Any
+
+import dask
+from dask.utils import parse_timedelta
+from distributed import Adaptive, SpecCluster
+from distributed.core import Status
+
+from isochunk.errors import UsageError
+
+log = logging.getLogger(__name__)
+
+LOOK = "5s"
+"""How often workers are looked for."""
+
+RETRY_S = 30.0
+"""Pause before what could not be started is asked for again."""
+
+NOT_STARTED = (Status.created, Status.failed, Status.closed)
+"""What a worker says of itself that was asked for in vain."""
+
+
+def settle(cluster: SpecCluster, origin: str) -> None:
+    """Wait until every worker has been asked for.
+
+    Raises:
+        UsageError: not one could be asked for.
+    """
+
+    async def ask() -> None:
+        await cluster
+
+    try:
+        cluster.sync(ask)
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}"
+        if not any(w.status == Status.running for w in cluster.workers.values()):
+            raise UsageError(
+                f"the cluster of {origin} could not start a worker: {said}; see its [options]"
+            ) from error
+        log.warning("some workers could not be started and will be asked for again: %s", said)
+
+
+class Keeper(Adaptive):
+    """Asks again for workers that were lost or could not be started; retires none.
+
+    Dask's own :class:`Adaptive` counts what was asked for. So a worker that could not be started is
+    never asked for again, nor a job of several processes once it is lost.
+    """
+
+    def __init__(
+        self, cluster: SpecCluster, minimum: float = 0, maximum: float = math.inf
+    ) -> None:
+        """Look after a cluster; how many workers there are to be, its own plan says."""
+        super().__init__(cluster, interval=LOOK)
+        self.cluster: SpecCluster = cluster
+        self._seen: dict[Any, float] = {}
+        self._tried = time.monotonic()
+
+    async def adapt(self) -> None:
+        """Look once."""
+        cluster, now = self.cluster, time.monotonic()
+        for job in self._lost(now):
+            log.warning("job %s and its workers are lost and are asked for again", job)
+            await self._drop(job)
+        if now - self._tried > RETRY_S:
+            self._tried = now
+            for job in [j for j, w in cluster.workers.items() if w.status in NOT_STARTED]:
+                await self._drop(job)
+        missing = set(cluster.worker_spec) - set(cluster.workers)
+        for job in missing:
+            self._seen.pop(job, None)
+        if missing:
+            await cluster
+
+    def _lost(self, now: float) -> list[Any]:
+        """Return jobs of several processes of which none is left; SpecCluster sees to others."""
+        patience = parse_timedelta(dask.config.get("distributed.deploy.lost-worker-timeout"))
+        lost = []
+        for job in self.cluster.workers:
+            suffixes = self.cluster.worker_spec.get(job, {}).get("group", ())
+            if self.cluster.observed & {f"{job}{suffix}" for suffix in suffixes}:
+                self._seen[job] = now
+            elif now - self._seen.get(job, now) > patience:
+                lost.append(job)
+        return lost
+
+    async def _drop(self, job: Any) -> None:  # noqa: ANN401 - names are text or numbers
+        """Give a job up, so that it is asked for again."""
+        worker = self.cluster.workers.pop(job)
+        try:
+            await worker.close()
+        except Exception:
+            log.debug("job %s could not be closed", job, exc_info=True)
