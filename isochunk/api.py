@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from isochunk.auditing import Auditor, AuditReport, audit_target
 from isochunk.calibrating import measure, trial
+from isochunk.cluster import WORDS, wait_s
 from isochunk.cluster import WORDS
 from isochunk.config import Job
 from isochunk.cost import Calibration
@@ -79,6 +80,8 @@ def access_for(job: Job) -> Access:
     return Access(
         endpoint_url=job.endpoint_url,
         timeout_s=job.timeout_s,
+        requests=job.requests,
+        slow_start=job.slow_start,
         spacing=job.source_spacing,
         missing=job.missing,
     )
@@ -171,7 +174,10 @@ def check_target(store: Store, made: Plan) -> bool:
 
 
 def run(
-    plan: Plan, client: Client | None = None, watch: Watch | None = None
+    plan: Plan,
+    client: Client | None = None,
+    watch: Watch | None = None,
+    patience: Patience = PATIENCE,
 ) -> Report:
     """Carry out a plan; what is already recorded as done is not done again.
 
@@ -180,17 +186,20 @@ def run(
         client: a Dask client; without one the job's ``scheduler``, ``cluster`` and ``workers``
             decide, and a single worker runs in this process.
         watch: called often with the report so far.
+        patience: how long to wait for what is slow, silent or gone.
 
     Returns:
         The report; ``report.complete`` tells whether every block is done.
 
     Raises:
         TargetConflictError: the target holds something else.
+        ClusterError: the cluster went away; what is done is recorded.
+        StorageError: what is done cannot be recorded any more.
     """
     # Opened first: a cluster or a model that cannot be had leaves nothing at the target.
-    with backend_for(plan, client) as backend:
+    with backend_for(plan, client, patience) as backend:
         ledger = prepare_target(plan)
-        recorder = Recorder(ledger, EventLog(ledger.store), PATIENCE)
+        recorder = Recorder(ledger, EventLog(ledger.store), patience)
         report = execute(plan, recorder, backend, watch or (lambda _: None))
     return replace(report, neuroglancer_url=link(plan))
 
@@ -246,7 +255,9 @@ def worker_settings(job: Job) -> WorkerSettings:
 
 
 @contextmanager
-def backend_for(made: Plan, client: Client | None) -> Iterator[Backend]:
+def backend_for(
+    made: Plan, client: Client | None, patience: Patience = PATIENCE
+) -> Iterator[Backend]:
     """Open what a job runs on."""
     job, settings = made.job, worker_settings(made.job)
     few = (job.workers or 1) == 1
@@ -257,9 +268,10 @@ def backend_for(made: Plan, client: Client | None) -> Iterator[Backend]:
     from isochunk.engine.clusters import connect
     from isochunk.engine.dask import DaskBackend
 
+    patience = replace(patience, workers_s=wait_s(job) or patience.workers_s)
     with (
         connect(job, client) as connected,
-        DaskBackend(connected, made, settings, PATIENCE) as backend,
+        DaskBackend(connected, made, settings, patience) as backend,
     ):
         yield backend
 

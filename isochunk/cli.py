@@ -40,6 +40,8 @@ JOB_OPTIONS: Mapping[str, str] = {
     "precision": "arithmetic of networks",
     "memory": "host memory of one worker, as 8GiB",
     "timeout": "seconds that storage may take for one answer, retries included",
+    "requests": "requests that one process has in flight",
+    "slow-start": "requests a second that one process starts with; doubles in 20 minutes",
     "workers": "worker processes on this machine",
     "scheduler": "address of a running Dask scheduler, tcp://host:8786",
     "cluster": "local, cuda, or a TOML file that describes a cluster",
@@ -54,11 +56,12 @@ JOB_SWITCHES: Mapping[str, str] = {
 """Options of plan and run without a value."""
 
 RUN_FIELDS = (
-    "model", "device", "memory", "timeout", "workers", "scheduler", "cluster", "trust"
+    "model", "device", "memory", "timeout", "requests", "slow-start", "workers", "scheduler",
+    "cluster", "trust",
 )  # fmt: skip
 """Fields of Job that a repair may change: none of them changes the output."""
 
-INTEGERS = ("levels", "workers")
+INTEGERS = ("levels", "workers", "requests")
 
 DEMO_MODEL = "srunet-z4-small"
 

@@ -28,7 +28,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
 """Values allowed for the fields that take one of a few words."""
 
 TEXT = ("source", "target", "model", "mask", "scheduler", "cluster", "endpoint_url", *CHOICES)
-WHOLE = ("workers", "levels")
+WHOLE = ("workers", "levels", "requests")
 FLAGS = ("allow_inexact", "trust", "overwrite")
 
 
@@ -81,6 +81,10 @@ class Job:
     """Host memory of one worker in bytes."""
     timeout_s: float = 120.0
     """Longest wait for one answer of storage, retries included."""
+    requests: int = 32
+    """Requests that one process has in flight, to all its volumes together."""
+    slow_start: float | None = None
+    """Reads and writes a second, each, that one process starts with; doubles in 20 minutes."""
     workers: int | None = None
     """Worker processes; default: one per GPU with ``cuda``, what a cluster file says, else 1."""
     scheduler: str | None = None
@@ -107,6 +111,7 @@ class Job:
             "shard": read_shard,
             "memory": read_bytes,
             "timeout_s": read_seconds,
+            "slow_start": read_rate,
         }
         check_kinds({name: getattr(self, name) for name in (*TEXT, *WHOLE, *FLAGS)})
         for name, reader in readers.items():
@@ -235,3 +240,14 @@ def read_seconds(value: str | float, name: str) -> float:
     if not 0 < seconds < float("inf"):
         raise UsageError(f"{name} is {value}; it must be more than 0, and finite")
     return seconds
+
+
+def read_rate(value: str | float, name: str) -> float:
+    """Read a number of requests a second, more than 0."""
+    try:
+        rate = float(value)
+    except (TypeError, ValueError):
+        raise UsageError(f"{name} is {value!r}; write requests a second, as 50") from None
+    if not 0 < rate < float("inf"):
+        raise UsageError(f"{name} is {value}; it must be more than 0, and finite")
+    return rate

@@ -147,7 +147,7 @@ def test_blocks_fail_by_name_and_are_finished_later(
     case: Case, undisturbed: dict[str, str], fault: servers.Fault, says: str
 ) -> None:
     case.faults.always[BAD_KEY] = fault
-    failed = case.run(1, *(["--timeout=3"] if fault == "stall" else []))
+    failed = case.run(1, *(["--timeout=3"] if fault in ("stall", 500) else []))
     check_failure(case, failed, says)
     done = failed["blocks"]["done"]
     case.faults.always.clear()
@@ -218,7 +218,7 @@ def test_a_source_that_is_refused_from_the_start(case: Case) -> None:
     case.faults.always["/in/info"] = 403
     assert "access refused" in case.run(2)["error"]
     case.faults.always["/in/info"] = 500
-    assert "failed after retries" in case.run(1)["error"]
+    assert "failed after retries" in case.run(1, "--timeout=3")["error"]
     case.faults.always["/in/info"] = "stall"
     assert re.search(r"no answer within.*--timeout", case.run(1, "--timeout=1")["error"])
     assert not case.target.exists()

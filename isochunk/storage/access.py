@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,10 +34,13 @@ class Access:
     """Decoded chunks kept for neighbouring reads (halos), per opened source volume."""
     timeout_s: float = 120.0
     """Longest wait for one operation, retries included."""
-    retries: int = 6
-    """Further tries after 429, 5xx and lost connections; 50 ms doubling: 3 s in all."""
+    retries: int | None = None
+    """Further tries of a request after 429, 5xx and lost connections; None for as many as fit
+    into three quarters of ``timeout_s``."""
     requests: int = 32
-    """Requests in flight, per opened volume."""
+    """Requests in flight to S3, to GCS and to http servers, over all volumes of a process."""
+    slow_start: float | None = None
+    """Reads and writes a second, each, that a process starts with; None for no limit."""
     spacing: Spacing | None = None
     """Voxel size (z, y, x) for volumes whose metadata has none."""
     missing: Literal["auto", "background", "error"] = "auto"
@@ -75,36 +79,66 @@ def check_endpoint(url: str) -> None:
         raise UsageError(f"endpoint {url!r} is no URL; write http(s)://host:port")
 
 
-INITIAL_DELAY = "50ms"
-"""tensorstore starts at 1 s: a few 503s then cost minutes instead of a second."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 8.0
+"""Pauses before a request is tried again; they double. tensorstore's own start at 1 s: a few 503s
+would cost minutes instead of seconds."""
+
+DOUBLING = "20m"
+"""A slow start doubles its rate in this time, as Google advises for Cloud Storage."""
+
+SILENCE = 0.25
+"""A request that gets no byte for this share of the time allowed is dropped and made again."""
+
+RATE_LIMITED = {"s3": "experimental_s3_rate_limiter", "gs": "experimental_gcs_rate_limiter"}
+"""What starts slowly, by scheme: named both in a context and in what uses it."""
 
 
-def context_json(access: Access, cache_bytes: int) -> JsonObject:
-    """Return the tensorstore context of one opened volume."""
-    retries = {
-        "max_retries": access.retries,
-        "initial_delay": INITIAL_DELAY,
-        "max_delay": "2s",
-    }
-    context: JsonObject = {"cache_pool": {"total_bytes_limit": cache_bytes}}
+def retries_within(timeout_s: float) -> int:
+    """Return how many further tries fit into three quarters of the time allowed, at least 1.
+
+    The rest is for the requests themselves: what lasts ends with its cause, not with a time-out.
+    """
+    left, retries = 0.75 * timeout_s, 0
+    while (left := left - min(FIRST_PAUSE_S * (2**retries + 1), LONGEST_PAUSE_S)) >= 0:
+        retries += 1
+    return max(1, retries)
+
+
+def limits_json(access: Access) -> JsonObject:
+    """Return the part of a tensorstore context that the volumes of one process share."""
+    retries = retries_within(access.timeout_s) if access.retries is None else access.retries
+    # tensorstore adds up to the first pause to each pause, but never exceeds the longest: that one
+    # is drawn here, or processes that were refused together would come back together.
+    longest = random.uniform(0.75, 1) * LONGEST_PAUSE_S
+    context: JsonObject = {}
     for service in ("s3", "gcs", "http"):
-        context[f"{service}_request_retries"] = retries
+        context[f"{service}_request_retries"] = {
+            "max_retries": retries,
+            "initial_delay": f"{FIRST_PAUSE_S}s",
+            "max_delay": f"{longest:.3f}s",
+        }
         context[f"{service}_request_concurrency"] = {"limit": access.requests}
+    if access.slow_start is not None:
+        rate = access.slow_start
+        for name in RATE_LIMITED.values():
+            context[name] = {"read_rate": rate, "write_rate": rate, "doubling_time": DOUBLING}
     return context
 
 
 def kvstore_json(location: Location, access: Access, *, anonymous: bool = False) -> JsonObject:
     """Return the tensorstore kvstore spec of a location."""
     path = f"{location.path.strip('/')}/" if location.path else ""
+    limiter = RATE_LIMITED.get(location.scheme) if access.slow_start is not None else None
+    limited = {limiter: limiter} if limiter else {}
     match location.scheme:
         case "file":
             return {"driver": "file", "path": f"{location.path.rstrip('/')}/"}
         case "memory":
             return {"driver": "memory", "path": path}
         case "gs":
-            return {"driver": "gcs", "bucket": location.bucket, "path": path}
+            return {"driver": "gcs", "bucket": location.bucket, "path": path, **limited}
         case "s3":
-            spec: JsonObject = {"driver": "s3", "bucket": location.bucket, "path": path}
+            spec: JsonObject = {"driver": "s3", "bucket": location.bucket, "path": path, **limited}
             if anonymous:
                 spec["aws_credentials"] = {"type": "anonymous"}
             elif "AWS_ACCESS_KEY_ID" in os.environ:

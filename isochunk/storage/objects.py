@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,10 +15,11 @@ import tensorstore as ts
 
 from isochunk.errors import AccessError, StorageError, UsageError
 from isochunk.storage.access import (
+    SILENCE,
     Access,
     JsonObject,
-    context_json,
     kvstore_json,
+    limits_json,
     names_credentials,
     storage_error,
 )
@@ -27,6 +30,34 @@ T = TypeVar("T")
 DELETES_IN_FLIGHT = 256
 
 
+@lru_cache(maxsize=32)
+def process_context(limits: Access) -> ts.Context:
+    """Return the context whose limits all volumes of this process share.
+
+    A cap on requests that each volume had for itself would be no cap.
+    """
+    # tensorstore gives a request no time-out: one whose server fell silent would hang for half an
+    # hour. This watch is read from the environment, at the first request of a process.
+    os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES", "1")
+    silence_s = max(1, round(SILENCE * limits.timeout_s))
+    os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS", str(silence_s))
+    return ts.Context(limits_json(limits))
+
+
+def volume_context(access: Access, cache_bytes: int) -> ts.Context:
+    """Return the context of one volume: a cache of its own, limits shared with the others."""
+    shared = process_context(
+        Access(
+            timeout_s=access.timeout_s,
+            retries=access.retries,
+            requests=access.requests,
+            slow_start=access.slow_start,
+        )
+    )
+    own = {"cache_pool": {"total_bytes_limit": cache_bytes}, "memory_key_value_store": {}}
+    return ts.Context(own, parent=shared)
+
+
 class Store:
     """An :class:`~isochunk.storage.volume.ObjectStore`; every call has a time-out."""
 
@@ -35,20 +66,32 @@ class Store:
         self.location = location
         self.url = location.url
         self.access = access
-        self.context = ts.Context(context_json(access, cache_bytes))
+        self.context = volume_context(access, cache_bytes)
         self._opened: tuple[JsonObject, ts.KvStore] | None = None
         self._lock = threading.Lock()
 
-    def wait(self, start: Callable[[], Any], doing: str) -> Any:  # noqa: ANN401
+    def deadline(self) -> float:
+        """Return when operations that are started now have to be done."""
+        return time.monotonic() + self.access.timeout_s
+
+    def wait(
+        self, start: Callable[[], Any], doing: str, until: float | None = None
+    ) -> Any:  # noqa: ANN401
         """Start an operation and wait for its result, no longer than the time-out.
+
+        Args:
+            start: starts it and returns its future, or returns that of one started before.
+            doing: what it does, for the error.
+            until: the :meth:`deadline` of operations that were started together.
 
         Raises:
             StorageError: it failed; the kind says how.
         """
+        end = self.deadline() if until is None else until
         try:
             future = start()
             try:
-                return future.result(timeout=self.access.timeout_s)
+                return future.result(timeout=max(0.0, end - time.monotonic()))
             except TimeoutError:
                 future.cancel()
                 raise
@@ -105,11 +148,11 @@ class Store:
         Raises:
             AccessError: none was found and storage refused at least one.
         """
-        futures = {key: self.kvstore.read(key) for key in keys}
+        futures, until = {key: self.kvstore.read(key) for key in keys}, self.deadline()
         found, refused = {}, None
         for key, future in futures.items():
             try:
-                answer = self.wait(lambda future=future: future, f"reading {key!r} of")  # type: ignore[misc]
+                answer = self.wait(lambda future=future: future, f"reading {key!r} of", until)  # type: ignore[misc]
             except AccessError as error:  # S3 answers 403 for absent keys if it may not list
                 refused = error
                 continue
@@ -137,23 +180,47 @@ class Store:
         found = self.wait(
             lambda: self.kvstore.list(ts.KvStore.KeyRange(first, beyond)), f"listing {prefix!r} of"
         )
+        if not found and self.location.scheme == "gs":
+            self.get(f"{prefix}?")  # tensorstore takes a refusal for an empty list; this raises
         return sorted(key.decode() for key in found)
 
     def exists(self, key: str) -> bool:
-        """Tell whether a key exists; its bytes are transferred only over http(s)."""
+        """Tell whether a key exists."""
+        return not self.absent([key])
+
+    def absent(self, keys: Sequence[str]) -> list[str]:
+        """Return those keys that do not exist; bytes are transferred only over http(s)."""
         if self.location.scheme in ("http", "https"):
-            return self.get(key) is not None
-        exact = ts.KvStore.KeyRange(key.encode(), key.encode() + b"\0")
-        return bool(self.wait(lambda: self.kvstore.list(exact), f"looking for {key!r} of"))
+            found = self.get_many(keys)
+            return [key for key in keys if key not in found]
+        ranges = {key: ts.KvStore.KeyRange(key.encode(), key.encode() + b"\0") for key in keys}
+        listed = {key: self.kvstore.list(exact) for key, exact in ranges.items()}
+        until = self.deadline()
+        missing = []
+        for key, future in listed.items():
+            if not self.wait(lambda future=future: future, f"looking for {key!r} of", until):  # type: ignore[misc]
+                missing.append(key)
+        if missing and self.location.scheme == "gs":
+            found = self.get_many(missing)  # as in keys(): an empty list proves nothing
+            missing = [key for key in missing if key not in found]
+        return missing
 
     def delete(self, keys: Iterable[str]) -> None:
         """Delete keys; those that do not exist are no error."""
-        self._writable()
         rest = iter(keys)
         while some := list(islice(rest, DELETES_IN_FLIGHT)):
-            futures = [(key, self.kvstore.write(key, None)) for key in some]
+            self.start_delete(some)()
+
+    def start_delete(self, keys: Sequence[str]) -> Callable[[], None]:
+        """Start to delete keys; the answer waits for the end."""
+        self._writable()
+        futures, until = [(key, self.kvstore.write(key, None)) for key in keys], self.deadline()
+
+        def finish() -> None:
             for key, future in futures:
-                self.wait(lambda future=future: future, f"deleting {key!r} of")  # type: ignore[misc]
+                self.wait(lambda: future, f"deleting {key!r} of", until)  # noqa: B023
+
+        return finish
 
     def _writable(self) -> None:
         check_writable(self.location)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import tensorstore as ts
 
-from isochunk.errors import NotFoundError, StorageError
+from isochunk.errors import CorruptDataError, NotFoundError, StorageError
 from isochunk.geometry import AXES, Box
 from isochunk.predict import Voxels
 from isochunk.spec import LevelSpec, VolumeSpec
@@ -70,13 +71,21 @@ class TensorStoreVolume:
         view = self.view(level)
         doing = f"reading box {box} of level {level} of"
         try:
-            voxels: Voxels = self._store.wait(lambda: part_of(view, box).read(order="C"), doing)
+            voxels: Voxels = self._wait(lambda: part_of(view, box).read(order="C"), doing)
         except StorageError as error:
             if RANGE_IGNORED not in str(error) or self._spec.levels[level].shard is None:
                 raise
             log.warning("%s does not serve byte ranges; whole shards are read", self._spec.url)
             return self._read_whole(box, level)
         return voxels
+
+    def _wait(self, start: Callable[[], Any], doing: str) -> Any:  # noqa: ANN401
+        """Wait for a read; what does not decode may have been cut on its way and is read again."""
+        try:
+            return self._store.wait(start, doing)
+        except CorruptDataError as error:
+            log.info("%s; reading again", error)
+            return self._store.wait(start, doing)
 
     def _read_whole(self, box: Box, level: int) -> Voxels:
         """Read the whole objects a box touches, which takes no range if none of it is cached."""
@@ -89,22 +98,23 @@ class TensorStoreVolume:
         for cell in object_boxes(self._spec.levels[level], box):
             part = cell & box
             doing = f"reading box {part} of level {level} of"
-            whole = self._store.wait(lambda cell=cell: part_of(view, cell).read(order="C"), doing)  # type: ignore[misc]
+            whole = self._wait(lambda cell=cell: part_of(view, cell).read(order="C"), doing)  # type: ignore[misc]
             voxels[part.slices(box.lo)] = whole[part.slices(cell.lo)]
         return voxels
 
     def _check_present(self, box: Box, level: int, voxels: Voxels) -> None:
-        """Tell an absent object from a black one; only where all voxels are zero is it asked."""
-        for cell in object_boxes(self._spec.levels[level], box):
-            if voxels[(cell & box).slices(box.lo)].any():
-                continue
-            key = object_key(self._spec, level, cell)
-            if not self._store.exists(key):
-                raise NotFoundError(
-                    f"reading box {box} of {self._spec.url}: object {key} is missing though the "
-                    "volume covers it; restore it, or say that absent objects are background "
-                    "(--missing background)"
-                )
+        """Tell absent objects from black ones; only where all voxels are zero is it asked."""
+        black = [
+            object_key(self._spec, level, cell)
+            for cell in object_boxes(self._spec.levels[level], box)
+            if not voxels[(cell & box).slices(box.lo)].any()
+        ]
+        for key in self._store.absent(black):
+            raise NotFoundError(
+                f"reading box {box} of {self._spec.url}: object {key} is missing though the volume "
+                "covers it; restore it, or say that absent objects are background "
+                "(--missing background)"
+            )
 
     def view(self, level: int) -> Any:  # noqa: ANN401
         """Return the level's array as z, y, x, in global voxels."""

@@ -81,9 +81,10 @@ class TensorStoreTarget(TensorStoreVolume):
                 writes.append(part_of(view, cell).write(part))
             else:
                 black.append(object_key(self._spec, level, cell))
+        finish, until = self._store.start_delete(black), self._store.deadline()
         for write in writes:
-            self._store.wait(lambda write=write: write, doing)  # type: ignore[misc]
-        self._store.delete(black)
+            self._store.wait(lambda write=write: write, doing, until)  # type: ignore[misc]
+        finish()
 
     def _array_json(self, level: LevelSpec) -> JsonObject:
         """Describe zarr arrays from the spec, up to the end of their last objects."""
