@@ -218,27 +218,21 @@ def gets(level: LevelSpec, format: str, spans: Spans) -> int:
     index = 0 if level.shard is None else 2 if format == "precomputed" else 1
     chunks = shards = full = inside = 1
     for axis, along in enumerate(spans):
-        start, stop = level.box.lo[axis], level.box.hi[axis]
-        chunk, shape = level.chunk[axis], level.object_shape[axis]
-        clipped = [(max(lo, start) - start, min(hi, stop) - start) for lo, hi in along]
+        start, n = level.box.lo[axis], level.box.shape[axis]
+        chunk, shard = level.chunk[axis], level.object_shape[axis]
+        clipped = [(max(lo - start, 0), min(hi - start, n)) for lo, hi in along]
         chunks *= sum(ceil_div(hi, chunk) - lo // chunk for lo, hi in clipped)
-        shards *= sum(ceil_div(hi, shape) - lo // shape for lo, hi in clipped)
-        whole = [whole_objects(lo, hi, shape, stop - start) for lo, hi in clipped]
-        full *= sum(last - first for first, last in whole)
-        inside *= sum(
-            ceil_div(min(last * shape, stop - start), chunk) - first * shape // chunk
-            for first, last in whole
-            if first < last
-        )
-    if not index:
-        return chunks
-    return full + index * (shards - full) + chunks - inside
-
-
-def whole_objects(lo: int, hi: int, shape: int, end: int) -> tuple[int, int]:
-    """Return the range of objects that lie wholly in a span; the last may be cut by ``end``."""
-    first = ceil_div(lo, shape)
-    return first, max(first, ceil_div(hi, shape) if hi == end else hi // shape)
+        shards *= sum(ceil_div(hi, shard) - lo // shard for lo, hi in clipped)
+        # A shard that the volume's end cuts is whole in precomputed; zarr's has chunks beyond.
+        end = n if format == "precomputed" else math.inf
+        whole = [
+            range(ceil_div(lo, shard), ceil_div(hi, shard) if hi == end else hi // shard)
+            for lo, hi in clipped
+        ]
+        full *= sum(map(len, whole))
+        lengths = (min(shard, n - i * shard) for numbers in whole for i in numbers)
+        inside *= sum(ceil_div(length, chunk) for length in lengths)
+    return full + index * (shards - full) + chunks - inside if index else chunks
 
 
 @dataclass(frozen=True, slots=True)
