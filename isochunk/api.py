@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from isochunk.auditing import Auditor, AuditReport, audit_target
 from isochunk.calibrating import measure, trial
 from isochunk.cluster import WORDS, wait_s
-from isochunk.cluster import WORDS
 from isochunk.config import Job
 from isochunk.cost import Calibration
 from isochunk.engine.local import LocalBackend, WorkerSettings, open_pipeline

@@ -20,7 +20,7 @@ from distributed import Client, LocalCluster, Nanny, SpecCluster, Worker
 from isochunk.allocator import ENVIRONMENT
 from isochunk.cluster import WORDS, ClusterSpec, cluster_of
 from isochunk.config import Job
-from isochunk.engine.keeper import Keeper, settle
+from isochunk.engine.keeper import Keeper, ask, in_a_line
 from isochunk.errors import UsageError
 
 log = logging.getLogger(__name__)
@@ -164,7 +164,7 @@ def started(spec: ClusterSpec) -> Iterator[Any]:
         try:
             yield cluster
         finally:
-            cluster.close()
+            shut(cluster)
 
 
 def start(spec: ClusterSpec, made: Any) -> Any:  # noqa: ANN401 - cluster classes share no base
@@ -177,21 +177,30 @@ def start(spec: ClusterSpec, made: Any) -> Any:  # noqa: ANN401 - cluster classe
         cluster = made(**arguments(spec))
     except Exception as error:
         raise UsageError(
-            f"{spec.path} of {spec.origin} cannot start: {type(error).__name__}: {error}"
+            f"{spec.path} of {spec.origin} cannot start: {in_a_line(error)}"
         ) from error
     try:
         if isinstance(cluster, SpecCluster):
-            if not isinstance(cluster, LocalCluster):  # those have started theirs
-                cluster.scale(spec.workers or 1)
-            settle(cluster, spec.origin)
+            ask(cluster, spec.workers or 1, spec.origin)
             # A SpecCluster forgets what it lost; others, as Kubernetes' operator, do not.
             cluster.adapt(Adaptive=Keeper)
         elif spec.workers is not None:
             cluster.scale(spec.workers)
     except BaseException:
-        cluster.close()
+        shut(cluster)
         raise
     return cluster
+
+
+def shut(cluster: Any) -> None:  # noqa: ANN401
+    """Close a cluster; what stands in the way of that is told, not raised."""
+    try:
+        cluster.close()
+    except Exception:
+        log.warning(
+            "the Dask cluster could not be closed; see that none of its jobs and machines is left",
+            exc_info=True,
+        )
 
 
 def arguments(spec: ClusterSpec) -> dict[str, Any]:

@@ -22,29 +22,49 @@ LOOK = "5s"
 RETRY_S = 30.0
 """Pause before what could not be started is asked for again."""
 
-NOT_STARTED = (Status.created, Status.failed, Status.closed)
+NOT_STARTED = (Status.failed, Status.closed)
 """What a worker says of itself that was asked for in vain."""
 
 
-def settle(cluster: SpecCluster, origin: str) -> None:
-    """Wait until every worker has been asked for.
+def ask(cluster: SpecCluster, workers: int, origin: str) -> None:
+    """Ask for worker processes and wait until all have been asked for.
 
     Raises:
         UsageError: not one could be asked for.
     """
 
-    async def ask() -> None:
+    async def plan_and_start() -> None:
+        # Not scale(), which starts them in the background and loses what goes wrong there.
+        while len(cluster.plan) < workers:
+            cluster.worker_spec.update(cluster.new_worker_spec())
         await cluster
 
     try:
-        cluster.sync(ask)
+        cluster.sync(plan_and_start)
     except Exception as error:
-        said = f"{type(error).__name__}: {error}"
+        said = mark_failed(cluster, error)
         if not any(w.status == Status.running for w in cluster.workers.values()):
             raise UsageError(
                 f"the cluster of {origin} could not start a worker: {said}; see its [options]"
             ) from error
         log.warning("some workers could not be started and will be asked for again: %s", said)
+
+
+def mark_failed(cluster: SpecCluster, error: Exception) -> str:
+    """Mark the workers that an error kept from starting; return the error as one line."""
+    for worker in cluster.workers.values():
+        if worker.status == Status.created:
+            worker.status = Status.failed
+    return in_a_line(error)
+
+
+def in_a_line(error: BaseException) -> str:
+    """Write an error in one line, with what it began with: cluster classes stumble in closing."""
+    first = error
+    while (earlier := first.__cause__ or first.__context__) is not None:
+        first = earlier
+    said = [" ".join(f"{type(e).__name__}: {e}".split()) for e in dict.fromkeys((error, first))]
+    return ", after ".join(dict.fromkeys(said))
 
 
 class Keeper(Adaptive):
@@ -77,7 +97,12 @@ class Keeper(Adaptive):
         for job in missing:
             self._seen.pop(job, None)
         if missing:
-            await cluster
+            try:
+                await cluster
+            except Exception as error:
+                said = mark_failed(cluster, error)
+                log.warning("workers could not be started: %s", said)
+                log.debug("as follows", exc_info=True)
 
     def _lost(self, now: float) -> list[Any]:
         """Return jobs of several processes of which none is left; SpecCluster sees to others."""
