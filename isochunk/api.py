@@ -204,15 +204,10 @@ def run(
 
 
 def calibrate(plan: Plan, blocks: int, client: Client | None = None) -> Calibration:
-    """Run some blocks of a plan where the job would run, and time them; nothing is written.
+    """Run blocks, spread over the volume, where the job would run; see :func:`calibrating.measure`.
 
-    Blocks are read from the source and computed by the model; what would be written goes to the
-    memory of the workers, which keep the last few. :func:`isochunk.cost.estimate` makes a bill.
-
-    Args:
-        plan: from :func:`plan`.
-        blocks: how many, spread over the volume.
-        client: as for :func:`run`.
+    They are read and computed as in a run, and written to the memory of the workers, which keep the
+    last few. :func:`isochunk.cost.estimate` turns the result into what the whole job costs.
 
     Raises:
         UsageError: ``blocks`` is less than 1.
@@ -247,6 +242,7 @@ def worker_settings(job: Job) -> WorkerSettings:
     return WorkerSettings(
         model=job.model,
         device=job.device,
+        device_memory=job.device_memory,
         access=access_for(job),
         trust=job.trust,
         allow_inexact=job.allow_inexact,

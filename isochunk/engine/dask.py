@@ -29,7 +29,6 @@ from isochunk.planning import Plan
 from isochunk.process import Pipeline
 from isochunk.storage.events import Notify
 
-
 log = logging.getLogger(__name__)
 
 SENDS = 3

@@ -1,0 +1,85 @@
+"""Dask clusters of separate processes, whose parts can be killed one by one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import servers
+
+TTL_S = 10
+"""A worker that is silent for so long is restarted."""
+
+ALLOWED_FAILURES = 1
+"""Workers that may die of a task, besides the first."""
+
+
+@dataclass
+class Cluster:
+    """A scheduler and workers, each with a nanny."""
+
+    address: str
+    scheduler: subprocess.Popen[bytes]
+    nannies: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def worker(self, number: int) -> psutil.Process:
+        """Return the worker process that a nanny looks after now."""
+        children = psutil.Process(self.nannies[number].pid).children()
+        return next(c for c in children if "spawn_main" in " ".join(c.cmdline()))
+
+
+@contextmanager
+def cluster(folder: Path, workers: int = 2) -> Iterator[Cluster]:
+    """Run a cluster until the block ends; what its processes say goes to files of the folder."""
+    port = servers.free_port()
+    spawn = "DASK_DISTRIBUTED__"
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        f"{spawn}SCHEDULER__ALLOWED_FAILURES": str(ALLOWED_FAILURES),
+        f"{spawn}SCHEDULER__WORKER_TTL": f"{TTL_S}s",
+    }
+
+    def start(name: str, *arguments: str) -> subprocess.Popen[bytes]:
+        log = closing.enter_context((folder / f"{name}.log").open("ab"))
+        process = subprocess.Popen(
+            [sys.executable, "-m", "dask", *arguments],
+            env=environment, stdout=log, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        closing.callback(end, process)
+        return process
+
+    with ExitStack() as closing:
+        address = f"tcp://127.0.0.1:{port}"
+        made = Cluster(address, start(
+            "scheduler", "scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard",
+        ))  # fmt: skip
+        for number in range(workers):
+            made.nannies.append(start(
+                f"worker-{number}", "worker", address, "--host", "127.0.0.1", "--nthreads", "1",
+                "--memory-limit", "0", "--no-dashboard", "--death-timeout", "20",
+                "--local-directory", str(folder),
+            ))  # fmt: skip
+        yield made
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a process and its children, gently if that works."""
+    family = [process]
+    if process.poll() is None:
+        family += psutil.Process(process.pid).children(recursive=True)
+        process.terminate()
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    for child in family[1:]:
+        if child.is_running():
+            child.kill()
