@@ -57,6 +57,8 @@ class BlockReport:
     """Seconds computing."""
     write_s: float = 0.0
     """Seconds writing."""
+    halvings: int = 0
+    """How often the worker had halved its tile by then because memory ran out."""
 
     @property
     def seconds(self) -> float:

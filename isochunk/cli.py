@@ -39,6 +39,7 @@ JOB_OPTIONS: Mapping[str, str] = {
     "device": "where networks run",
     "precision": "arithmetic of networks",
     "memory": "host memory of one worker, as 8GiB",
+    "device-memory": "share of a GPU's memory that one worker may take, as 0.9",
     "timeout": "seconds that storage may take for one answer, retries included",
     "requests": "requests that one process has in flight",
     "slow-start": "requests a second that one process starts with; doubles in 20 minutes",
@@ -56,8 +57,8 @@ JOB_SWITCHES: Mapping[str, str] = {
 """Options of plan and run without a value."""
 
 RUN_FIELDS = (
-    "model", "device", "memory", "timeout", "requests", "slow-start", "workers", "scheduler",
-    "cluster", "trust",
+    "model", "device", "memory", "device-memory", "timeout", "requests", "slow-start", "workers",
+    "scheduler", "cluster", "trust",
 )  # fmt: skip
 """Fields of Job that a repair may change: none of them changes the output."""
 

@@ -79,6 +79,8 @@ class Job:
     """Arithmetic of networks."""
     memory: int = 4 << 30
     """Host memory of one worker in bytes."""
+    device_memory: float = 0.9
+    """Share of a GPU's memory that one worker may take, more than 0 and at most 1."""
     timeout_s: float = 120.0
     """Longest wait for one answer of storage, retries included."""
     requests: int = 32
@@ -111,6 +113,7 @@ class Job:
             "shard": read_shard,
             "memory": read_bytes,
             "timeout_s": read_seconds,
+            "device_memory": read_share,
             "slow_start": read_rate,
         }
         check_kinds({name: getattr(self, name) for name in (*TEXT, *WHOLE, *FLAGS)})
@@ -251,3 +254,14 @@ def read_rate(value: str | float, name: str) -> float:
     if not 0 < rate < float("inf"):
         raise UsageError(f"{name} is {value}; it must be more than 0, and finite")
     return rate
+
+
+def read_share(value: str | float, name: str) -> float:
+    """Read a share, more than 0 and at most 1."""
+    try:
+        share = float(value)
+    except (TypeError, ValueError):
+        raise UsageError(f"{name} is {value!r}; write a share, as 0.9") from None
+    if not 0 < share <= 1:
+        raise UsageError(f"{name} is {value}; it must be more than 0 and at most 1")
+    return share

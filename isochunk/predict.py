@@ -26,6 +26,11 @@ class Predictor(Protocol):
         """The model's spec with its factor resolved."""
         ...
 
+    @property
+    def halvings(self) -> int:
+        """How often a tile was halved because memory ran out."""
+        ...
+
     def __call__(self, source: Voxels, read: Box, write: Box) -> Voxels:
         """Predict the target box ``write``.
 
@@ -101,6 +106,11 @@ class Interpolation:
 
     spec: ModelSpec
     """Spec with its factor resolved."""
+
+    @property
+    def halvings(self) -> int:
+        """No tile is ever halved."""
+        return 0
 
     def __call__(self, source: Voxels, read: Box, write: Box) -> Voxels:
         """Interpolate the target box ``write``; see :class:`Predictor`."""

@@ -247,6 +247,7 @@ class Pipeline:
             read_s=read - start,
             compute_s=compute_s,
             write_s=time.perf_counter() - computed,
+            halvings=self.predictor.halvings,
         )
 
     def _timed(self, source: Voxels, block: Block) -> tuple[list[Voxels], float]:

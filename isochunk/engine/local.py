@@ -16,8 +16,8 @@ from isochunk.engine.loop import FLUSH_S
 from isochunk.engine.report import Seam
 from isochunk.errors import ModelError
 from isochunk.geometry import Box
-from isochunk.models.load import Runtime, load
-from isochunk.planning import Plan
+from isochunk.models.load import Runtime, limit_device, load
+from isochunk.planning import Plan, device_tile
 from isochunk.predict import INTERPOLATIONS, Predictor, Voxels
 from isochunk.process import Pipeline, Volumes, convert
 from isochunk.storage.access import Access
@@ -34,6 +34,8 @@ class WorkerSettings:
     """Name or path of the model, as the user gave it."""
     device: Device = "auto"
     """Where networks run."""
+    device_memory: float = 0.9
+    """Share of a GPU's memory that this process may take."""
     access: Access = field(default_factory=Access)
     """How storage is reached."""
     trust: bool = False
@@ -59,13 +61,17 @@ def open_predictor(plan: Plan, settings: WorkerSettings) -> Predictor:
     Raises:
         ModelError: it is not the model that was planned with.
     """
+    tile = plan.tile
+    if plan.model.arch not in INTERPOLATIONS:
+        limit = limit_device(settings.device, settings.device_memory)
+        tile = tile if limit is None else device_tile(plan, limit)
     runtime = Runtime(
         factor=plan.model.resolved_factor,
         intensity=plan.intensity,
         dtype=plan.source.dtype,
         device=settings.device,
         precision=plan.precision,
-        tile=plan.tile,
+        tile=tile,
         trust=settings.trust,
         allow_inexact=settings.allow_inexact,
     )

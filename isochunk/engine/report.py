@@ -103,6 +103,8 @@ class Report:
     """Seconds computing."""
     write_s: float = 0.0
     """Seconds writing."""
+    halvings: int = 0
+    """How often the worker that did so most halved its tile because memory ran out."""
     wall_s: float = 0.0
     """Seconds from start to end."""
     rates: Rates = Rates()
@@ -145,6 +147,7 @@ class Report:
             read_s=self.read_s + sum(r.read_s for r in good),
             compute_s=self.compute_s + sum(r.compute_s for r in good),
             write_s=self.write_s + sum(r.write_s for r in good),
+            halvings=max(self.halvings, max((r.halvings for r in good), default=0)),
             wall_s=wall_s,
             rates=self.rates.at(wall_s, voxels),
             slowest=tuple(nlargest(KEPT_SLOWEST, (*self.slowest, *good), key=_seconds)),
@@ -172,6 +175,7 @@ class Report:
             "bytes_written": self.bytes_written,
             "stages_s": {name: round(s, 3) for name, s in stages.items()},
             "shares": {name: round(s / busy, 4) if busy else 0.0 for name, s in stages.items()},
+            "tile_halvings": self.halvings,
             "rates": self.rates.summary(),
             "slowest": [
                 {"stage": r.stage, "block": r.index, "seconds": round(r.seconds, 3)}

@@ -122,6 +122,29 @@ def _checkpoint_folder(name: str) -> Path:
     )
 
 
+def limit_device(wanted: Device, share: float) -> int | None:
+    """Bound what this process takes of its GPU.
+
+    Args:
+        wanted: where networks run.
+        share: of the GPU's memory, more than 0 and at most 1.
+
+    Returns:
+        Bytes there are for this process, or None where networks run on the CPU.
+
+    Raises:
+        ModelError: a GPU is asked for and there is none.
+    """
+    import torch
+
+    device = _device(wanted)
+    if device.type != "cuda":
+        return None
+    torch.cuda.set_per_process_memory_fraction(share, device)
+    free, total = torch.cuda.mem_get_info(device)
+    return min(free, int(share * total))
+
+
 def _device(wanted: Device) -> torch.device:
     """Choose where to run.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -19,7 +21,12 @@ from isochunk.models.placed import Placed, PlacedNetwork
 from isochunk.predict import Voxels
 from isochunk.spec import Intensity, ModelSpec
 
+log = logging.getLogger(__name__)
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+_NO_MEMORY = re.compile(r"DefaultCPUAllocator: (can't allocate|not enough) memory|_ALLOC_FAILED\b")
+"""What errors say that are of a more general type."""
 
 
 class Engine(Protocol):
@@ -117,7 +124,8 @@ class TorchPredictor:
     """Predicts blocks tile by tile on one device; see :class:`isochunk.predict.Predictor`.
 
     Tiles lie on the absolute grid of the network's alignment. Those of one block have one shape,
-    except at the far end where the block ends.
+    except at the far end where the block ends. Where memory runs out, the tile is halved for good
+    and the block starts again: tiles of any size give the same answer.
     """
 
     def __init__(
@@ -145,6 +153,8 @@ class TorchPredictor:
         self.precision = precision
         self.intensity = intensity
         self.tile = tile
+        self.halvings = 0
+        """How often the tile was halved because memory ran out."""
         engine.module.to(device)
         if precision != "fp32":
             engine.module.to(DTYPES[precision])
@@ -153,23 +163,38 @@ class TorchPredictor:
         self._black_stays: bool | None = None
 
     def __call__(self, source: Voxels, read: Box, write: Box) -> Voxels:
-        """Predict the target box ``write`` from the source box ``read``."""
+        """Predict the target box ``write`` from the source box ``read``.
+
+        Raises:
+            PredictionError: NaN, a wrong shape, or too little memory for the smallest tile.
+        """
         if source.shape != read.shape or self.spec.read_box(write) not in read:
             raise UsageError(
                 f"target box {write} needs source box {self.spec.read_box(write)} but got "
                 f"{read} as an array of {source.shape}"
             )
-        result = np.empty(write.shape, source.dtype)
         with torch.inference_mode(), _full_precision(self.device):
-            for want in self.tiles(write):
-                part = source[self.engine.needs(want).slices(read.lo)]
-                result[want.slices(write.lo)] = self._tile(part, want)
+            while (result := self._by_tiles(source, read, write)) is None:
+                self._halve(write)
         return result
 
     def tiles(self, write: Box) -> Iterator[Box]:
         """Cut a target box into tiles of nearly equal size that start on the alignment."""
+        cell, step = self._cell(), self._step(write)
+        start = triple(a // c * c for a, c in zip(write.lo, cell, strict=True))
+        for z in range(start[0], write.hi[0], step[0]):
+            for y in range(start[1], write.hi[1], step[1]):
+                for x in range(start[2], write.hi[2], step[2]):
+                    yield Box.from_shape(step, (z, y, x)) & write
+
+    def _cell(self) -> Triple:
+        """Return the target voxels of one cell of the alignment: the smallest tile."""
         factor = self.spec.resolved_factor
-        cell = triple(int(g * f) for g, f in zip(self.spec.alignment, factor, strict=True))
+        return triple(int(g * f) for g, f in zip(self.spec.alignment, factor, strict=True))
+
+    def _step(self, write: Box) -> Triple:
+        """Return the shape of the tiles of a target box."""
+        cell = self._cell()
         largest = self.engine.largest or self.tile
         start = triple(a // c * c for a, c in zip(write.lo, cell, strict=True))
         step = []
@@ -179,10 +204,45 @@ class TorchPredictor:
             cells = ceil_div(write.hi[axis] - start[axis], cell[axis])
             count = ceil_div(cells, limit)
             step.append(ceil_div(cells, count) * cell[axis])
-        for z in range(start[0], write.hi[0], step[0]):
-            for y in range(start[1], write.hi[1], step[1]):
-                for x in range(start[2], write.hi[2], step[2]):
-                    yield Box.from_shape(triple(step), (z, y, x)) & write
+        return triple(step)
+
+    def _by_tiles(self, source: Voxels, read: Box, write: Box) -> Voxels | None:
+        """Predict tile by tile; None where memory ran out."""
+        result = np.empty(write.shape, source.dtype)
+        try:
+            for want in self.tiles(write):
+                part = source[self.engine.needs(want).slices(read.lo)]
+                result[want.slices(write.lo)] = self._tile(part, want)
+        except (RuntimeError, MemoryError) as error:
+            if not _out_of_memory(error):
+                raise
+            return None  # leaving this frees the tensors that the traceback held
+        return result
+
+    def _halve(self, write: Box) -> None:
+        """Halve the tile along its longest axis, and say so.
+
+        Raises:
+            PredictionError: it cannot be made smaller.
+        """
+        cell, step = self._cell(), self._step(write)
+        if step == cell or self.engine.largest is not None:
+            why = "it takes inputs of one shape only" if step != cell else "that is its smallest"
+            raise PredictionError(
+                f"model {self.spec.name!r} ran out of memory on {self.device} in a tile of {step} "
+                f"target voxels (z, y, x), and {why}; give workers more memory, or on a GPU try "
+                "--precision bf16 or --device cpu"
+            )
+        axis = max((a for a in range(3) if step[a] > cell[a]), key=lambda a: step[a])
+        half = ceil_div(step[axis] // cell[axis], 2) * cell[axis]
+        self.tile = triple(half if a == axis else n for a, n in enumerate(step))
+        self.halvings += 1
+        log.warning(
+            "model %s ran out of memory on %s in a tile of %s target voxels; going on with %s",
+            self.spec.name, self.device, step, self.tile,
+        )  # fmt: skip
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _tile(self, part: Voxels, want: Box) -> Voxels:
         if not part.any() and self._keeps_black(part.dtype):
@@ -209,12 +269,16 @@ class TorchPredictor:
     def _keeps_black(self, dtype: np.dtype[np.unsignedinteger]) -> bool:
         """Tell whether the network answers all 0 with 0; asked once, over one cell of its grid."""
         if self._black_stays is None:
-            factor = self.spec.resolved_factor
-            cell = triple(int(g * f) for g, f in zip(self.spec.alignment, factor, strict=True))
-            want = Box.from_shape(cell)
+            want = Box.from_shape(self._cell())
             black = np.zeros(self.engine.needs(want).shape, dtype)
             self._black_stays = not self._predict(black, want).any()
         return self._black_stays
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Tell whether an error says that the device or the host has no memory left."""
+    known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return known or _NO_MEMORY.search(str(error)) is not None
 
 
 def _full_precision(device: torch.device) -> AbstractContextManager[None]:
