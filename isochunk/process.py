@@ -163,8 +163,12 @@ def compute_block(plan: Plan, predictor: Predictor, source: Voxels, block: Block
 
 def write_block(plan: Plan, target: WritableVolume, block: Block, arrays: list[Voxels]) -> int:
     """Write a block at all its levels; return the checksum of the first, as it reads back."""
-    for (level, box), voxels in zip(block_levels(plan, block), arrays, strict=True):
-        target.write(box, voxels, level)
+    started = [
+        target.start_write(box, voxels, level)
+        for (level, box), voxels in zip(block_levels(plan, block), arrays, strict=True)
+    ]
+    for finish in started:
+        finish()
     if plan.target.lossy:
         return checksum(target.read(block.write, plan.stages[block.stage].writes[0]))
     return checksum(arrays[0])

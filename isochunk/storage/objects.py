@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -70,31 +71,35 @@ class Store:
         self._opened: tuple[JsonObject, ts.KvStore] | None = None
         self._lock = threading.Lock()
 
-    def deadline(self) -> float:
-        """Return when operations that are started now have to be done."""
-        return time.monotonic() + self.access.timeout_s
-
-    def wait(
-        self, start: Callable[[], Any], doing: str, until: float | None = None
-    ) -> Any:  # noqa: ANN401
-        """Start an operation and wait for its result, no longer than the time-out.
-
-        Args:
-            start: starts it and returns its future, or returns that of one started before.
-            doing: what it does, for the error.
-            until: the :meth:`deadline` of operations that were started together.
+    def start(self, begin: Callable[[], Any], doing: str) -> Callable[[], Any]:
+        """Start an operation; the answer waits for its result, until the time-out from now.
 
         Raises:
             StorageError: it failed; the kind says how.
         """
-        end = self.deadline() if until is None else until
+        end = time.monotonic() + self.access.timeout_s
+        with self._told(doing):
+            future = begin()
+
+        def finish() -> Any:  # noqa: ANN401
+            with self._told(doing):
+                try:
+                    return future.result(timeout=max(0.0, end - time.monotonic()))
+                except TimeoutError:
+                    future.cancel()
+                    raise
+
+        return finish
+
+    def wait(self, begin: Callable[[], Any], doing: str) -> Any:  # noqa: ANN401
+        """Start an operation and wait for its result; see :meth:`start`."""
+        return self.start(begin, doing)()
+
+    @contextmanager
+    def _told(self, doing: str) -> Iterator[None]:
+        """Put what the library raises into words."""
         try:
-            future = start()
-            try:
-                return future.result(timeout=max(0.0, end - time.monotonic()))
-            except TimeoutError:
-                future.cancel()
-                raise
+            yield
         except (ValueError, OSError, RuntimeError, IndexError, NotImplementedError) as error:
             raise storage_error(error, doing, self.location) from error
 
@@ -139,8 +144,17 @@ class Store:
 
     def get(self, key: str) -> bytes | None:
         """Return the bytes, or None if the key does not exist."""
-        answer = self.wait(lambda: self.kvstore.read(key), f"reading {key!r} of")
+        answer = self._start_get(key)()
         return None if answer.state == "missing" else bytes(answer.value)
+
+    def _start_get(self, key: str) -> Callable[[], Any]:
+        return self.start(lambda: self.kvstore.read(key), f"reading {key!r} of")
+
+    def get_all(self, keys: Sequence[str]) -> list[bytes | None]:
+        """Return the bytes of each key, asked for at the same time; None where it is absent."""
+        started = [self._start_get(key) for key in keys]
+        answers = [finish() for finish in started]
+        return [None if a.state == "missing" else bytes(a.value) for a in answers]
 
     def get_many(self, keys: Sequence[str]) -> dict[str, bytes]:
         """Return the bytes of those keys that exist, asked for at the same time.
@@ -148,11 +162,11 @@ class Store:
         Raises:
             AccessError: none was found and storage refused at least one.
         """
-        futures, until = {key: self.kvstore.read(key) for key in keys}, self.deadline()
+        reads = {key: self._start_get(key) for key in keys}
         found, refused = {}, None
-        for key, future in futures.items():
+        for key, finish in reads.items():
             try:
-                answer = self.wait(lambda future=future: future, f"reading {key!r} of", until)  # type: ignore[misc]
+                answer = finish()
             except AccessError as error:  # S3 answers 403 for absent keys if it may not list
                 refused = error
                 continue
@@ -194,12 +208,11 @@ class Store:
             found = self.get_many(keys)
             return [key for key in keys if key not in found]
         ranges = {key: ts.KvStore.KeyRange(key.encode(), key.encode() + b"\0") for key in keys}
-        listed = {key: self.kvstore.list(exact) for key, exact in ranges.items()}
-        until = self.deadline()
-        missing = []
-        for key, future in listed.items():
-            if not self.wait(lambda future=future: future, f"looking for {key!r} of", until):  # type: ignore[misc]
-                missing.append(key)
+        listed = {
+            key: self.start(lambda exact=exact: self.kvstore.list(exact), f"looking for {key!r} of")  # type: ignore[misc]
+            for key, exact in ranges.items()
+        }
+        missing = [key for key, finish in listed.items() if not finish()]
         if missing and self.location.scheme == "gs":
             found = self.get_many(missing)  # as in keys(): an empty list proves nothing
             missing = [key for key in missing if key not in found]
@@ -214,11 +227,14 @@ class Store:
     def start_delete(self, keys: Sequence[str]) -> Callable[[], None]:
         """Start to delete keys; the answer waits for the end."""
         self._writable()
-        futures, until = [(key, self.kvstore.write(key, None)) for key in keys], self.deadline()
+        started = [
+            self.start(lambda key=key: self.kvstore.write(key, None), f"deleting {key!r} of")  # type: ignore[misc]
+            for key in keys
+        ]
 
         def finish() -> None:
-            for key, future in futures:
-                self.wait(lambda: future, f"deleting {key!r} of", until)  # noqa: B023
+            for done in started:
+                done()
 
         return finish
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,9 @@ log = logging.getLogger(__name__)
 
 RANGE_IGNORED = "Requested byte range"
 """In tensorstore's words where a server answers a range with status 200 (rclone 1.75 does)."""
+
+WHOLE_BYTES = 64 * 2**20
+"""Voxels of whole objects that are read together, where no ranges are served."""
 
 _DRIVERS = {"zarr2": "zarr", "zarr3": "zarr3", "n5": "n5"}
 
@@ -71,7 +76,7 @@ class TensorStoreVolume:
         view = self.view(level)
         doing = f"reading box {box} of level {level} of"
         try:
-            voxels: Voxels = self._wait(lambda: part_of(view, box).read(order="C"), doing)
+            voxels: Voxels = self._wait_all([part_of(view, box).read], doing)[0]
         except StorageError as error:
             if RANGE_IGNORED not in str(error) or self._spec.levels[level].shard is None:
                 raise
@@ -79,13 +84,18 @@ class TensorStoreVolume:
             return self._read_whole(box, level)
         return voxels
 
-    def _wait(self, start: Callable[[], Any], doing: str) -> Any:  # noqa: ANN401
-        """Wait for a read; what does not decode may have been cut on its way and is read again."""
-        try:
-            return self._store.wait(start, doing)
-        except CorruptDataError as error:
-            log.info("%s; reading again", error)
-            return self._store.wait(start, doing)
+    def _wait_all(self, reads: Sequence[Callable[..., Any]], doing: str) -> list[Any]:
+        """Read at the same time; what does not decode may have been cut on its way: once more."""
+        begin = [partial(read, order="C") for read in reads]
+        started = [self._store.start(b, doing) for b in begin]
+        found = []
+        for again, finish in zip(begin, started, strict=True):
+            try:
+                found.append(finish())
+            except CorruptDataError as error:
+                log.info("%s; reading again", error)
+                found.append(self._store.wait(again, doing))
+        return found
 
     def _read_whole(self, box: Box, level: int) -> Voxels:
         """Read the whole objects a box touches, which takes no range if none of it is cached."""
@@ -94,12 +104,16 @@ class TensorStoreVolume:
                 store = Store(self._store.location, self._store.access)
                 self._whole = TensorStoreVolume(self._spec, store, self._axes, strict=False)
         voxels = np.empty(box.shape, self._spec.dtype)
-        view = self._whole.view(level)
-        for cell in object_boxes(self._spec.levels[level], box):
-            part = cell & box
-            doing = f"reading box {part} of level {level} of"
-            whole = self._wait(lambda cell=cell: part_of(view, cell).read(order="C"), doing)  # type: ignore[misc]
-            voxels[part.slices(box.lo)] = whole[part.slices(cell.lo)]
+        scale, view = self._spec.levels[level], self._whole.view(level)
+        cells = list(object_boxes(scale, box))
+        together = max(1, WHOLE_BYTES // (math.prod(scale.object_shape) * voxels.itemsize))
+        for first in range(0, len(cells), together):
+            some = cells[first : first + together]
+            doing = f"reading box {box} of level {level} of"
+            whole = [part_of(view, cell).read for cell in some]
+            for cell, got in zip(some, self._wait_all(whole, doing), strict=True):
+                part = cell & box
+                voxels[part.slices(box.lo)] = got[part.slices(cell.lo)]
         return voxels
 
     def _check_present(self, box: Box, level: int, voxels: Voxels) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import threading
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import tensorstore as ts
@@ -35,7 +37,13 @@ class TensorStoreTarget(TensorStoreVolume):
     """A volume that isochunk created and writes, object by object."""
 
     def write(self, box: Box, voxels: Voxels, level: int = 0) -> None:
-        """Write whole stored objects; each object is written once. All-zero objects are not stored.
+        """Write whole stored objects; see :meth:`start_write`."""
+        self.start_write(box, voxels, level)()
+
+    def start_write(self, box: Box, voxels: Voxels, level: int = 0) -> Callable[[], None]:
+        """Start to write whole stored objects; the answer waits for the end.
+
+        Each object is written once. All-zero objects are not stored.
 
         Raises:
             GeometryError: the box cuts a stored object, or the array does not fit it.
@@ -50,14 +58,15 @@ class TensorStoreTarget(TensorStoreVolume):
             )
         doing = f"writing box {box} of level {level} of"
         if self._spec.format != "precomputed":
-            self._write_padded(box, voxels, level, doing)
-        elif scale.shard is not None:
-            self._write_shards(box, voxels, level, doing)
-        else:
-            view = self.view(level)
-            self._store.wait(lambda: part_of(view, box).write(voxels), doing)
+            return self._start_padded(box, voxels, level, doing)
+        if scale.shard is not None:
+            return self._start_shards(box, voxels, level, doing)
+        view = self.view(level)
+        return self._store.start(lambda: part_of(view, box).write(voxels), doing)
 
-    def _write_padded(self, box: Box, voxels: Voxels, level: int, doing: str) -> None:
+    def _start_padded(
+        self, box: Box, voxels: Voxels, level: int, doing: str
+    ) -> Callable[[], None]:
         """Write zarr objects in full, as they are stored.
 
         Told of clipped ones, tensorstore would read each object at the end of the array back
@@ -69,22 +78,27 @@ class TensorStoreTarget(TensorStoreVolume):
         whole = Box(box.lo, triple(b + m for b, m in zip(box.hi, margin, strict=True)))
         if any(margin):
             voxels = np.pad(voxels, [(0, m) for m in margin])
-        self._store.wait(lambda: part_of(view, whole).write(voxels), doing)
+        return self._store.start(lambda: part_of(view, whole).write(voxels), doing)
 
-    def _write_shards(self, box: Box, voxels: Voxels, level: int, doing: str) -> None:
+    def _start_shards(
+        self, box: Box, voxels: Voxels, level: int, doing: str
+    ) -> Callable[[], None]:
         """Write precomputed shards; black ones are deleted here, tensorstore would keep them."""
         view = self.view(level)
-        black, writes = [], []
+        black, started = [], []
         for cell in object_boxes(self._spec.levels[level], box):
-            part = voxels[cell.slices(box.lo)]
+            part, place = voxels[cell.slices(box.lo)], part_of(view, cell)
             if part.any():
-                writes.append(part_of(view, cell).write(part))
+                started.append(self._store.start(partial(place.write, part), doing))
             else:
                 black.append(object_key(self._spec, level, cell))
-        finish, until = self._store.start_delete(black), self._store.deadline()
-        for write in writes:
-            self._store.wait(lambda write=write: write, doing, until)  # type: ignore[misc]
-        finish()
+        started.append(self._store.start_delete(black))
+
+        def finish() -> None:
+            for done in started:
+                done()
+
+        return finish
 
     def _array_json(self, level: LevelSpec) -> JsonObject:
         """Describe zarr arrays from the spec, up to the end of their last objects."""
@@ -113,14 +127,19 @@ class MemoryTarget(TensorStoreTarget):
         self._kept: deque[tuple[int, Box]] = deque()
         self._keeping = threading.Lock()
 
-    def write(self, box: Box, voxels: Voxels, level: int = 0) -> None:
-        """Write as any target does; see :meth:`TensorStoreTarget.write`."""
-        super().write(box, voxels, level)
-        with self._keeping:
-            self._kept.append((level, box))
-            old = [self._kept.popleft() for _ in range(len(self._kept) - KEPT_BOXES)]
-        for past, gone in old:
-            self._store.delete(object_keys(self._spec, past, gone))
+    def start_write(self, box: Box, voxels: Voxels, level: int = 0) -> Callable[[], None]:
+        """Write as any target does; see :meth:`TensorStoreTarget.start_write`."""
+        written = super().start_write(box, voxels, level)
+
+        def finish() -> None:
+            written()
+            with self._keeping:
+                self._kept.append((level, box))
+                old = [self._kept.popleft() for _ in range(len(self._kept) - KEPT_BOXES)]
+            for past, gone in old:
+                self._store.delete(object_keys(self._spec, past, gone))
+
+        return finish
 
 
 def stored_axes(spec: VolumeSpec) -> tuple[str, ...]:

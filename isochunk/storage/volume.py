@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -41,6 +41,13 @@ class WritableVolume(Volume, Protocol):
         """
         ...
 
+    def start_write(self, box: Box, voxels: Voxels, level: int = 0) -> Callable[[], None]:
+        """Start what :meth:`write` does; the answer waits for the end, and raises what it raises.
+
+        The array must stay as it is until then.
+        """
+        ...
+
 
 class ObjectStore(Protocol):
     """Bytes by key below one URL."""
@@ -49,6 +56,10 @@ class ObjectStore(Protocol):
 
     def get(self, key: str) -> bytes | None:
         """Return the bytes, or None if the key does not exist."""
+        ...
+
+    def get_all(self, keys: Sequence[str]) -> list[bytes | None]:
+        """Return the bytes of each key, asked for at the same time; None where it is absent."""
         ...
 
     def put(self, key: str, value: bytes) -> None:
