@@ -10,7 +10,7 @@ import pytest
 from jobs import write_source
 
 import isochunk
-from isochunk.block import BlockReport
+from isochunk.block import BlockReport, Reports
 from isochunk.storage.ledger import Ledger
 from isochunk.storage.tensorstore import open_store
 
@@ -54,7 +54,8 @@ def test_planning_a_petavoxel(benchmark: Any, null_plan: Any) -> None:
 def test_ledger_of_100_000_blocks(benchmark: Any, null_plan: Any, tmp_path: Path) -> None:
     store = open_store(f"file://{tmp_path}/ledger")
     ledger = Ledger(store, null_plan)
-    reports = [BlockReport(0, i % null_plan.block_count(0), checksum=i) for i in range(100_000)]
+    blocks = (BlockReport(0, i % null_plan.block_count(0), checksum=i) for i in range(100_000))
+    reports = Reports.gather(0, blocks)
 
     def record() -> None:
         ledger.add(reports)

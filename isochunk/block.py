@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from operator import attrgetter
+
+import numpy as np
+from numpy.typing import NDArray
 
 from isochunk.geometry import Box
 
@@ -21,12 +27,13 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class BlockTask:
-    """Consecutive blocks of one stage: all that a Dask task carries."""
+    """Some blocks of one stage: all that a Dask task carries."""
 
     stage: int
     """Stage of all blocks."""
-    blocks: tuple[int, ...]
-    """Numbers of the blocks."""
+    blocks: Sequence[int]
+    """Numbers of the blocks, in order; a ``range`` where they follow each other, since schedulers
+    keep what they sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,3 +71,74 @@ class BlockReport:
     def seconds(self) -> float:
         """Seconds of work; waiting between reading, computing and writing is left out."""
         return self.read_s + self.compute_s + self.write_s
+
+
+DONE = np.dtype(
+    [
+        ("index", "<i8"),
+        ("voxels", "<i8"),
+        ("checksum", "<u4"),
+        ("empty", "?"),
+        ("bytes_read", "<i8"),
+        ("bytes_written", "<i8"),
+        ("read_s", "<f8"),
+        ("compute_s", "<f8"),
+        ("write_s", "<f8"),
+        ("halvings", "<i4"),
+    ]
+)
+"""One block that is done; the fields are those of :class:`BlockReport`."""
+
+_row = attrgetter(*DONE.fields or ())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reports:
+    """What is known of many blocks of a stage after they ran.
+
+    Those done are one table: a thousand blocks of background are sent, recorded and summed in less
+    time than one block takes to compute.
+    """
+
+    stage: int
+    """Stage of the blocks."""
+    done: NDArray[np.void]
+    """(n,) rows of :data:`DONE`."""
+    failed: tuple[BlockReport, ...] = ()
+    """Those that failed."""
+
+    @classmethod
+    def gather(cls, stage: int, reports: Iterable[BlockReport]) -> Reports:
+        """Put single blocks of a stage together."""
+        rows, failed = [], []
+        for report in reports:
+            if report.error is None:
+                rows.append(_row(report))
+            else:
+                failed.append(report)
+        return cls(stage, np.array(rows, DONE), tuple(failed))
+
+    def __or__(self, other: Reports) -> Reports:
+        """Join the reports of two sets of blocks of the same stage."""
+        done = np.concatenate([self.done, other.done])
+        return Reports(self.stage, done, self.failed + other.failed)
+
+    def __iter__(self) -> Iterator[BlockReport]:
+        """Iterate over the blocks one by one, those that failed last."""
+        return chain(self.rows(self.done), self.failed)
+
+    def slowest(self, count: int) -> list[BlockReport]:
+        """Return the blocks done that took longest."""
+        seconds = self.done["read_s"] + self.done["compute_s"] + self.done["write_s"]
+        return list(self.rows(self.done[np.argsort(seconds)[-count:]]))
+
+    def rows(self, done: NDArray[np.void]) -> Iterator[BlockReport]:
+        """Return rows of the table as reports of single blocks."""
+        names = DONE.names or ()
+        return (
+            BlockReport(self.stage, **dict(zip(names, row, strict=True))) for row in done.tolist()
+        )
+
+
+NOTHING = Reports(0, np.empty(0, DONE))
+"""Said while waiting."""

@@ -14,6 +14,9 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from isochunk.errors import GeometryError
 from isochunk.geometry import (
     AXES,
@@ -248,6 +251,19 @@ def block_box(box: Box, block: Triple, index: int) -> Box:
     z = nz - 1 - z if column % 2 else z
     lo = triple(a + i * b for a, i, b in zip(box.lo, (z, y, x), block, strict=True))
     return Box.from_shape(block, lo) & box
+
+
+def block_bounds(
+    box: Box, block: Triple, indices: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return first voxels and ends of many blocks, (n, 3) each; see :func:`block_box`."""
+    nz, ny, _ = grid_shape(box.shape, block)
+    column, z = np.divmod(indices, nz)
+    x, y = np.divmod(column, ny)
+    y = np.where(x % 2, ny - 1 - y, y)
+    z = np.where(column % 2, nz - 1 - z, z)
+    lo = np.stack([z, y, x], axis=1) * np.array(block) + np.array(box.lo)
+    return lo, np.minimum(lo + np.array(block), np.array(box.hi))
 
 
 def block_index(box: Box, block: Triple, cell: Triple) -> int:

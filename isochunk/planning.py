@@ -14,6 +14,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import islice
 from typing import Any
 
 from isochunk.block import Block, BlockTask
@@ -117,14 +118,9 @@ class Plan:
         by_size = TASK_VOXELS // math.prod(self.stages[stage].block)
         by_share = math.ceil(count / (TASKS_PER_WORKER * workers))
         size = max(1, min(by_size, by_share, TASK_BLOCKS))
-        batch: list[int] = []
-        for index in missing:
-            batch.append(index)
-            if len(batch) == size:
-                yield BlockTask(stage, tuple(batch))
-                batch = []
-        if batch:
-            yield BlockTask(stage, tuple(batch))
+        while batch := tuple(islice(missing, size)):
+            run = range(batch[0], batch[-1] + 1)
+            yield BlockTask(stage, run if len(run) == len(batch) else batch)
 
     def identity(self) -> dict[str, Any]:
         """Return what decides the output's bytes, as JSON; equal for the same job."""

@@ -11,21 +11,23 @@ import logging
 import threading
 import time
 import zlib
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from math import ceil, floor
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from isochunk.block import Block, BlockReport
-from isochunk.errors import may_pass
+from isochunk.background import masked_out
+from isochunk.block import DONE, Block, BlockReport, BlockTask, Reports
+from isochunk.errors import StorageError, may_pass
 from isochunk.geometry import Box, Triple, triple
+from isochunk.layout import block_bounds
 from isochunk.planning import Plan
 from isochunk.predict import Predictor, Voxels
-from isochunk.spec import LevelSpec, VolumeSpec
+from isochunk.spec import LevelSpec
 from isochunk.storage.volume import Volume, WritableVolume, read_reflected
 
 log = logging.getLogger(__name__)
@@ -106,18 +108,6 @@ def pyramid(plan: Plan, block: Block, finest: Voxels) -> list[Voxels]:
     return arrays
 
 
-def mask_box(plan: Plan, mask: VolumeSpec, block: Block) -> Box:
-    """Return the mask's voxels that a block of the first stage touches."""
-    lo, hi = [], []
-    for axis in range(3):
-        unit = tuple(plan.target.spacing)[axis]
-        start = plan.target.corner_nm[axis] - mask.corner_nm[axis]
-        step = tuple(mask.spacing)[axis]
-        lo.append(floor((start + block.write.lo[axis] * unit) / step))
-        hi.append(ceil((start + block.write.hi[axis] * unit) / step))
-    return Box(triple(lo), triple(hi)) & mask.box
-
-
 @dataclass(frozen=True, slots=True)
 class Volumes:
     """The open volumes of a job."""
@@ -138,10 +128,8 @@ def read_block(plan: Plan, volumes: Volumes, block: Block) -> Voxels | None:
         return volumes.target.read(
             finer(block.write, levels[reads], levels[reads + 1])[0], level=reads
         )
-    if volumes.mask is not None:
-        where = mask_box(plan, volumes.mask.spec, block)
-        if where.size == 0 or not volumes.mask.read(where).any():
-            return None
+    if volumes.mask is not None and masked_out(plan, volumes.mask, np.array([block.index]))[0]:
+        return None
     return read_reflected(volumes.source, plan.read_box(block))
 
 
@@ -174,9 +162,6 @@ def write_block(plan: Plan, target: WritableVolume, block: Block, arrays: list[V
     return checksum(arrays[0])
 
 
-def background_checksum(plan: Plan, block: Block) -> int:
-    """Return the checksum of a block that is all zero."""
-    return checksum(np.zeros(block.write.shape, plan.target.dtype))
 
 
 class Pipeline:
@@ -193,6 +178,7 @@ class Pipeline:
         # Networks keep one thread pool per calling thread, so all computing has one thread.
         self._compute = ThreadPoolExecutor(1, "isochunk-compute")
         self._flight = ThreadPoolExecutor(plan.depth, "isochunk-block")
+        self._zeros: dict[Triple, int] = {}
         self.turn = threading.Semaphore(2)
         """Held by a task while it runs here; the second keeps the pipeline full between tasks."""
 
@@ -213,6 +199,36 @@ class Pipeline:
         """Drop what has not started and let the rest end by itself: it may hang."""
         self._flight.shutdown(wait=False, cancel_futures=True)
         self._compute.shutdown(wait=False)
+
+    def run(self, task: BlockTask) -> Reports:
+        """Run the blocks of a task."""
+        background, blocks = self.background(task)
+        futures = [self.submit(task.stage, index) for index in blocks]
+        return background | Reports.gather(task.stage, (future.result() for future in futures))
+
+    def background(self, task: BlockTask) -> tuple[Reports, Sequence[int]]:
+        """Settle at once what the mask leaves as background.
+
+        Returns:
+            Reports of those blocks, and the numbers of the others.
+        """
+        mask = self.volumes.mask
+        settled = Reports.gather(task.stage, ())
+        if mask is None or self.plan.stages[task.stage].reads is not None:
+            return settled, task.blocks
+        start, blocks = time.perf_counter(), np.array(task.blocks)
+        try:
+            out = masked_out(self.plan, mask, blocks)
+        except (StorageError, MemoryError):
+            return settled, task.blocks  # each block asks for itself, and fails by itself
+        done = np.zeros(np.count_nonzero(out), DONE)
+        lo, hi = block_bounds(self.plan.target.box, self.plan.stages[0].block, blocks[out])
+        done["index"] = blocks[out]
+        done["voxels"] = np.prod(hi - lo, axis=1)
+        done["empty"] = True
+        done["checksum"] = [self._zeros_checksum(triple(shape)) for shape in (hi - lo).tolist()]
+        done["read_s"] = (time.perf_counter() - start) / len(blocks)
+        return replace(settled, done=done), blocks[~out].tolist()
 
     def submit(self, stage: int, index: int) -> Future[BlockReport]:
         """Start a block; the future never raises for what the block does, it reports it."""
@@ -236,7 +252,7 @@ class Pipeline:
             return replace(
                 report,
                 empty=True,
-                checksum=background_checksum(self.plan, block),
+                checksum=self._zeros_checksum(block.write.shape),
                 read_s=read - start,
             )
         arrays, compute_s = self._compute.submit(self._timed, source, block).result()
@@ -253,6 +269,12 @@ class Pipeline:
             write_s=time.perf_counter() - computed,
             halvings=self.predictor.halvings,
         )
+
+    def _zeros_checksum(self, shape: Triple) -> int:
+        """Return the checksum of a block of background; blocks have few shapes."""
+        if shape not in self._zeros:
+            self._zeros[shape] = checksum(np.zeros(shape, self.plan.target.dtype))
+        return self._zeros[shape]
 
     def _timed(self, source: Voxels, block: Block) -> tuple[list[Voxels], float]:
         start = time.perf_counter()

@@ -30,6 +30,7 @@ RANKS = {
     "2.1": "models.fsrcnn models.srunet storage.arrays storage.keys storage.volume viewer",
     "2.2": "intensity layout models.probe storage.ome storage.precomputed train.config",
     "2.3": "planning",
+    "2.4": "background",
     "3.0": "models.checkpoint process storage.events storage.ledger storage.objects train.data",
     "3.1": "storage.cloudvolume storage.recognise storage.source",
     "3.2": "storage.target",

@@ -7,10 +7,11 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from test_planning import plan, volume
 
-from isochunk.block import BlockReport
+from isochunk.block import BlockReport, Reports
 from isochunk.config import Job
 from isochunk.errors import CorruptDataError, TargetConflictError
 from isochunk.planning import Plan
@@ -41,15 +42,22 @@ def store(tmp_path: Path) -> Store:
     return open_store(f"file://{tmp_path}/out")
 
 
-def done(index: int, stage: int = 0, checksum: int = 7) -> BlockReport:
-    return BlockReport(stage, index, checksum=checksum, empty=index % 5 == 0)
+def done(*indices: int, stage: int = 0, checksum: int | None = None) -> Reports:
+    """Blocks that are done, one in five of them empty; the checksum is the number by default."""
+    return Reports.gather(
+        stage,
+        (
+            BlockReport(stage, i, checksum=i if checksum is None else checksum, empty=i % 5 == 0)
+            for i in indices
+        ),
+    )
 
 
 def test_what_was_flushed_is_read_back(made: Plan, store: Store) -> None:
     ledger = Ledger(store, made)
     count = made.block_count(0)
-    ledger.add(done(i, checksum=i) for i in range(0, count, 2))
-    ledger.add([done(0, stage=1)])
+    ledger.add(done(*range(0, count, 2)))
+    ledger.add(done(0, stage=1))
     ledger.flush()
     again = Ledger(store, made)
     assert list(again.missing(0)) == list(range(1, count, 2))
@@ -60,16 +68,16 @@ def test_what_was_flushed_is_read_back(made: Plan, store: Store) -> None:
 
 def test_what_was_not_flushed_is_lost_and_nothing_else(made: Plan, store: Store) -> None:
     ledger = Ledger(store, made)
-    ledger.add([done(1)])
+    ledger.add(done(1))
     ledger.flush()
-    ledger.add([done(2)])
+    ledger.add(done(2))
     assert list(Ledger(store, made).missing(0))[:2] == [0, 2]
 
 
 def test_many_segments_are_folded_into_few(made: Plan, store: Store) -> None:
     ledger = Ledger(store, made)
     for i in range(FOLD_SEGMENTS + 10):
-        ledger.add([done(i % made.block_count(0), checksum=i)])
+        ledger.add(done(i % made.block_count(0), checksum=i))
         ledger.flush()
     assert len(store.keys(LEDGER_PREFIX)) == 11
     before = [t.checksum.tolist() for t in ledger.tables]
@@ -79,13 +87,33 @@ def test_many_segments_are_folded_into_few(made: Plan, store: Store) -> None:
     assert [t.checksum.tolist() for t in again.tables] == before
 
 
+def test_folding_ones_own_records_reads_nothing(
+    made: Plan, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fold of a large job must not hold the submitter up."""
+    ledger, other = Ledger(store, made), Ledger(store, made)
+    read: list[str] = []
+    get_all = store.get_all
+    monkeypatch.setattr(store, "get_all", lambda keys: (read.extend(keys), get_all(keys))[1])
+    for i in range(5):
+        ledger.add(done(i))
+        ledger.flush()
+        ledger.fold()
+    assert read == []
+    other.add(done(9))
+    other.flush()
+    ledger.fold()
+    assert len(read) == len(set(read)) == 2
+    assert np.flatnonzero(ledger.tables[0].done).tolist() == [0, 1, 2, 3, 4, 9]
+
+
 def test_two_submitters_that_fold_at_once_lose_nothing(made: Plan, store: Store) -> None:
     count = made.block_count(0)
 
     def submit(part: range) -> None:
         ledger = Ledger(store, made)
         for i in part:
-            ledger.add([done(i, checksum=i)])
+            ledger.add(done(i))
             ledger.flush()
             if i % 7 == 0:
                 ledger.fold()
@@ -102,7 +130,7 @@ def test_two_submitters_that_fold_at_once_lose_nothing(made: Plan, store: Store)
 
 def test_a_damaged_segment_is_named(made: Plan, store: Store) -> None:
     ledger = Ledger(store, made)
-    ledger.add([done(1)])
+    ledger.add(done(1))
     ledger.flush()
     (name,) = store.keys(LEDGER_PREFIX)
     data = bytearray(store.get(name) or b"")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import pickle
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -14,11 +16,21 @@ from hypothesis import strategies as st
 from isochunk.codec import from_json, to_json
 from isochunk.config import Job
 from isochunk.errors import GeometryError, ModelError, UsageError
-from isochunk.geometry import Box, Spacing, target_box
-from isochunk.layout import Layout, block_box, block_count, block_index, blocks_over, lay_out
-from isochunk.planning import Inputs, Plan, make_plan
+from isochunk.geometry import Box, Spacing, target_box, triple
+from isochunk.layout import (
+    Layout,
+    block_bounds,
+    block_box,
+    block_count,
+    block_index,
+    blocks_over,
+    lay_out,
+)
+from isochunk.planning import TASK_BLOCKS, Inputs, Plan, make_plan
 from isochunk.predict import interpolation_spec
 from isochunk.spec import Intensity, LevelSpec, VolumeSpec
+from isochunk.storage.ledger import Ledger
+from isochunk.storage.tensorstore import open_store
 
 ISOTROPIC = Spacing(Fraction(8), Fraction(8), Fraction(8))
 
@@ -103,6 +115,8 @@ def test_block_numbers_round_trip_and_neighbours_touch(
         cell = tuple((v - o) // n for v, o, n in zip(b.lo, box.lo, block, strict=True))
         assert block_index(box, block, cell) == i  # type: ignore[arg-type]
         assert i in set(blocks_over(box, block, b))
+    lo, hi = block_bounds(box, block, np.arange(count))
+    assert [Box(triple(a), triple(b)) for a, b in zip(lo, hi, strict=True)] == boxes
     for a, b in itertools.pairwise(boxes):
         assert sum(p != q for p, q in zip(a.lo, b.lo, strict=True)) == 1
 
@@ -165,6 +179,32 @@ def test_tasks_cover_missing_blocks_in_order() -> None:
     tasks = list(made.tasks(0, iter(missing), workers=2))
     assert [i for task in tasks for i in task.blocks] == missing
     assert len(tasks) > 10
+
+
+def test_tasks_are_small_to_send() -> None:
+    """A scheduler keeps the last thousand messages to each worker."""
+    made = plan(volume("0:20,0:4096,0:4096"), chunk="16,16,16", shard="none", block="16,16,16")
+    task = next(made.tasks(0, iter(range(made.block_count(0))), workers=2))
+    assert len(task.blocks) == TASK_BLOCKS
+    assert len(pickle.dumps(task)) < 200
+
+
+def test_a_petavoxel_is_recorded_and_cut_into_tasks_lazily() -> None:
+    """Seven million blocks: tables of 6 bytes a block, and a first task without the others."""
+    level = LevelSpec(
+        "0", Box.from_shape((25_000, 200_000, 200_000)), ISOTROPIC, (64, 64, 64), None
+    )
+    source = replace(volume("0:1,0:1,0:1"), levels=(level,))
+    made = plan(source, "identity", block="512,512,512")
+    assert made.block_count(0) == 49 * 391 * 391
+    ledger = Ledger(open_store("memory://petavoxel"), made)
+    tables = ledger.tables[0]
+    assert tables.done.nbytes + tables.empty.nbytes + tables.checksum.nbytes == 6 * 49 * 391 * 391
+    assert next(ledger.missing(0)) == 0
+    tables.done[:-3] = True
+    last = list(made.tasks(0, ledger.missing(0), workers=1000))
+    assert [i for task in last for i in task.blocks] == list(range(49 * 391 * 391)[-3:])
+    assert sum(made.block(0, i).write.size for i in (0, 1)) == 2 * 512**3
 
 
 BAD = {

@@ -17,7 +17,7 @@ from typing import Any
 
 from distributed import Client, Future, KilledWorker, WorkerPlugin, get_worker, secede
 
-from isochunk.block import BlockReport, BlockTask
+from isochunk.block import BlockTask, Reports
 from isochunk.engine.clusters import check_versions
 from isochunk.engine.flock import Flock
 from isochunk.engine.local import WorkerSettings, compare_box, open_pipeline
@@ -65,15 +65,14 @@ def worker_pipeline(name: str) -> Pipeline:
     return plugin.pipeline
 
 
-def run_task(name: str, stage: int, blocks: tuple[int, ...]) -> list[BlockReport]:
-    """Run consecutive blocks on a worker."""
+def run_task(name: str, task: BlockTask) -> Reports:
+    """Run a task on a worker."""
     pipeline = worker_pipeline(name)
     # Leaving the thread pool lets the worker start its next task, so that its reads overlap with
     # this task's last blocks; the turn comes first, so that it never takes more than that.
     with pipeline.turn:
         secede()
-        futures = [pipeline.submit(stage, index) for index in blocks]
-        return [future.result() for future in futures]
+        return pipeline.run(task)
 
 
 def run_compare(name: str, box: Box) -> Seam:
@@ -138,7 +137,7 @@ class DaskBackend:
 
     def map(
         self, tasks: Iterator[BlockTask], notify: Notify
-    ) -> Iterator[list[BlockReport]]:
+    ) -> Iterator[Reports]:
         """Keep a few tasks a worker in flight; see :class:`Flock` for what goes wrong.
 
         Raises:
@@ -149,7 +148,7 @@ class DaskBackend:
     def submit(self, task: BlockTask, key: str, workers: list[str] | None) -> Future[Any]:
         """Submit a task under a key, to some workers if these are still there."""
         return self.client.submit(
-            run_task, self.name, task.stage, task.blocks,
+            run_task, self.name, task,
             key=key, pure=False, workers=workers, allow_other_workers=workers is not None,
         )  # fmt: skip
 

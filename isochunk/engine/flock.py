@@ -15,7 +15,7 @@ from typing import Any
 
 from distributed import Client, Future, as_completed
 
-from isochunk.block import BlockReport, BlockTask
+from isochunk.block import NOTHING, BlockReport, BlockTask, Reports
 from isochunk.engine.patience import Patience
 from isochunk.errors import ClusterError
 from isochunk.planning import Plan
@@ -85,13 +85,13 @@ class Flock:
         self.flights: dict[str, Flight] = {}
         """By the key of the first copy."""
         self.suspects: deque[BlockTask] = deque()
-        self.given_up: list[BlockReport] = []
+        self.given_up: list[Reports] = []
         self.pace: deque[float] = deque(maxlen=PACE_SAMPLES)
         self.workers = max(1, len(client.nthreads()))
         self.landed = as_completed(loop=client.loop, with_results=True, raise_errors=False)
         self._looked = self._reached = self._staffed = time.monotonic()
 
-    def run(self, tasks: Iterator[BlockTask]) -> Iterator[list[BlockReport]]:
+    def run(self, tasks: Iterator[BlockTask]) -> Iterator[Reports]:
         """Run tasks, then the blocks of those that were lost.
 
         Raises:
@@ -114,18 +114,18 @@ class Flock:
         finally:
             self.cancel([f for flight in self.flights.values() for f in flight.copies.values()])
 
-    def turn(self) -> Iterator[list[BlockReport]]:
+    def turn(self) -> Iterator[Reports]:
         """Take what has landed, or wait a moment and look after the others."""
         if time.monotonic() - self._looked > LOOK_S:
             self.look_after()
             self._looked = time.monotonic()
-            yield self.given_up
+            yield from self.given_up
             self.given_up = []
         if self.landed.has_ready():
             for future, result in self.landed.next_batch(block=True):
                 yield self.land(future, result)
         else:
-            yield []
+            yield NOTHING
             time.sleep(POLL_S)
 
     def send(self, task: BlockTask, *, alone: bool) -> None:
@@ -141,30 +141,30 @@ class Flock:
         flight.copies[key] = future
         self.landed.add(future)
 
-    def land(self, future: Future[Any], result: Any) -> list[BlockReport]:  # noqa: ANN401
+    def land(self, future: Future[Any], result: Any) -> Reports:  # noqa: ANN401
         """Take a future that ended and return the reports of its blocks, if it has any."""
         key = str(future.key)
         flight = self.flights.get(key.removesuffix(COPY))
         if flight is None:  # the other copy was faster, or the task was given up
-            return []
+            return NOTHING
         del flight.copies[key]
         if future.status == "finished":
-            reports: list[BlockReport] = result
-            if not all(r.empty for r in reports):
+            reports: Reports = result
+            if reports.failed or not reports.done["empty"].all():
                 self.pace.append(time.monotonic() - flight.sent)
             self.drop(flight)
             return reports
         if flight.copies:
-            return []
+            return NOTHING
         self.drop(flight)
         if future.status == "error":
             return self.lose(flight, f"{type(result[1]).__name__}: {result[1]}")
         # Cancelled: the client lost the scheduler, which then forgot what this client had sent.
         self.look_after()
         self.send(flight.task, alone=flight.alone)
-        return []
+        return NOTHING
 
-    def lose(self, flight: Flight, cause: str) -> list[BlockReport]:
+    def lose(self, flight: Flight, cause: str) -> Reports:
         """Note that a task did not come back; return the verdict if it was alone."""
         task = flight.task
         details = {"stage": task.stage, "blocks": list(task.blocks), "cause": cause}
@@ -175,7 +175,7 @@ class Flock:
             )  # fmt: skip
             self.notify("lost", details)
             self.suspects.append(task)
-            return []
+            return NOTHING
         log.warning("blocks %s of stage %d are quarantined: %s", task.blocks, task.stage, cause)
         self.notify("quarantined", details)
         reports = []
@@ -183,7 +183,7 @@ class Flock:
             where = f"block {index} {self.plan.block(task.stage, index).write}"
             reason = f"quarantined, since its worker was lost even when it ran alone: {cause}"
             reports.append(BlockReport(task.stage, index, error=f"{where}: {reason}"))
-        return reports
+        return Reports.gather(task.stage, reports)
 
     def drop(self, flight: Flight) -> None:
         """Forget a task and the copies of it that are still at work."""
@@ -261,7 +261,7 @@ class Flock:
             if not here and not flight.alone:
                 continue  # it waits for a worker
             self.drop(flight)
-            self.given_up += self.lose(flight, f"no answer for {now - flight.sent:.0f} s")
+            self.given_up.append(self.lose(flight, f"no answer for {now - flight.sent:.0f} s"))
             try:
                 self.client.restart_workers(here, timeout=0, raise_for_error=False)
             except ValueError as error:  # a worker without a nanny cannot be restarted

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from isochunk.allocator import keep_memory
-from isochunk.block import BlockReport, BlockTask
+from isochunk.block import BlockReport, BlockTask, Reports
 from isochunk.config import Device
 from isochunk.engine.loop import FLUSH_S
 from isochunk.engine.report import Seam
@@ -125,22 +124,23 @@ class LocalBackend:
         """Take an open pipeline; closing it is the caller's."""
         self.pipeline = pipeline
 
-    def map(
-        self, tasks: Iterator[BlockTask], notify: Notify
-    ) -> Iterator[list[BlockReport]]:
+    def map(self, tasks: Iterator[BlockTask], notify: Notify) -> Iterator[Reports]:
         """Keep twice the pipeline's depth of blocks submitted."""
         del notify  # nothing happens here that the reports do not say
-        blocks = ((task.stage, index) for task in tasks for index in task.blocks)
         flying: set[Future[BlockReport]] = set()
-        more = True
-        while more or flying:
-            while more and len(flying) < 2 * self.pipeline.plan.depth:
-                more = False
-                with suppress(StopIteration):
-                    flying.add(self.pipeline.submit(*next(blocks)))
-                    more = True
-            landed, flying = wait(flying, timeout=FLUSH_S, return_when=FIRST_COMPLETED)
-            yield [future.result() for future in landed]
+        stage = 0
+        for task in tasks:
+            stage = task.stage
+            background, blocks = self.pipeline.background(task)
+            yield background
+            for index in blocks:
+                flying.add(self.pipeline.submit(stage, index))
+                while len(flying) >= 2 * self.pipeline.plan.depth:
+                    landed, flying = wait(flying, FLUSH_S, FIRST_COMPLETED)
+                    yield Reports.gather(stage, (future.result() for future in landed))
+        while flying:
+            landed, flying = wait(flying, FLUSH_S, FIRST_COMPLETED)
+            yield Reports.gather(stage, (future.result() for future in landed))
 
     def compare(self, boxes: list[Box]) -> Iterator[Seam]:
         """Compare in this process."""

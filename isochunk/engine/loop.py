@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Protocol
 
-from isochunk.block import BlockReport, BlockTask
+from isochunk.block import NOTHING, BlockTask, Reports
 from isochunk.engine.patience import Patience
 from isochunk.engine.report import Report, Seam
 from isochunk.errors import AccessError, ClusterError, StorageError
@@ -50,8 +50,8 @@ class Backend(Protocol):
 
     def map(
         self, tasks: Iterator[BlockTask], notify: Notify
-    ) -> Iterator[list[BlockReport]]:
-        """Run tasks through a sliding window; yield reports as they come, and [] while waiting."""
+    ) -> Iterator[Reports]:
+        """Run tasks through a sliding window; yield reports; empty ones while waiting."""
         ...
 
     def compare(self, boxes: list[Box]) -> Iterator[Seam]:
@@ -74,11 +74,11 @@ class Recorder:
         """Take an event."""
         self.events.add(name, details)
 
-    def take(self, reports: list[BlockReport]) -> None:
+    def take(self, reports: Reports) -> None:
         """Take blocks that are finished or have failed for good."""
-        self.ledger.add(r for r in reports if r.error is None)
-        for r in reports:
-            if r.error is not None and self._failures < LOGGED_FAILURES:
+        self.ledger.add(reports)
+        for r in reports.failed:
+            if self._failures < LOGGED_FAILURES:
                 self._failures += 1
                 self.event("failed", {"stage": r.stage, "block": r.index, "error": r.error})
 
@@ -174,7 +174,7 @@ def execute(
     # Blocks that never ran because one they read failed are not done either.
     report = replace(report, failed=report.total - report.done)
     report = replace(report, seam=measure_seam(plan, ledger, backend))
-    report += []
+    report += NOTHING
     recorder.event("ended", progress_of(report))
     recorder.finish()
     watch(report)
@@ -190,10 +190,12 @@ def run_stage(
     for pause_s in (*recorder.patience.retries_s, None):
         again: list[int] = []
         for reports in backend.map(plan.tasks(stage, wanted, backend.workers), recorder.event):
-            settled = [r for r in reports if not r.transient or pause_s is None]
-            again += (r.index for r in reports if r.transient and pause_s is not None)
-            recorder.take(settled)
-            report += settled
+            if pause_s is not None:
+                again += (r.index for r in reports.failed if r.transient)
+                final = tuple(r for r in reports.failed if not r.transient)
+                reports = replace(reports, failed=final)
+            recorder.take(reports)
+            report += reports
             yield report
         if pause_s is None or not again:
             return

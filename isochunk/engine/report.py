@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from heapq import nlargest
 from itertools import pairwise
 from typing import Any
 
-from isochunk.block import BlockReport
+from isochunk.block import BlockReport, Reports
 
 KEPT_ERRORS = 20
 """Errors kept word for word; all are counted."""
@@ -125,32 +124,27 @@ class Report:
         """Whether every block of the job is done."""
         return self.done == self.total
 
-    def __add__(self, reports: Iterable[BlockReport]) -> Report:
+    def __add__(self, reports: Reports) -> Report:
         """Return the report with more blocks in it."""
-        good: list[BlockReport] = []
-        errors: list[str] = []
-        for r in reports:
-            if r.error is None:
-                good.append(r)
-            else:
-                errors.append(r.error)
-        wall_s = time.monotonic() - self.started
-        voxels = self.voxels + sum(r.voxels for r in good if r.stage == 0)
+        done, wall_s = reports.done, time.monotonic() - self.started
+        voxels = self.voxels + (int(done["voxels"].sum()) if reports.stage == 0 else 0)
+        candidates = (*self.slowest, *reports.slowest(KEPT_SLOWEST))
+        errors = (r.error for r in reports.failed if r.error is not None)
         return replace(
             self,
-            done=self.done + len(good),
-            empty=self.empty + sum(r.empty for r in good),
-            failed=self.failed + len(errors),
+            done=self.done + len(done),
+            empty=self.empty + int(done["empty"].sum()),
+            failed=self.failed + len(reports.failed),
             voxels=voxels,
-            bytes_read=self.bytes_read + sum(r.bytes_read for r in good),
-            bytes_written=self.bytes_written + sum(r.bytes_written for r in good),
-            read_s=self.read_s + sum(r.read_s for r in good),
-            compute_s=self.compute_s + sum(r.compute_s for r in good),
-            write_s=self.write_s + sum(r.write_s for r in good),
-            halvings=max(self.halvings, max((r.halvings for r in good), default=0)),
+            bytes_read=self.bytes_read + int(done["bytes_read"].sum()),
+            bytes_written=self.bytes_written + int(done["bytes_written"].sum()),
+            read_s=self.read_s + float(done["read_s"].sum()),
+            compute_s=self.compute_s + float(done["compute_s"].sum()),
+            write_s=self.write_s + float(done["write_s"].sum()),
+            halvings=max(self.halvings, int(done["halvings"].max(initial=0))),
             wall_s=wall_s,
             rates=self.rates.at(wall_s, voxels),
-            slowest=tuple(nlargest(KEPT_SLOWEST, (*self.slowest, *good), key=_seconds)),
+            slowest=tuple(nlargest(KEPT_SLOWEST, candidates, key=_seconds)),
             errors=(*self.errors, *errors)[:KEPT_ERRORS],
         )
 

@@ -13,14 +13,14 @@ import json
 import time
 import uuid
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from isochunk.block import BlockReport
+from isochunk.block import Reports
 from isochunk.codec import from_json, to_json
 from isochunk.errors import CorruptDataError, TargetConflictError, UsageError
 from isochunk.planning import Plan
@@ -117,7 +117,8 @@ class Ledger:
         """
         self.store = store
         self.tables = [Table.blank(plan.block_count(s)) for s in range(len(plan.stages))]
-        self._pending: list[tuple[int, int, int, int]] = []
+        self._pending: list[NDArray[np.void]] = []
+        self._known: set[str] = set()
         self._session = uuid.uuid4().hex[:12]
         self._segments = 0
         self._load(store.keys(LEDGER_PREFIX))
@@ -132,28 +133,27 @@ class Ledger:
         """Return the number of blocks done."""
         return int(sum(table.done.sum() for table in self.tables))
 
-    def add(self, reports: Iterable[BlockReport]) -> None:
-        """Take finished blocks; :meth:`flush` stores them."""
-        for report in reports:
-            table = self.tables[report.stage]
-            table.done[report.index] = True
-            table.empty[report.index] = report.empty
-            table.checksum[report.index] = report.checksum
-            state = EMPTY if report.empty else STORED
-            self._pending.append((report.stage, report.index, report.checksum, state))
+    def add(self, reports: Reports) -> None:
+        """Take the blocks that are done; :meth:`flush` stores them."""
+        entries = np.empty(len(reports.done), ENTRY)
+        entries["stage"] = reports.stage
+        entries["index"] = reports.done["index"]
+        entries["checksum"] = reports.done["checksum"]
+        entries["state"] = np.where(reports.done["empty"], EMPTY, STORED)
+        self._take(entries)
 
     def forget(self, stage: int, index: int) -> None:
         """Record that a block is not done any more; :meth:`flush` stores it."""
-        self.tables[stage].done[index] = False
-        self._pending.append((stage, index, 0, LOST))
+        self._take(np.array([(stage, index, 0, LOST)], ENTRY))
 
     def flush(self) -> None:
         """Store what was added since the last flush as one segment; fold if there are many."""
         if not self._pending:
             return
-        entries = np.array(self._pending, ENTRY)
-        self.store.put(self._name("segment"), seal(entries.tobytes()))
+        name = self._name("segment")
+        self.store.put(name, seal(np.concatenate(self._pending).tobytes()))
         self._pending.clear()
+        self._known.add(name)
         self._segments += 1
         if self._segments >= FOLD_SEGMENTS:
             self.fold()
@@ -164,7 +164,8 @@ class Ledger:
         names = self.store.keys(LEDGER_PREFIX)
         if len(names) <= 1:
             return
-        self._load(names)
+        if not self._known.issuperset(names):  # another submitter's, to be merged in order
+            self._load(names)
         arrays: dict[str, NDArray[Any]] = {}
         for number, table in enumerate(self.tables):
             arrays[f"done_{number}"] = np.packbits(table.done)
@@ -172,8 +173,10 @@ class Ledger:
             arrays[f"checksum_{number}"] = table.checksum
         buffer = io.BytesIO()
         np.savez(buffer, allow_pickle=False, **arrays)
-        self.store.put(self._name("fold"), seal(buffer.getvalue()))
+        name = self._name("fold")
+        self.store.put(name, seal(buffer.getvalue()))
         self.store.delete(names)
+        self._known = {name}
         self._segments = 0
 
     def _name(self, kind: str) -> str:
@@ -191,6 +194,11 @@ class Ledger:
                     self._merge_fold(data)
                 else:
                     self._merge_entries(np.frombuffer(data, ENTRY))
+                self._known.add(name)
+
+    def _take(self, entries: NDArray[np.void]) -> None:
+        self._merge_entries(entries)
+        self._pending.append(entries)
 
     def _merge_entries(self, entries: NDArray[Any]) -> None:
         for number, table in enumerate(self.tables):
