@@ -11,7 +11,8 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,9 +97,7 @@ MARKED_BLOCK = 37
 BLOCKS = {"chunk": (16, 16, 16), "shard": (32, 32, 32), "block": (32, 32, 32)}
 FLAGS = [f"--{name}={','.join(map(str, value))}" for name, value in BLOCKS.items()]
 ALWAYS = 1000
-SHORT = Patience(
-    straggler_s=2, hung_s=8, workers_s=30, scheduler_s=3, storage_s=5, retries_s=(0.5, 0.5)
-)
+SHORT = Patience(straggler_s=3, workers_s=60, scheduler_s=3, retries_s=(0.5, 0.5))
 
 
 @dataclass
@@ -155,9 +154,9 @@ def case(tmp_path: Path, source: str) -> Case:
     return Case(tmp_path, source)
 
 
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[clusters.Cluster]:
-    with clusters.cluster(tmp_path) as running:
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[clusters.Cluster]:
+    with clusters.cluster(tmp_path_factory.mktemp("cluster")) as running:
         yield running
 
 
@@ -169,13 +168,12 @@ def client(cluster: clusters.Cluster) -> Iterator[Client]:
 
 
 @pytest.fixture(scope="module")
-def good(tmp_path_factory: pytest.TempPathFactory, source: str) -> Good:
+def good(
+    tmp_path_factory: pytest.TempPathFactory, source: str, cluster: clusters.Cluster
+) -> Good:
     folder = tmp_path_factory.mktemp("good")
     case = Case(folder, source)
-    with (
-        clusters.cluster(folder) as running,
-        Client(running.address, set_as_default=False) as client,
-    ):
+    with Client(cluster.address, set_as_default=False) as client:
         client.wait_for_workers(2, timeout=60)
         begun = time.monotonic()
         assert isochunk.run(isochunk.plan(case.job()), client).complete
@@ -222,7 +220,7 @@ def after(blocks: int, act: Callable[[], None]) -> Callable[[Report], None]:
     return watch
 
 
-@pytest.mark.parametrize("blocks", [0, 20, 44])
+@pytest.mark.parametrize("blocks", [0, 25])
 def test_kill_a_worker(
     case: Case, client: Client, cluster: clusters.Cluster, row: Row, blocks: int
 ) -> None:
@@ -236,27 +234,28 @@ def test_kill_a_worker(
 def test_kill_a_worker_again_and_again(
     case: Case, client: Client, cluster: clusters.Cluster, row: Row
 ) -> None:
-    def kill_often(report: Report) -> None:
-        if killed < 5 and report.done >= 8 * (killed + 1):
-            kill()
-
     killed = 0
 
-    def kill() -> None:
+    def kill_often(report: Report) -> None:
         nonlocal killed
-        killed += 1
-        cluster.worker(killed % 2).kill()
+        if killed < 4 and report.done >= 8 * (killed + 1):
+            with suppress(StopIteration):  # its nanny has not started another yet
+                cluster.worker(killed % 2).kill()
+                killed += 1
 
     assert isochunk.run(isochunk.plan(case.job()), client, kill_often, SHORT).complete
-    assert killed == 5
-    row("kill -9 of a worker, 5 times", "every 8 blocks", "its nanny starts another", 6)
+    assert killed == 4
+    row("kill -9 of a worker, 4 times", "every 8 blocks", "its nanny starts another", 5)
 
 
-def test_kill_a_nanny(case: Case, client: Client, cluster: clusters.Cluster, row: Row) -> None:
-    def kill() -> None:
-        cluster.nannies[0].kill()
-
-    report = isochunk.run(isochunk.plan(case.job()), client, after(10, kill), SHORT)
+def test_kill_a_nanny(case: Case, row: Row, tmp_path: Path) -> None:
+    with (
+        clusters.cluster(tmp_path) as running,
+        Client(running.address, set_as_default=False) as client,
+    ):
+        client.wait_for_workers(2, timeout=60)
+        kill = running.nannies[0].kill
+        report = isochunk.run(isochunk.plan(case.job()), client, after(10, kill), SHORT)
     assert report.complete
     assert {e["workers"] for e in case.named("workers")} == {1}
     row("kill -9 of a nanny", "10 of 50 blocks done", "the other worker does the rest", 1)
@@ -357,7 +356,7 @@ def test_faults_that_stay(
     method, says, then = LASTING[fault]
     plan = isochunk.plan(case.job(method, ALWAYS))
     assert plan.block(0, MARKED_BLOCK).write.lo == (32, 64, 64)
-    report = isochunk.run(plan, client, None, SHORT)
+    report = isochunk.run(plan, client, None, replace(SHORT, hung_s=15))
     assert (report.done, report.failed) == (49, 1)
     (error,) = report.errors
     assert error.startswith(f"block {MARKED_BLOCK} [")

@@ -264,5 +264,5 @@ class Flock:
             self.given_up.append(self.lose(flight, f"no answer for {now - flight.sent:.0f} s"))
             try:
                 self.client.restart_workers(here, timeout=0, raise_for_error=False)
-            except ValueError as error:  # a worker without a nanny cannot be restarted
-                log.warning("%s hang and cannot be restarted: %s", here, error)
+            except (ValueError, KeyError) as error:  # it has no nanny, or has just died
+                log.warning("%s cannot be restarted: %s", here, error)
