@@ -1,15 +1,14 @@
-"""What users call: plan, run, audit, repair, open, load_model, isotropic."""
+"""What users call: open, plan, run, load_model, isotropic; see also :mod:`isochunk.results`."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from isochunk.auditing import Auditor, AuditReport, audit_target
 from isochunk.calibrating import measure, trial
 from isochunk.cluster import WORDS, wait_s
 from isochunk.config import Job
@@ -18,7 +17,7 @@ from isochunk.engine.local import LocalBackend, WorkerSettings, open_pipeline
 from isochunk.engine.loop import Backend, Recorder, execute
 from isochunk.engine.patience import Patience
 from isochunk.engine.report import Report
-from isochunk.errors import NotFoundError, TargetConflictError, UsageError
+from isochunk.errors import TargetConflictError, UsageError
 from isochunk.geometry import Box, triple
 from isochunk.intensity import measure_intensity
 from isochunk.models.load import Runtime, describe, load
@@ -37,7 +36,6 @@ from isochunk.storage.tensorstore import (
     check_supported,
     create_volume,
     open_store,
-    open_target,
     open_volume,
 )
 from isochunk.storage.url import parse_url
@@ -332,93 +330,6 @@ def preview(job: Job, port: int = 0) -> Iterator[RunningViewer]:
         with view(shown, made.source) as viewer:
             log.info("previewing %s voxels at %s nm", level.box, level.spacing)
             yield viewer
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A target that isochunk wrote, with its record."""
-
-    plan: Plan
-    """The job it was written by."""
-    ledger: Ledger
-    """What is done."""
-    store: Store
-    """Where."""
-
-    def auditor(self) -> Auditor:
-        """Return what compares storage with the record."""
-        target = open_target(self.plan.target, self.store.access)
-        return Auditor(self.plan, self.ledger, target, self.store)
-
-
-def open_result(url: str, endpoint_url: str | None = None) -> Target:
-    """Open the record of a target.
-
-    Raises:
-        NotFoundError: isochunk wrote nothing there.
-    """
-    store = open_store(parse_url(url).url, Access(endpoint_url=endpoint_url))
-    made = read_job(store)
-    if made is None:
-        raise NotFoundError(
-            f"{store.url} holds no .isochunk/job.json; it is no target of isochunk run"
-        )
-    # What a target says of itself must not make this machine run code.
-    made = replace(made, job=replace(made.job, endpoint_url=endpoint_url, trust=False))
-    return Target(made, Ledger(store, made), store)
-
-
-def status(url: str, endpoint_url: str | None = None) -> dict[str, Any]:
-    """Return what the ledger says of a target, without reading voxels."""
-    target = open_result(url, endpoint_url)
-    done, total = target.ledger.count(), target.plan.total_blocks
-    return {
-        "target": target.plan.target.url,
-        "complete": done == total,
-        "blocks": {
-            "total": total,
-            "done": done,
-            "empty": int(sum(t.empty.sum() for t in target.ledger.tables)),
-        },
-    }
-
-
-def audit(
-    target: str, endpoint_url: str | None = None, watch: Callable[[int], None] = lambda _: None
-) -> AuditReport:
-    """Read every object of a target again and compare it with the record.
-
-    Raises:
-        NotFoundError: isochunk wrote nothing there.
-    """
-    return audit_target(open_result(target, endpoint_url).auditor(), watch)
-
-
-def repair(
-    target: str,
-    changes: dict[str, Any] | None = None,
-    client: Client | None = None,
-    watch: Watch | None = None,
-) -> tuple[AuditReport, Report]:
-    """Audit a target and compute exactly the blocks again that have a hole.
-
-    Args:
-        target: URL of a target.
-        changes: fields of :class:`Job` that say how to run: model path, device, workers, ...
-        client: as for :func:`run`.
-        watch: as for :func:`run`.
-
-    Returns:
-        What was found, and the report of the blocks computed.
-    """
-    changes = changes or {}
-    found = open_result(target, changes.get("endpoint_url"))
-    audited = audit_target(found.auditor())
-    made = replace(found.plan, job=replace(found.plan.job, **changes))
-    for hole in audited.holes:
-        found.ledger.forget(hole.stage, hole.block)
-    found.ledger.flush()  # whatever happens now, these blocks are not done
-    return audited, run(made, client, watch)
 
 
 def load_model(name_or_path: str, *, trust: bool = False) -> Predictor:

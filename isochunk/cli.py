@@ -174,7 +174,9 @@ def parser() -> argparse.ArgumentParser:
                 "--calibrate", type=int, metavar="N", help="run N blocks and say what the job costs"
             )
             sub.add_argument("--prices", metavar="FILE", help="TOML file; default: example prices")
-    add("status", status, "what is done of a target").add_argument("target")
+    sub = add("status", status, "what is done of a target")
+    sub.add_argument("target")
+    sub.add_argument("--watch", type=float, metavar="SECONDS", help="again, until its run ends")
     add("audit", audit, "read a target again and prove it complete").add_argument("target")
     sub = add("repair", repair, "audit a target and compute again what is missing or corrupt")
     sub.add_argument("target")
@@ -271,10 +273,23 @@ def run_job(options: argparse.Namespace) -> Result:
 
 def status(options: argparse.Namespace) -> Result:
     """``isochunk status``."""
-    from isochunk import api
+    from isochunk import results
 
-    result = api.status(options.target, options.endpoint_url)
+    if options.watch is None:
+        result = results.status(options.target, options.endpoint_url)
+    else:
+        for result in results.watch(options.target, options.watch, options.endpoint_url):
+            print(progress_line(result), file=sys.stderr, flush=True)
     return result, DONE if result["complete"] else INCOMPLETE
+
+
+def progress_line(status: Mapping[str, Any]) -> str:
+    """Write a status on one line."""
+    blocks, left = status["blocks"], status.get("left_s")
+    line = f"{blocks['done']} of {blocks['total']} blocks"
+    if "blocks_per_s" in status:
+        line += f", {status['blocks_per_s']:.3g} blocks/s"
+    return line if left is None else f"{line}, about {left:.0f} s left"
 
 
 def audit(options: argparse.Namespace) -> Result:
@@ -285,10 +300,10 @@ def audit(options: argparse.Namespace) -> Result:
 
 def repair(options: argparse.Namespace) -> Result:
     """``isochunk repair``."""
-    from isochunk import api
+    from isochunk import results
 
     changes = given(options, ("endpoint_url", *RUN_FIELDS))
-    found, report = api.repair(options.target, changes)
+    found, report = results.repair(options.target, changes)
     result = {"found": found.summary(), **report.summary()}
     return result, DONE if report.complete else INCOMPLETE
 

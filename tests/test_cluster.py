@@ -15,7 +15,7 @@ from distributed import Client
 from jobs import command, noise, read_all, slow_model, start, tree_digest, wait_until, write_source
 
 import isochunk
-from isochunk.api import open_result
+from isochunk.results import open_result
 
 BLOCKS = {"chunk": "16,16,16", "shard": "32,32,32", "block": "32,32,32"}
 FLAGS = [f"--{name}={value}" for name, value in BLOCKS.items()]

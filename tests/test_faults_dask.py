@@ -22,10 +22,10 @@ from distributed import Client
 from jobs import noise, start, tree_digest, wait_until, write_source
 
 import isochunk
-from isochunk.api import open_result
 from isochunk.engine.patience import Patience
 from isochunk.engine.report import Report
 from isochunk.errors import ClusterError
+from isochunk.results import open_result
 from isochunk.storage.events import read_events
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]

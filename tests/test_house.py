@@ -41,7 +41,7 @@ RANKS = {
     "4.2": "cost engine.local evaluate",
     "4.3": "calibrating engine.dask engine.lazy preview",
     "5.0": "api testing.synthetic",
-    "5.1": "demo",
+    "5.1": "demo results",
     "5.2": "cli",
 }
 

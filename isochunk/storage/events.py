@@ -59,3 +59,10 @@ def read_events(store: ObjectStore) -> Iterator[dict[str, Any]]:
     for name in store.keys(EVENTS_PREFIX):
         for line in (store.get(name) or b"").decode().splitlines():
             yield json.loads(line)
+
+
+def last_event(store: ObjectStore) -> dict[str, Any] | None:
+    """Return the newest event of a target, or None if there is none."""
+    names = store.keys(EVENTS_PREFIX)
+    lines = (store.get(names[-1]) or b"").decode().splitlines() if names else []
+    return json.loads(lines[-1]) if lines else None
