@@ -17,7 +17,7 @@ import numpy as np
 
 from isochunk.geometry import Box, Spacing, Triple
 from isochunk.spec import LevelSpec, VolumeSpec
-from isochunk.storage.tensorstore import create_volume, open_volume
+from isochunk.storage.tensorstore import create_volume, open_store, open_volume
 
 SLOW_MODEL = '''
 import time
@@ -83,6 +83,22 @@ def tree_digest(folder: Path) -> dict[str, str]:
     }
 
 
+def stored_objects(url: str) -> dict[str, bytes]:
+    """Return every object below a URL, by key."""
+    store = open_store(url)
+    keys = store.keys()
+    return {key: content or b"" for key, content in zip(keys, store.get_all(keys), strict=True)}
+
+
+def stored_digests(url: str) -> dict[str, str]:
+    """Return what :func:`tree_digest` does, of any storage."""
+    return {
+        key: hashlib.sha256(content).hexdigest()
+        for key, content in stored_objects(url).items()
+        if not key.startswith(".isochunk") and key != "provenance"
+    }
+
+
 def start(*arguments: str) -> subprocess.Popen[bytes]:
     """Start the program in a process of its own."""
     return subprocess.Popen(
@@ -93,11 +109,12 @@ def start(*arguments: str) -> subprocess.Popen[bytes]:
     )
 
 
-def command(*arguments: str, code: int = 0) -> dict[str, Any]:
+def command(*arguments: str, code: int | tuple[int, ...] = 0) -> dict[str, Any]:
     """Run the program with ``--json`` and return its object; its exit code must be ``code``."""
     process = start(*arguments, "--json")
     out, err = process.communicate(timeout=300)
-    assert process.returncode == code, (process.returncode, out.decode(), err.decode())
+    wanted = code if isinstance(code, tuple) else (code,)
+    assert process.returncode in wanted, (process.returncode, out.decode(), err.decode())
     result: dict[str, Any] = json.loads(out)
     return result
 

@@ -137,13 +137,18 @@ Fault = int | Literal["truncate", "cut", "reset", "stall", "expired", "refuse", 
 
 ``truncate``: half of the body, with the length of that half. ``cut``: the full length is announced,
 half the body comes, the connection is closed. ``reset``: the same, but by TCP reset. ``stall``: the
-answer comes late, or never. ``expired``: what S3 answers once a session token has expired.
+answer comes late, or never. ``expired``: what S3 and GCS answer once a token has expired.
 ``refuse``: TCP reset before the request's body is read. ``lost``: the request is carried out, and
 TCP reset comes in place of the answer.
 """
 
-EXPIRED = b"""<?xml version="1.0" encoding="UTF-8"?>
-<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>"""
+EXPIRED = {
+    "s3": (403, b"""<?xml version="1.0" encoding="UTF-8"?>
+<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>"""),
+    "gs": (401, b"""{"error": {"code": 401, "message": "Invalid Credentials", "errors": [{
+"message": "Invalid Credentials", "domain": "global", "reason": "authError"}]}}"""),
+}  # fmt: skip
+"""Status and body."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,7 +264,9 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "refuse":
             self.reset()
         elif fault == "expired":
-            self.answer(403, {"Content-Type": "application/xml"}, EXPIRED)
+            google = self.path.startswith(("/storage/", "/upload/", "/download/"))
+            status, body = EXPIRED["gs" if google else "s3"]
+            self.answer(status, {}, body)
         elif isinstance(fault, int):
             self.answer(fault, {}, b"fault")
         else:

@@ -5,7 +5,6 @@ Sources are read through real HTTP and S3 servers that answer badly on demand.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -17,7 +16,15 @@ from typing import Any
 import numpy as np
 import pytest
 import servers
-from jobs import command, noise, start, tree_digest, write_source
+from jobs import (
+    command,
+    noise,
+    start,
+    stored_digests,
+    stored_objects,
+    tree_digest,
+    write_source,
+)
 from servers import Faults
 
 import isochunk
@@ -26,7 +33,7 @@ from isochunk.geometry import Box, Spacing
 from isochunk.spec import LevelSpec, VolumeSpec
 from isochunk.storage.access import Access
 from isochunk.storage.keys import object_key
-from isochunk.storage.tensorstore import create_volume, open_store, open_volume
+from isochunk.storage.tensorstore import create_volume, open_volume
 
 SHAPE = (8, 128, 128)
 CHUNK = (8, 32, 32)
@@ -108,7 +115,7 @@ def affected(plan: isochunk.planning.Plan) -> dict[int, Box]:
 
 def check_failure(case: Case, report: dict[str, Any], says: str) -> None:
     """Check that exactly the blocks that read the bad chunk failed, and are said to."""
-    plan = isochunk.api.open_result(str(case.target)).plan
+    plan = isochunk.results.open_result(str(case.target)).plan
     bad = affected(plan)
     assert 0 < len(bad) < plan.block_count(0) / 2
     first = [e for e in report["errors"] if "stage" not in e]
@@ -186,7 +193,7 @@ def test_coarse_levels_wait_for_what_they_read(case: Case, undisturbed: dict[str
     """Nothing coarse is made of blocks that failed, though their places read as background."""
     case.faults.always[BAD_KEY] = 403
     assert case.run(1)["blocks"]["failed"] > 0
-    plan = isochunk.api.open_result(str(case.target)).plan
+    plan = isochunk.results.open_result(str(case.target)).plan
     assert len(plan.stages) > 1
     stored = tree_digest(case.target)
     assert stored.items() <= undisturbed.items()
@@ -197,7 +204,7 @@ def test_a_repair_that_fails_leaves_the_hole_on_record(
     case: Case, undisturbed: dict[str, str]
 ) -> None:
     assert case.run(0)["complete"]
-    plan = isochunk.api.open_result(str(case.target)).plan
+    plan = isochunk.results.open_result(str(case.target)).plan
     index, box = next(iter(affected(plan).items()))
     (case.target / object_key(plan.target, 0, box)).unlink()
     audit = case("audit", str(case.target), code=1)
@@ -222,12 +229,6 @@ def test_a_source_that_is_refused_from_the_start(case: Case) -> None:
     case.faults.always["/in/info"] = "stall"
     assert re.search(r"no answer within.*--timeout", case.run(1, "--timeout=1")["error"])
     assert not case.target.exists()
-
-
-def s3_objects(url: str) -> dict[str, bytes]:
-    store = open_store(url)
-    listed = store.keys()
-    return {key: store.get(key) or b"" for key in listed}
 
 
 def test_s3(
@@ -261,12 +262,7 @@ def test_s3(
         assert case("audit", target, code=0)["complete"]
         assert len(faults.requests) > before
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.endpoint_url)
-    stored = {
-        key: hashlib.sha256(content).hexdigest()
-        for key, content in s3_objects(target).items()
-        if not key.startswith(".isochunk") and key != "provenance"
-    }
-    assert stored == undisturbed
+    assert stored_digests(target) == undisturbed
 
 
 @pytest.mark.parametrize("format_", ["precomputed", "zarr3"])
@@ -306,7 +302,7 @@ def test_credentials_appear_nowhere(
             assert main([name, f"{s3}/out", *more]) == 0
     said += "".join(capfd.readouterr())
     assert "access refused" in said
-    stored = s3_objects(f"{s3}/out")
+    stored = stored_objects(f"{s3}/out")
     assert {"info", "provenance", ".isochunk/job.json"} <= set(stored)
     assert any(key.startswith(".isochunk/ledger/") for key in stored)
     for secret in (servers.S3_SECRET, servers.S3_KEY, "X-Amz-Signature", "Credential="):
