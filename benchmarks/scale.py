@@ -1,9 +1,12 @@
 """Memory and rate as jobs grow: null blocks through a Dask cluster, and volumes through one worker.
 
-    python benchmarks/scale.py [--blocks 1000,10000,100000]
+    python benchmarks/scale.py [--masked 10000,100000,1000000] [--zeros 10000] [--times 1,4,16]
 
-Client and scheduler share this process, so its resident memory is that of both. Each size runs in a
-process of its own.
+A null block has 16^3 voxels and nothing to store. Masked: the mask, one voxel a block, says so; it
+is read as in any run. Zeros: there is no mask, so the block is read, computed by the identity and
+written, and the storage library finds that there is nothing to write. Both go through plan, Dask,
+ledger and report like any block. Client and scheduler share one process, so its resident memory is
+that of both; two worker processes have their own. Each size runs in processes of its own.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ import psutil
 from distributed import Client, LocalCluster
 
 import isochunk
-from isochunk.geometry import Box, Spacing
+from isochunk.geometry import Box, Spacing, Triple
 from isochunk.spec import LevelSpec, VolumeSpec
 from isochunk.storage.tensorstore import create_volume
 from isochunk.testing.synthetic import synthetic_em
@@ -33,19 +36,31 @@ BLOCK = 16
 MIB = 1 << 20
 
 
-def null_blocks(folder: Path, blocks: int) -> dict[str, Any]:
-    """Send blocks of background through the identity on two worker processes."""
-    side = round(math.sqrt(blocks / 10))
-    shape = (10 * BLOCK, side * BLOCK, side * BLOCK)
-    spacing = Spacing(Fraction(8), Fraction(8), Fraction(8))
+def empty_volume(url: str, shape: Triple, spacing_nm: int) -> str:
+    """Create a volume of which nothing is stored."""
+    spacing = Spacing(*[Fraction(spacing_nm)] * 3)
     level = LevelSpec("s0", Box.from_shape(shape), spacing, (64, 64, 64), None)
     zero = (Fraction(0), Fraction(0), Fraction(0))
-    source = f"file://{folder}/null.zarr"
-    create_volume(VolumeSpec(source, "zarr3", "uint8", "raw", zero, (level,)))
-    job = isochunk.Job(
+    create_volume(VolumeSpec(url, "zarr3", "uint8", "raw", zero, (level,)))
+    return url
+
+
+def null_job(folder: Path, kind: str, blocks: int) -> isochunk.Job:
+    """Describe a job of null blocks, ten along z."""
+    side = round(math.sqrt(blocks / 10))
+    volume = (10 * BLOCK, side * BLOCK, side * BLOCK)
+    source = empty_volume(f"file://{folder}/source.zarr", volume, 8)
+    mask = empty_volume(f"file://{folder}/mask.zarr", (10, side, side), 8 * BLOCK)
+    return isochunk.Job(
         source=source, target=f"{folder}/out", model="identity", levels=1,
         chunk=(BLOCK,) * 3, shard="none", block=(BLOCK,) * 3,
+        mask=mask if kind == "masked" else None,
     )  # fmt: skip
+
+
+def null_blocks(folder: Path, kind: str, blocks: int) -> dict[str, Any]:
+    """Run null blocks on two worker processes."""
+    job = null_job(folder, kind, blocks)
     with (
         LocalCluster(
             n_workers=2, threads_per_worker=1, memory_limit=0, dashboard_address="127.0.0.1:0"
@@ -65,11 +80,13 @@ def null_blocks(folder: Path, blocks: int) -> dict[str, Any]:
 
         report = isochunk.run(plan, client, watch)
     assert report.complete
+    assert report.empty == report.total
     return {
-        "blocks": report.total,
-        "blocks_per_s": round(report.total / report.wall_s),
-        "first_task_s": round(first, 2),
-        "grown_mib": round((peak - before) / MIB, 1),
+        f"{kind} blocks": report.total,
+        "blocks/s": round(report.total / report.wall_s),
+        "first task done, s": round(first, 2),
+        "client + scheduler, MiB": round(peak / MIB, 1),
+        "grown, MiB": round((peak - before) / MIB, 1),
     }
 
 
@@ -93,9 +110,9 @@ def volume(folder: Path, times: int) -> dict[str, Any]:
     report = isochunk.run(plan)
     assert report.complete
     return {
-        "mvoxels": round(plan.target.box.size / 1e6, 1),
-        "planned_mib": round(plan.worker_memory_bytes() / MIB),
-        "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MIB),
+        "output Mvoxel": round(plan.target.box.size / 1e6, 1),
+        "planned, MiB": round(plan.worker_memory_bytes() / MIB),
+        "peak, MiB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MIB),
     }
 
 
@@ -108,21 +125,26 @@ def apart(kind: str, size: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure and print two tables."""
+    """Measure and print the tables."""
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--blocks", default="1000,10000,100000")
+    options.add_argument("--masked", default="10000,100000,1000000")
+    options.add_argument("--zeros", default="10000")
     options.add_argument("--times", default="1,4,16")
-    options.add_argument("--measure", choices=["null", "volume"], help=argparse.SUPPRESS)
+    options.add_argument("--measure", choices=["masked", "zeros", "times"], help=argparse.SUPPRESS)
     options.add_argument("--size", type=int, help=argparse.SUPPRESS)
     chosen = options.parse_args()
     if chosen.measure:
-        measure = null_blocks if chosen.measure == "null" else volume
         with tempfile.TemporaryDirectory() as folder:
-            print(json.dumps(measure(Path(folder), chosen.size)))
+            if chosen.measure == "times":
+                row = volume(Path(folder), chosen.size)
+            else:
+                row = null_blocks(Path(folder), chosen.measure, chosen.size)
+            print(json.dumps(row))
         return
-    for kind, sizes in (("null", chosen.blocks), ("volume", chosen.times)):
-        rows = [apart(kind, int(size)) for size in sizes.split(",")]
-        print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
+    for kind in ("masked", "zeros", "times"):
+        rows = [apart(kind, int(size)) for size in getattr(chosen, kind).split(",") if size]
+        if rows:
+            print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
         for row in rows:
             print("| " + " | ".join(str(v) for v in row.values()) + " |")
         print()
