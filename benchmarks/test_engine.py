@@ -1,4 +1,4 @@
-"""What the framework itself costs: planning, null blocks, the ledger."""
+"""What the framework itself costs: null blocks, the ledger."""
 
 from __future__ import annotations
 
@@ -31,24 +31,6 @@ def test_null_blocks_in_one_process(benchmark: Any, null_plan: Any) -> None:
     report = benchmark.pedantic(isochunk.run, args=(null_plan,), rounds=3)
     assert report.complete
     benchmark.extra_info["blocks"] = report.total
-
-
-def test_planning_a_petavoxel(benchmark: Any, null_plan: Any) -> None:
-    """The plan's summary comes from its axes, not from its seven million blocks."""
-    from dataclasses import replace
-
-    from isochunk.geometry import Box
-    from isochunk.planning import Inputs, make_plan
-    from isochunk.predict import interpolation_spec
-
-    level = replace(null_plan.source.levels[0], box=Box.from_shape((25_000, 200_000, 200_000)))
-    source = replace(null_plan.source, levels=(level,))
-    job = isochunk.Job(source=source.url, target="out", model="cubic", spacing="2,8,8")
-    found = Inputs(
-        source, interpolation_spec("cubic"), null_plan.intensity, "file:///out/", "precomputed"
-    )
-    summary = benchmark(lambda: make_plan(job, found).summary())
-    assert summary["bytes_written"] > 4e15
 
 
 def test_ledger_of_100_000_blocks(benchmark: Any, null_plan: Any, tmp_path: Path) -> None:
