@@ -132,14 +132,15 @@ def gcs_server(root: Path) -> Iterator[ObjectServer]:
         yield ObjectServer(url, root, environment)
 
 
-Fault = int | Literal["truncate", "cut", "reset", "stall", "expired", "refuse", "lost"]
+Fault = int | Literal["truncate", "cut", "reset", "stall", "expired", "echo", "refuse", "lost"]
 """What goes wrong with a request. A number is an HTTP status to answer with.
 
 ``truncate``: half of the body, with the length of that half. ``cut``: the full length is announced,
 half the body comes, the connection is closed. ``reset``: the same, but by TCP reset. ``stall``: the
-answer comes late, or never. ``expired``: what S3 and GCS answer once a token has expired.
-``refuse``: TCP reset before the request's body is read. ``lost``: the request is carried out, and
-TCP reset comes in place of the answer.
+answer comes late, or never. ``expired``: what S3 and GCS answer once a token has expired. ``echo``:
+403, and the request's headers, as S3 repeats what was signed. ``refuse``: TCP reset before the
+request's body is read. ``lost``: the request is carried out, and TCP reset comes in place of the
+answer.
 """
 
 EXPIRED = {
@@ -149,6 +150,10 @@ EXPIRED = {
 "message": "Invalid Credentials", "domain": "global", "reason": "authError"}]}}"""),
 }  # fmt: skip
 """Status and body."""
+
+ECHO = """<?xml version="1.0" encoding="UTF-8"?>
+<Error><Code>SignatureDoesNotMatch</Code><Message>It does not match.</Message>
+<StringToSign>{}</StringToSign></Error>"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,6 +205,8 @@ class Faults:
     """Method and unquoted path of every request."""
     struck: list[tuple[str, str, Fault]] = field(default_factory=list)
     """Method, path and fault of every request that something went wrong with."""
+    seen: set[str] = field(default_factory=set)
+    """Headers of requests that may hold credentials."""
     stored: list[str] = field(default_factory=list)
     """Path of every PUT that the object store accepted; rclone refuses a few, which are retried."""
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -267,6 +274,8 @@ class _Handler(BaseHTTPRequestHandler):
             google = self.path.startswith(("/storage/", "/upload/", "/download/"))
             status, body = EXPIRED["gs" if google else "s3"]
             self.answer(status, {}, body)
+        elif fault == "echo":
+            self.answer(403, {}, ECHO.format(self.headers).encode())
         elif isinstance(fault, int):
             self.answer(fault, {}, b"fault")
         else:
@@ -364,6 +373,8 @@ def proxy(upstream: str, faults: Faults) -> Iterator[str]:
 
         def do_GET(self) -> None:
             fault = self.faults.take(self.command, self.path)
+            for name in ("Authorization", "X-Amz-Security-Token"):
+                self.faults.seen.add(self.headers.get(name, ""))
             if fault == "refuse":
                 self.misbehave(fault)
                 return

@@ -19,9 +19,7 @@ import servers
 from jobs import (
     command,
     noise,
-    start,
     stored_digests,
-    stored_objects,
     tree_digest,
     write_source,
 )
@@ -280,35 +278,6 @@ def test_a_server_that_answers_ranges_with_200(s3: str, format_: str) -> None:
     for text in ("0:8,10:20,60:70", "3:20,8:40,17:70", "0:24,0:40,0:70"):
         box = Box.parse(text)
         np.testing.assert_array_equal(volume.read(box), voxels[box.slices((0, 0, 0))])
-
-
-def test_credentials_appear_nowhere(
-    s3: str, s3_server: servers.ObjectServer, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """Not in what is printed, not in job.json, ledger, provenance or info; nor in errors."""
-    write_source(f"{s3}/in", noise((8, 64, 64)), chunk=CHUNK)
-    faults = Faults()
-    with servers.proxy(s3_server.endpoint_url, faults) as url:
-        more = (f"--endpoint-url={url}", "--verbose")
-        arguments = ("run", f"{s3}/in", f"{s3}/out", *OPTIONS, *more)
-        faults.always["/in/0/0-32_0-32"] = 403
-        process = start(*arguments, "--workers=2")
-        said = "".join(part.decode() for part in process.communicate(timeout=120))
-        assert process.returncode == 1, said
-        assert main([*arguments, "--json"]) == 1
-        faults.always.clear()
-        assert main([*arguments]) == 0
-        for name in ("status", "audit", "repair", "info"):
-            assert main([name, f"{s3}/out", *more]) == 0
-    said += "".join(capfd.readouterr())
-    assert "access refused" in said
-    stored = stored_objects(f"{s3}/out")
-    assert {"info", "provenance", ".isochunk/job.json"} <= set(stored)
-    assert any(key.startswith(".isochunk/ledger/") for key in stored)
-    for secret in (servers.S3_SECRET, servers.S3_KEY, "X-Amz-Signature", "Credential="):
-        assert secret not in said
-        for key, content in stored.items():
-            assert secret.encode() not in content, key
 
 
 def test_a_run_with_failed_blocks_on_a_cluster(case: Case, undisturbed: dict[str, str]) -> None:

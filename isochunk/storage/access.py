@@ -207,19 +207,30 @@ _CORRUPT = re.compile(
     r"|\bDATA_LOSS\b|\bINVALID_ARGUMENT\b|\bOUT_OF_RANGE\b|[Dd]ecod|[Cc]orrupt|[Tt]runcat"
     r"|[Uu]nexpected end|[Cc]hecksum|crc32c|zstd|blosc|zlib|JPEG|PNG",
 )
-_TRAILER = re.compile(r"\s*\[(?:tensorstore_spec|source locations|http_response_body)=.*", re.S)
+_TRAILER = re.compile(
+    r"\s*\[(?:tensorstore_spec|source locations|http_response_body)=.*"
+    # What a server answers may repeat the request, signature and all.
+    r"|(?<=Failed to parse response metadata): .*",
+    re.S,
+)
+
+
+def without_secrets(error: Exception) -> RuntimeError:
+    """Repeat what a storage library raised, without what may hold credentials."""
+    return RuntimeError(clean(_TRAILER.sub("", str(error))).strip())
 
 
 def storage_error(error: Exception, doing: str, location: Location) -> StorageError:
     """Put what a storage library raised into words, without credentials.
+
+    Raise it from :func:`without_secrets`, since tracebacks show causes.
 
     Args:
         error: what was raised.
         doing: what was attempted, with the box or key.
         location: where.
     """
-    raw = str(error)
-    text = clean(_TRAILER.sub("", raw)).strip()
+    raw, text = str(error), str(without_secrets(error))
     where = f"{doing} {location.url}"
     if isinstance(error, TimeoutError):
         return StorageTimeoutError(

@@ -23,7 +23,7 @@ from isochunk.geometry import Box
 from isochunk.predict import Voxels
 from isochunk.spec import VolumeSpec
 from isochunk.storage import precomputed
-from isochunk.storage.access import CREDENTIALS, Access, storage_error
+from isochunk.storage.access import CREDENTIALS, Access, storage_error, without_secrets
 from isochunk.storage.url import Location
 from isochunk.storage.volume import check_inside
 
@@ -126,6 +126,6 @@ def _within(call: Callable[[], T], doing: str, location: Location, timeout_s: fl
         return future.result(timeout=timeout_s)
     except TimeoutError as error:
         raise storage_error(error, doing, location) from error
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  raised anew below
         told = RuntimeError(f"{type(error).__name__}: {error}")
-        raise storage_error(told, doing, location) from error
+        raise storage_error(told, doing, location) from without_secrets(told)

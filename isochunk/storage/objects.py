@@ -23,6 +23,7 @@ from isochunk.storage.access import (
     limits_json,
     names_credentials,
     storage_error,
+    without_secrets,
 )
 from isochunk.storage.url import Location, parse_url
 
@@ -101,7 +102,7 @@ class Store:
         try:
             yield
         except (ValueError, OSError, RuntimeError, IndexError, NotImplementedError) as error:
-            raise storage_error(error, doing, self.location) from error
+            raise storage_error(error, doing, self.location) from without_secrets(error)
 
     @property
     def kvstore(self) -> ts.KvStore:
