@@ -205,6 +205,10 @@ class Faults:
     """Method and unquoted path of every request."""
     struck: list[tuple[str, str, Fault]] = field(default_factory=list)
     """Method, path and fault of every request that something went wrong with."""
+    in_flight: int = 0
+    """Requests being carried out now."""
+    peak: int = 0
+    """Most requests carried out at the same time."""
     seen: set[str] = field(default_factory=set)
     """Headers of requests that may hold credentials."""
     stored: list[str] = field(default_factory=list)
@@ -248,6 +252,18 @@ class Faults:
         counts.struck += 1
         counts.first = counts.first or now
         return True
+
+    @contextlib.contextmanager
+    def counted(self) -> Iterator[None]:
+        """Count a request as being carried out."""
+        with self.lock:
+            self.in_flight += 1
+            self.peak = max(self.peak, self.in_flight)
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.in_flight -= 1
 
     def count(self, method: str, part: str) -> int:
         """Return how many requests of a method had this part in their path."""
@@ -379,10 +395,11 @@ def proxy(upstream: str, faults: Faults) -> Iterator[str]:
                 self.misbehave(fault)
                 return
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            time.sleep(self.faults.latency_s)
-            if self.misbehave(fault):
-                return
-            status, headers, content = self.forward(body)
+            with self.faults.counted():
+                time.sleep(self.faults.latency_s)
+                if self.misbehave(fault):
+                    return
+                status, headers, content = self.forward(body)
             if self.command == "PUT" and status < 300:
                 self.faults.stored.append(unquote(self.path))
             if fault == "lost":

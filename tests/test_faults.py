@@ -29,7 +29,6 @@ import isochunk
 from isochunk.cli import main
 from isochunk.geometry import Box, Spacing
 from isochunk.spec import LevelSpec, VolumeSpec
-from isochunk.storage.access import Access
 from isochunk.storage.keys import object_key
 from isochunk.storage.tensorstore import create_volume, open_volume
 
@@ -287,8 +286,3 @@ def test_a_run_with_failed_blocks_on_a_cluster(case: Case, undisturbed: dict[str
     case.faults.always.clear()
     assert case("repair", str(case.target), code=0)["complete"]
     assert tree_digest(case.target) == undisturbed
-
-
-def test_the_time_allowed_reaches_storage(case: Case) -> None:
-    job = isochunk.Job(source=f"{case.url}/in", target=str(case.target), model="cubic", timeout_s=7)
-    assert isochunk.api.access_for(job) == Access(timeout_s=7)

@@ -23,6 +23,7 @@ from isochunk.errors import (
 )
 from isochunk.geometry import Box, Spacing
 from isochunk.spec import LevelSpec, VolumeSpec
+from isochunk.storage.ledger import read_job
 from isochunk.storage.tensorstore import Access, create_volume, open_store, open_volume
 from isochunk.storage.url import clean, parse_url
 
@@ -168,6 +169,26 @@ def test_s3_survives_passing_faults_and_reports_lasting_ones(s3, s3_server, monk
             faults.always["/k/0-16_0-16"] = fault
             with pytest.raises(error, match=rf"box {BOX} of level 0 of {s3}/v"):
                 volume.read(BOX)
+
+
+def test_a_list_that_is_refused_is_not_empty(gcs, gcs_server, monkeypatch):
+    """tensorstore gives an empty list for what GCS answers with 401 and 403."""
+    faults = servers.Faults()
+    with servers.proxy(gcs_server.endpoint_url, faults) as url:
+        monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", url)
+        store = open_store(f"{gcs}/v", QUICK)
+        store.put(".isochunk/job.json", b"{}")
+        assert store.keys() == [".isochunk/job.json"]
+        assert store.keys("x") == []
+        assert store.absent(["a", ".isochunk/job.json"]) == ["a"]
+        faults.rules = [servers.Rule(fault="expired")]
+        for attempt in (store.keys, lambda: store.exists("a")):
+            with pytest.raises(AccessError, match=r"access refused"):
+                attempt()
+        faults.rules = [servers.Rule(fault="expired", part="/o?")]  # lists only
+        assert store.absent(["a", ".isochunk/job.json"]) == ["a"]
+        with pytest.raises(AccessError, match=r"can be read, but is not listed"):
+            read_job(store)
 
 
 def test_a_bucket_that_does_not_exist(s3, gcs):

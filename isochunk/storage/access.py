@@ -98,9 +98,9 @@ def retries_within(timeout_s: float) -> int:
 
     The rest is for the requests themselves: what lasts ends with its cause, not with a time-out.
     """
-    left, retries = 0.75 * timeout_s, 0
-    while (left := left - min(FIRST_PAUSE_S * (2**retries + 1), LONGEST_PAUSE_S)) >= 0:
-        retries += 1
+    left, pause, retries = 0.75 * timeout_s, FIRST_PAUSE_S, 0
+    while (left := left - min(pause + FIRST_PAUSE_S, LONGEST_PAUSE_S)) >= 0:
+        pause, retries = min(2 * pause, LONGEST_PAUSE_S), retries + 1
     return max(1, retries)
 
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from isochunk.block import Reports
 from isochunk.codec import from_json, to_json
-from isochunk.errors import CorruptDataError, TargetConflictError, UsageError
+from isochunk.errors import AccessError, CorruptDataError, TargetConflictError, UsageError
 from isochunk.planning import Plan
 from isochunk.storage.volume import ObjectStore
 
@@ -72,10 +72,16 @@ def read_job(store: ObjectStore) -> Plan | None:
 
     Raises:
         UsageError: ``job.json`` cannot be read by this version.
+        AccessError: it can be read but not listed.
     """
     data = store.get(JOB_KEY)
     if data is None:
         return None
+    if not store.keys(JOB_KEY):  # or all that is recorded would seem to be undone
+        raise AccessError(
+            f"{store.url}/{JOB_KEY} can be read, but is not listed: access to lists is refused; "
+            "what is done is found by listing, allow it (GCS: storage.objects.list)"
+        )
     try:
         return from_json(Plan, json.loads(data)["plan"])
     except (ValueError, KeyError, TypeError) as error:
