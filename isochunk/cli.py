@@ -43,7 +43,7 @@ JOB_OPTIONS: Mapping[str, str] = {
     "timeout": "seconds that storage may take for one answer, retries included",
     "requests": "requests that one process has in flight",
     "slow-start": "requests a second that one process starts with; doubles in 20 minutes",
-    "workers": "worker processes on this machine",
+    "workers": "worker processes; with cuda at most one per GPU, and all GPUs by default",
     "scheduler": "address of a running Dask scheduler, tcp://host:8786",
     "cluster": "local, cuda, or a TOML file that describes a cluster",
 }

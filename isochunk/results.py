@@ -55,8 +55,19 @@ def open_result(url: str, endpoint_url: str | None = None) -> Target:
         raise NotFoundError(
             f"{store.url} holds no .isochunk/job.json; it is no target of isochunk run"
         )
-    # What a target says of itself must not make this machine run code.
-    made = replace(made, job=replace(made.job, endpoint_url=endpoint_url, trust=False))
+    # What a target says of itself must not make this machine run code: no model that does so, and
+    # no cluster, since a client runs what a scheduler sends it.
+    made = replace(
+        made,
+        job=replace(
+            made.job,
+            endpoint_url=endpoint_url,
+            trust=False,
+            scheduler=None,
+            cluster="local",
+            workers=None,
+        ),
+    )
     return Target(made, Ledger(store, made), store)
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -117,3 +120,20 @@ def test_a_warning_where_others_may_reach_the_scheduler(
 )  # fmt: skip
 def test_what_is_loopback(host: str, loopback: bool) -> None:
     assert is_loopback(host) == loopback
+
+
+def test_a_target_cannot_name_the_cluster_that_repairs_it(tmp_path: Path) -> None:
+    """A client runs what a scheduler sends it, so a foreign job.json must not choose one."""
+    source = write_source(f"file://{tmp_path}/in", noise((6, 48, 48)), "10,10,10")
+    command("run", source, f"{tmp_path}/out", "--model=identity", "--shard=none")
+    record = tmp_path / "out" / ".isochunk" / "job.json"
+    written = json.loads(record.read_text())
+    with socket.create_server(("127.0.0.1", 0)) as trap:
+        trap.settimeout(0.2)
+        written["plan"]["job"]["scheduler"] = f"tcp://127.0.0.1:{trap.getsockname()[1]}"
+        written["plan"]["job"]["cluster"] = f"{tmp_path}/cluster.toml"
+        record.write_text(json.dumps(written))
+        shutil.rmtree(next(f for f in (tmp_path / "out").iterdir() if f.name[0].isdigit()))
+        assert command("repair", f"{tmp_path}/out")["complete"]
+        with pytest.raises(TimeoutError):
+            trap.accept()
