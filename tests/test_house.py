@@ -35,7 +35,7 @@ RANKS = {
     "3.1": "storage.cloudvolume storage.recognise storage.source",
     "3.2": "storage.target",
     "3.3": "storage.tensorstore",
-    "3.4": "engine.keeper engine.patience engine.report",
+    "3.4": "engine.keeper engine.metrics engine.patience engine.report",
     "4.0": "auditing models.foreign models.predictor serve",
     "4.1": "engine.clusters engine.flock engine.loop models.load progress train.loop",
     "4.2": "cost engine.local evaluate",

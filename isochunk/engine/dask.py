@@ -21,6 +21,7 @@ from isochunk.block import BlockTask, Reports
 from isochunk.engine.clusters import check_versions
 from isochunk.engine.flock import Flock
 from isochunk.engine.local import WorkerSettings, compare_box, open_pipeline
+from isochunk.engine.metrics import WorkerMetrics
 from isochunk.engine.patience import Patience
 from isochunk.engine.report import Seam
 from isochunk.errors import ClusterError, UsageError
@@ -40,6 +41,8 @@ class JobPlugin(WorkerPlugin):
 
     pipeline: Pipeline
     """The open job, on a worker."""
+    metrics: WorkerMetrics
+    """What it has done there."""
 
     def __init__(self, name: str, plan: Plan, settings: WorkerSettings) -> None:
         """Take the job; it is opened on the worker."""
@@ -52,32 +55,38 @@ class JobPlugin(WorkerPlugin):
         threads = self.settings.threads or worker.state.nthreads
         settings = replace(self.settings, threads=threads)
         self.pipeline = await asyncio.to_thread(open_pipeline, self.plan, settings)
+        self.metrics = WorkerMetrics(self.name)
+        self.metrics.register()
 
     def teardown(self, worker: Any) -> None:  # noqa: ANN401
         """Drop what is not at work."""
         self.pipeline.abandon()
+        self.metrics.unregister()
 
 
-def worker_pipeline(name: str) -> Pipeline:
-    """Return the pipeline of this worker process."""
+def on_worker(name: str) -> JobPlugin:
+    """Return the job that is open in this worker process."""
     plugin = get_worker().plugins[name]
     assert isinstance(plugin, JobPlugin)
-    return plugin.pipeline
+    return plugin
 
 
 def run_task(name: str, task: BlockTask) -> Reports:
     """Run a task on a worker."""
-    pipeline = worker_pipeline(name)
+    job = on_worker(name)
+    pipeline = job.pipeline
     # Leaving the thread pool lets the worker start its next task, so that its reads overlap with
     # this task's last blocks; the turn comes first, so that it never takes more than that.
     with pipeline.turn:
         secede()
-        return pipeline.run(task)
+        reports = pipeline.run(task)
+    job.metrics.add(reports)
+    return reports
 
 
 def run_compare(name: str, box: Box) -> Seam:
     """Compare a box on a worker."""
-    return compare_box(worker_pipeline(name), box)
+    return compare_box(on_worker(name).pipeline, box)
 
 
 class DaskBackend:
