@@ -369,7 +369,7 @@ def test_the_submit_script(source: str, tmp_path: Path) -> None:
     """examples/submit.py, as it is, against a cluster of processes."""
     target = f"{tmp_path}/out"
     with LocalCluster(
-        n_workers=2, threads_per_worker=1, memory_limit=0, dashboard_address=None
+        n_workers=2, threads_per_worker=1, memory_limit=0, dashboard_address="127.0.0.1:0"
     ) as cluster:
         answer = subprocess.run(
             [sys.executable, SUBMIT, cluster.scheduler_address, source, target],
