@@ -205,6 +205,7 @@ def without_isochunk(packages: Path) -> tuple[str, ...]:
     return ("-S",)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "has"), [(other_version, "has isochunk 0.0.1"), (without_isochunk, "has no isochunk")]
 )
@@ -247,6 +248,7 @@ def test_a_checkpoint_that_changed_between_plan_and_worker(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_another_model_at_the_same_path_when_repairing(tmp_path: Path) -> None:
     """The command line's way: the plan is the target's own, the model what is there now."""
     source = write_source(f"file://{tmp_path}/in", noise((4, 32, 32)))

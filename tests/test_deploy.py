@@ -19,6 +19,7 @@ from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 from typing import Any
 
+import dask
 import dask_kubernetes
 import jsonschema
 import kubernetes_validate
@@ -33,13 +34,14 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import isochunk
-from isochunk.cluster import read_cluster
+from isochunk.cluster import KINDS, ClusterSpec, read_cluster
 from isochunk.engine.clusters import (
     arguments,
     check_dask,
     check_options,
     cluster_class,
-    configuration,
+    configured,
+    option_names,
 )
 from isochunk.errors import UsageError
 
@@ -98,6 +100,21 @@ def test_cluster_files_are_what_the_program_and_the_classes_take(name: str) -> N
     check_dask(spec)
 
 
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("ec2", {"extra_bootstrap", "worker_class", "security_groups"}),
+        ("fargate", {"image", "worker_cpu", "worker_mem", "task_role_policies"}),
+        ("gcp", {"extra_bootstrap", "worker_class"}),
+        ("lsf", {"use_stdin", "lsf_units", "security", "shared_temp_directory"}),
+        ("pbs", {"security", "walltime", "job_extra_directives"}),
+    ],
+)
+def test_options_that_pages_name(kind: str, options: set[str]) -> None:
+    made = cluster_class(ClusterSpec(KINDS[kind].path, "a page", kind))
+    assert options <= option_names(made)
+
+
 def test_what_ec2_starts_at_boot() -> None:
     """The real class renders it; nothing is asked of AWS."""
     spec = read_cluster(str(DEPLOY / "cloud" / "aws.toml"))
@@ -106,7 +123,9 @@ def test_what_ec2_starts_at_boot() -> None:
         text: str = cluster_class(spec).get_cloud_init(**arguments(spec))
         return text
 
-    script = asyncio.run(boot())
+    with configured(spec):
+        script = asyncio.run(boot())
+    assert not dask.config.get("distributed.comm.require-encryption"), "the class leaves it so"
     yaml.safe_load(script)
     run = next(line for line in script.splitlines() if "docker run" in line)
     assert "--gpus=all" in run, "the type of machine must be one that is known to have GPUs"
@@ -117,8 +136,6 @@ def test_what_ec2_starts_at_boot() -> None:
 
 def test_what_compute_engine_starts() -> None:
     """The real class, with a key made here; nothing is asked of Google."""
-    import dask
-
     spec = read_cluster(str(DEPLOY / "cloud" / "gcp.toml"))
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048).private_bytes(
         serialization.Encoding.PEM,
@@ -136,7 +153,7 @@ def test_what_compute_engine_starts() -> None:
         )
 
     cluster_class(spec)  # brings the class's own dask configuration
-    with dask.config.set(configuration(spec)):
+    with configured(spec):
         cluster = asyncio.run(made())
         assert dask.config.get("cloudprovider.gcp.public_ingress") is False
     workers, scheduler = cluster.worker_options, cluster.scheduler_options

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 import ipaddress
@@ -161,7 +162,7 @@ def started(spec: ClusterSpec) -> Iterator[Any]:
     made = cluster_class(spec)
     check_options(spec, made)
     check_dask(spec)
-    with dask.config.set(configuration(spec)):
+    with configured(spec):
         # Cluster classes print while they start; standard output is for results.
         with redirect_stdout(sys.stderr):
             cluster = start(spec, made)
@@ -223,6 +224,22 @@ def arguments(spec: ClusterSpec) -> dict[str, Any]:
     workers = spec.workers or 1
     threads = max(1, len(os.sched_getaffinity(0)) // workers)
     return {**own, "n_workers": workers, "threads_per_worker": threads, **spec.options}
+
+
+@contextmanager
+def configured(spec: ClusterSpec) -> Iterator[None]:
+    """Hold a cluster's dask configuration, and undo what its class changes besides.
+
+    dask-cloudprovider leaves the certificates of a cluster that is gone, which would keep the
+    process from ever reaching one without TLS.
+    """
+    before = copy.deepcopy(dask.config.config)
+    try:
+        with dask.config.set(configuration(spec)):
+            yield
+    finally:
+        dask.config.config.clear()
+        dask.config.config.update(before)
 
 
 def configuration(spec: ClusterSpec) -> dict[str, Any]:
