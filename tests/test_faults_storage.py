@@ -24,12 +24,15 @@ from servers import Faults, ObjectServer, Rule
 import isochunk
 from isochunk.engine.patience import Patience
 from isochunk.errors import AccessError, StorageError
+from isochunk.results import open_result
 
 SHAPE, CHUNK = (8, 128, 128), (8, 32, 32)
 READS = "/in/0/"
 """Part of the path of every source chunk."""
 SHARD = "/out/10_10_10/2.shard"
 """One block of the target."""
+pytestmark = pytest.mark.slow  # the table as a whole: rows take 2 to 30 s
+
 ENDPOINTS = {"s3": "AWS_ENDPOINT_URL", "gs": "TENSORSTORE_GCS_HTTP_URL"}
 WRITES = ("PUT", "POST")
 HASTY = Patience(storage_s=2.0, refused_s=1.0, retries_s=())
@@ -181,15 +184,16 @@ PASSING = {
 }  # fmt: skip
 """Faults that storage gets over by itself: what goes wrong, and how often."""
 
-BURSTS = [("gs", "429, burst"), ("s3", "503, burst")]
-CASES = [(kind, name) for kind in ENDPOINTS for name in PASSING if not name.endswith("burst")]
+CASES = [
+    (kind, name)
+    for kind, other in (("s3", "429, burst"), ("gs", "503, burst"))
+    for name in PASSING
+    if name != other
+]
+"""Every fault on both servers, but one burst on each."""
 
 
-@pytest.mark.parametrize(
-    ("site", "name"),
-    [*CASES, *(pytest.param(*case, marks=pytest.mark.slow) for case in BURSTS)],
-    indirect=["site"],
-)
+@pytest.mark.parametrize(("site", "name"), CASES, indirect=["site"])
 def test_storage_gets_over_it(row: Row, name: str) -> None:
     """No block runs twice, and none fails."""
     row.site.faults.rules, how_often = PASSING[name]
@@ -210,7 +214,6 @@ def test_latency(row: Row) -> None:
     row.close("latency of 100 ms", "all requests")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("site", ["s3"], indirect=True)
 def test_answers_that_come_after_30_s(row: Row) -> None:
     row.site.faults.stall_s = 30
@@ -222,7 +225,6 @@ def test_answers_that_come_after_30_s(row: Row) -> None:
     row.close("stall of 30 s", "3 reads of the source")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("site", ["gs"], indirect=True)
 def test_answers_that_never_come(row: Row) -> None:
     """A silent request is dropped after a quarter of the time allowed and made again."""
@@ -350,7 +352,7 @@ def test_a_full_disk(
         assert "No space left" in said or "File too large" in said
         assert f"of file://{tmp_path}/disk/out" in said
         enlarge()
-        ledger = isochunk.results.open_result(f"{tmp_path}/{target}").ledger
+        ledger = open_result(f"{tmp_path}/{target}").ledger
         holes = isochunk.audit(f"{tmp_path}/{target}")
         recorded = ledger.count()
         assert recorded <= done
