@@ -120,7 +120,10 @@ def test_what_ec2_starts_at_boot() -> None:
     spec = read_cluster(str(DEPLOY / "cloud" / "aws.toml"))
 
     async def boot() -> str:
-        text: str = cluster_class(spec).get_cloud_init(**arguments(spec))
+        cluster = cluster_class(spec)(asynchronous=True, **arguments(spec))
+        worker = cluster.worker_class("tls://192.0.2.1:8786", **cluster.worker_options)
+        text: str = cluster.render_process_cloud_init(worker)
+        await cluster.close()
         return text
 
     with configured(spec):
@@ -131,6 +134,8 @@ def test_what_ec2_starts_at_boot() -> None:
     assert "--gpus=all" in run, "the type of machine must be one that is known to have GPUs"
     assert f" {spec.options['docker_image']} " in run
     assert 'AWS_REGION="us-east-1"' in run
+    assert "distributed.cli.dask_spec tls://" in run
+    assert '"nthreads": 4, "memory_limit": 0' in run
     assert "SECRET" not in script
 
 
@@ -148,9 +153,11 @@ def test_what_compute_engine_starts() -> None:
     }  # fmt: skip
 
     async def made() -> Any:
-        return cluster_class(spec)(
+        cluster = cluster_class(spec)(
             asynchronous=True, service_account_credentials=account, **arguments(spec)
         )
+        await cluster.close()
+        return cluster
 
     cluster_class(spec)  # brings the class's own dask configuration
     with configured(spec):
