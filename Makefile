@@ -55,7 +55,7 @@ bench: $(READY)
 	$(BIN)/python -m pytest --benchmark-enable --benchmark-only benchmarks
 
 reliability: $(READY)
-	$(BIN)/python -m pytest tests/test_faults_dask.py tests/test_faults_storage.py \
+	$(BIN)/python -m pytest tests/test_faults_dask.py tests/test_faults_storage.py tests/test_slurm.py \
 	    --reliability docs/reliability.md
 
 clean:

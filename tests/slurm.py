@@ -1,7 +1,7 @@
 """SLURM whole, on this machine, for tests: munged, slurmctld and one slurmd, all of them our own.
 
 They come from Debian's packages slurm-wlm and munge, and run as whoever runs the tests, in a folder
-of their own, on ports of the loopback interface. Nothing of the machine's own configuration is read.
+of their own, on ports of the loopback interface. The machine's own configuration is not read.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,6 +106,13 @@ class Slurm:
         listed = self("squeue", "--noheader", "--states=all", f"--name={name}", "--format=%A")
         return [self.job(number) for number in sorted(listed.split(), key=int, reverse=True)]
 
+    def wait(self, condition: Callable[[], bool], seconds: float) -> None:
+        """Wait for something that SLURM does; asking it often would keep a core busy."""
+        end_s = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end_s, ("waited too long", self.logs())
+            time.sleep(0.5)
+
     def idle(self) -> bool:
         """Tell whether no job runs, ends or waits."""
         return not self("squeue", "--noheader")
@@ -141,8 +148,9 @@ def slurm() -> Iterator[Slurm]:
         }.items():  # fmt: skip
             log = closing.enter_context((folder / f"{name}.log").open("wb"))
             process = subprocess.Popen(
-                [name, *arguments], env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
+                [name, *arguments],
+                env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            )  # fmt: skip
             closing.callback(end, process)
             if name == "munged":
                 wait_until((folder / "munge.socket").exists, 10)
@@ -150,7 +158,7 @@ def slurm() -> Iterator[Slurm]:
         yield made
         made("scancel", "--full", f"--user={getpass.getuser()}")
         with suppress(AssertionError):  # what is left is swept
-            wait_until(made.idle, 10)
+            made.wait(made.idle, 10)
 
 
 def configure(folder: Path) -> None:
