@@ -29,7 +29,7 @@ import yaml
 from clusters import end
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
-from jobs import noise, read_all, write_source
+from jobs import noise, read_all, wait_until, write_source
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -450,6 +450,8 @@ def pods_here(tmp_path: Path) -> Iterator[str]:
                 stdout=log, stderr=subprocess.STDOUT, cwd=tmp_path,
             )  # fmt: skip
             closing.callback(end, process)
+        log_file = tmp_path / "cluster.log"
+        wait_until(lambda: "Registered to" in log_file.read_text(), seconds=120)
         yield address
 
 

@@ -16,7 +16,7 @@ import pytest
 import servers
 from clusters import end
 from distributed import Client, Scheduler, SpecCluster
-from jobs import command, noise, read_all, start, write_source
+from jobs import command, noise, read_all, start, wait_until, write_source
 
 from isochunk.engine.clusters import is_loopback, warn_if_open
 
@@ -55,6 +55,8 @@ def address(certificates: Path, tmp_path: Path) -> Iterator[str]:
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
             )  # fmt: skip
             closing.callback(end, process)
+        said = tmp_path / "cluster.log"
+        wait_until(lambda: "Registered to" in said.read_text(), seconds=120)
         yield address
 
 
