@@ -212,7 +212,7 @@ class Faults:
     seen: set[str] = field(default_factory=set)
     """Headers of requests that may hold credentials."""
     stored: list[str] = field(default_factory=list)
-    """Path of every PUT that the object store accepted; rclone refuses a few, which are retried."""
+    """Path of every write that the store accepted; rclone refuses a few, which are retried."""
     lock: threading.Lock = field(default_factory=threading.Lock)
     released: threading.Event = field(default_factory=threading.Event)
     """Ends the stalls."""
@@ -400,7 +400,7 @@ def proxy(upstream: str, faults: Faults) -> Iterator[str]:
                 if self.misbehave(fault):
                     return
                 status, headers, content = self.forward(body)
-            if self.command == "PUT" and status < 300:
+            if self.command in ("PUT", "POST") and status < 300:
                 self.faults.stored.append(unquote(self.path))
             if fault == "lost":
                 self.reset()

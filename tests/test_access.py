@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,6 +34,18 @@ def test_pauses_leave_time_for_requests(timeout_s: float) -> None:
     assert sum(pauses) <= 0.75 * timeout_s + rounding
     assert sum(pauses) + LONGEST_PAUSE_S > 0.75 * timeout_s - rounding
     assert len(pauses) >= 1
+
+
+def test_nothing_waits_without_a_time_out() -> None:
+    """Every result that storage is asked for comes with the time that it may take."""
+    waits = 0
+    for file in (Path(isochunk.__file__).parent / "storage").glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                name, given = node.func.attr, {k.arg for k in node.keywords}
+                assert name != "result" or "timeout" in given, f"{file.name}:{node.lineno}"
+                waits += name == "result"
+    assert waits == 2, "tensorstore's and cloud-volume's"
 
 
 def test_a_burst_of_a_minute_is_waited_out_by_default() -> None:

@@ -236,7 +236,7 @@ def test_answers_that_never_come(row: Row) -> None:
     ]  # fmt: skip
     report = command("run", row.site.source, row.site.target, *OPTIONS, "--timeout=24")
     assert report["complete"]
-    assert report["blocks"]["retries"] == 0
+    assert report["retries"] == 0
     assert len(row.site.faults.struck) == 3
     row.close("silence without end", "2 reads, 1 write")
 
@@ -290,7 +290,7 @@ def test_credentials_expire_and_are_renewed(row: Row) -> None:
     said = command(*arguments, code=(1, 2))
     assert time.perf_counter() - begun < 60
     assert "access refused" in str(said.get("error", said.get("errors")))
-    done = sum("shard" in path for path in row.site.faults.stored)
+    done = len({path for path in row.site.faults.stored if "/out/10_10_10/" in path})
     row.site.faults.rules = []
     report = command(*arguments)
     assert report["complete"]
