@@ -408,17 +408,24 @@ def proxy(upstream: str, faults: Faults) -> Iterator[str]:
                 self.answer(status, headers, content, fault)
 
         def forward(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
+            try:
+                reply = self.ask(body)
+            except ConnectionError:  # the store closes connections that were idle for long
+                self.upstream.close()
+                reply = self.ask(body)
+            content = reply.read()
+            dropped = ("transfer-encoding", "connection", "date", "server")
+            headers = {n: v for n, v in reply.getheaders() if n.lower() not in dropped}
+            return reply.status, headers, content
+
+        def ask(self, body: bytes) -> http.client.HTTPResponse:
             self.upstream.putrequest(
                 self.command, self.path, skip_host=True, skip_accept_encoding=True
             )
             for name, value in self.headers.items():
                 self.upstream.putheader(name, value)  # Host stays: the signature covers it
             self.upstream.endheaders(body or None)
-            reply = self.upstream.getresponse()
-            content = reply.read()
-            dropped = ("transfer-encoding", "connection", "date", "server")
-            headers = {n: v for n, v in reply.getheaders() if n.lower() not in dropped}
-            return reply.status, headers, content
+            return self.upstream.getresponse()
 
         do_HEAD = do_PUT = do_POST = do_DELETE = do_GET  # noqa: N815  http.server's names
 

@@ -101,6 +101,8 @@ class Store:
         """Put what the library raises into words."""
         try:
             yield
+        except StorageError:
+            raise  # an operation within, in words already
         except (ValueError, OSError, RuntimeError, IndexError, NotImplementedError) as error:
             raise storage_error(error, doing, self.location) from without_secrets(error)
 
