@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,13 @@ def null_plan(tmp_path: Path) -> Any:
 
 
 def test_null_blocks_in_one_process(benchmark: Any, null_plan: Any) -> None:
-    report = benchmark.pedantic(isochunk.run, args=(null_plan,), rounds=3)
+    def delete() -> tuple[tuple[Any], dict[str, Any]]:
+        shutil.rmtree(null_plan.target.url.removeprefix("file://"), ignore_errors=True)
+        return (null_plan,), {}
+
+    report = benchmark.pedantic(isochunk.run, setup=delete, rounds=3)
     assert report.complete
+    assert report.resumed == 0
     benchmark.extra_info["blocks"] = report.total
 
 

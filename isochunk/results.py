@@ -142,4 +142,6 @@ def repair(
     for hole in audited.holes:
         found.ledger.forget(hole.stage, hole.block)
     found.ledger.flush()  # whatever happens now, these blocks are not done
+    # A block that the mask leaves out writes nothing, so it would not replace what is there.
+    found.store.delete(hole.object for hole in audited.holes if hole.kind == "corrupt")
     return audited, run(made, client, watch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from fractions import Fraction
 from math import ceil, floor
@@ -19,6 +20,7 @@ from isochunk.engine.patience import Patience
 from isochunk.geometry import Box, Spacing
 from isochunk.planning import Plan
 from isochunk.predict import Voxels
+from isochunk.results import repair
 from isochunk.spec import LevelSpec, VolumeSpec
 
 BLOCKS = {"chunk": "16,16,16", "shard": "none", "block": "16,16,16", "levels": 1}
@@ -124,6 +126,20 @@ def test_masked_blocks_are_recorded_like_blocks_of_zeros(
     assert report.voxels == 32 * 64 * 64
     assert report.bytes_written == report.voxels // 2
     assert read_all(masked.target)[:, 32:].max() == 0
+    assert isochunk.audit(masked.target).complete
+
+
+def test_repair_removes_what_a_mask_says_is_background(
+    masked: isochunk.Job, tmp_path: Path
+) -> None:
+    isochunk.run(isochunk.plan(masked))
+    good = tree_digest(tmp_path / "out")
+    stored = tmp_path / "out" / "10_10_10"
+    shutil.copy(stored / "0-16_0-16_0-16", stored / "0-16_48-64_0-16")
+    audited, report = repair(masked.target)
+    assert [hole.object for hole in audited.holes] == ["10_10_10/0-16_48-64_0-16"]
+    assert report.complete
+    assert tree_digest(tmp_path / "out") == good
     assert isochunk.audit(masked.target).complete
 
 
