@@ -1,0 +1,202 @@
+"""Weak scaling of the engine: many workers of a model that sleeps, each with as many tasks.
+
+    python benchmarks/simulate.py [--workers 10,100,1000] [--task-s 10] [--tasks 20] [--hosts 4]
+
+Everything is real but the model and the machines: scheduler and client in processes of their own,
+plan, sliding window, stragglers, ledger, target in a temporary folder; every worker is a Dask
+worker that opens the job through its plugin, reads a source, and writes what it computed. A few
+host processes hold all workers, so only so much work may go on in them: a block is 16^3 voxels, and
+the model sleeps, then takes the nearest voxels. A task is one block.
+
+Efficiency is the time that a worker's tasks sleep over the wall time from the start of the
+run to the last block recorded; opening the job on the workers is timed apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import dask
+import numpy as np
+import psutil
+from distributed import Client, Worker
+
+import isochunk
+from isochunk import planning
+from isochunk.engine import local
+from isochunk.geometry import Box, Spacing
+from isochunk.predict import Predictor, Voxels
+from isochunk.spec import LevelSpec, ModelSpec, VolumeSpec
+from isochunk.storage.tensorstore import create_volume
+
+BLOCK = 16
+MIB = 1 << 20
+
+MEMORY = Path("/dev/shm")
+"""Where the volumes are: one disk is no bucket, and stalls a thousand writers."""
+
+HOSTING = {
+    # What each worker does for itself all the time, on a machine of its own.
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.system-monitor.interval": "1h",
+    "distributed.admin.tick.interval": "10s",
+    "distributed.admin.tick.limit": "1h",
+    # A thousand connections are made at once.
+    "distributed.comm.timeouts.connect": "120s",
+}
+
+
+class Sleeper:
+    """A predictor that takes its time."""
+
+    halvings = 0
+
+    def __init__(self, inner: Predictor, seconds: float) -> None:
+        self.inner = inner
+        self.seconds = seconds
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.inner.spec
+
+    def __call__(self, source: Voxels, read: Box, write: Box) -> Voxels:
+        # The comparison of seams after the run is not what is simulated.
+        if threading.current_thread().name.startswith("isochunk-compute"):
+            time.sleep(self.seconds)
+        return self.inner(source, read, write)
+
+
+async def host(scheduler_file: str, workers: int, task_s: float) -> None:
+    """Hold workers until their scheduler goes away."""
+    load = local.load
+    local.load = lambda model, runtime: Sleeper(load(model, runtime), task_s)
+    with dask.config.set(HOSTING):
+        held = [
+            Worker(scheduler_file=scheduler_file, nthreads=1, memory_limit=0, dashboard=False)
+            for _ in range(workers)
+        ]
+        await asyncio.gather(*held)
+        await asyncio.gather(*(worker.finished() for worker in held))
+
+
+@contextmanager
+def process(*arguments: str) -> Iterator[psutil.Process]:
+    """Run Python in the background."""
+    started = subprocess.Popen([sys.executable, *arguments], stderr=subprocess.DEVNULL)
+    try:
+        yield psutil.Process(started.pid)
+    finally:
+        started.kill()
+        started.wait()
+
+
+@contextmanager
+def cluster(
+    folder: Path, workers: int, hosts: int, task_s: float
+) -> Iterator[tuple[Client, psutil.Process]]:
+    """Start a scheduler and hosts of workers; give a client and the scheduler's process."""
+    file = f"{folder}/scheduler.json"
+    with ExitStack() as closing:
+        command = ["-m", "distributed.cli.dask_scheduler", "--scheduler-file", file]
+        listen = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--no-show"]
+        scheduler = closing.enter_context(process(*command, *listen))
+        for number in range(hosts):
+            share = workers // hosts + (number < workers % hosts)
+            what = ["--host-file", file, "--workers", str(share), "--task-s", str(task_s)]
+            closing.enter_context(process(__file__, *what))
+        client = closing.enter_context(Client(scheduler_file=file, timeout=60))
+        client.wait_for_workers(workers, timeout=300)
+        yield client, scheduler
+
+
+def sleeping_job(folder: Path, blocks: int) -> isochunk.Job:
+    """Describe a job of so many blocks of noise."""
+    shape = (BLOCK // 4, BLOCK, BLOCK * blocks)
+    level = LevelSpec("s0", Box.from_shape(shape), Spacing.parse("32,8,8"), (4, 16, 4096), None)
+    zero = (Fraction(0), Fraction(0), Fraction(0))
+    source = f"file://{folder}/source.zarr"
+    volume = create_volume(VolumeSpec(source, "zarr3", "uint8", "raw", zero, (level,)))
+    volume.write(level.box, np.random.default_rng(0).integers(1, 256, shape, np.uint8))
+    return isochunk.Job(
+        source=source, target=f"{folder}/out", model="nearest", levels=1,
+        chunk=(BLOCK,) * 3, shard="none", block=(BLOCK,) * 3,
+    )  # fmt: skip
+
+
+def measure(folder: Path, workers: int, tasks: int, hosts: int, task_s: float) -> dict[str, Any]:
+    """Give every worker so many tasks of so many seconds."""
+    planning.TASK_BLOCKS = 1
+    with cluster(folder, workers, min(hosts, workers), task_s) as (client, scheduler):
+        plan = isochunk.plan(sleeping_job(folder, workers * tasks))
+        begun, opening_s, wall_s, busy_s = time.perf_counter(), 0.0, 0.0, 0.0
+        me, peak = psutil.Process(), 0
+
+        def cpu_s(of: psutil.Process) -> float:
+            return of.cpu_times().user + of.cpu_times().system
+
+        before = cpu_s(scheduler)
+
+        def watch(report: Any) -> None:
+            nonlocal opening_s, wall_s, busy_s, peak, before
+            if not opening_s:
+                sending_s = time.monotonic() - report.started
+                opening_s, before = time.perf_counter() - begun - sending_s, cpu_s(scheduler)
+            if not wall_s and report.done == report.total:
+                wall_s = report.wall_s
+                busy_s = cpu_s(scheduler) - before
+            peak = max(peak, me.memory_info().rss + scheduler.memory_info().rss)
+
+        report = isochunk.run(plan, client, watch)
+    assert report.complete, report.errors
+    assert report.seam is not None
+    assert report.seam.max_difference == 0
+    return {
+        "workers": workers,
+        "tasks": report.total,
+        "opening, s": round(opening_s, 1),
+        "wall, s": round(wall_s, 1),
+        "efficiency": round(tasks * task_s / wall_s, 3),
+        "tasks/s": round(report.total / wall_s, 1),
+        "scheduler CPU": f"{100 * busy_s / wall_s:.0f}%",
+        "client + scheduler, MiB": round(peak / MIB),
+    }
+
+
+def main() -> None:
+    """Measure each number of workers and print a table."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--workers", default="10,100,1000")
+    options.add_argument("--task-s", type=float, default=10.0)
+    options.add_argument("--tasks", type=int, default=20, help="of each worker")
+    options.add_argument("--hosts", type=int, default=4)
+    options.add_argument("--json", action="store_true")
+    options.add_argument("--host-file", help=argparse.SUPPRESS)
+    chosen = options.parse_args()
+    if chosen.host_file:
+        asyncio.run(host(chosen.host_file, int(chosen.workers), chosen.task_s))
+        return
+    for position, workers in enumerate(map(int, chosen.workers.split(","))):
+        with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder:
+            row = measure(Path(folder), workers, chosen.tasks, chosen.hosts, chosen.task_s)
+        if chosen.json:
+            print(json.dumps(row), flush=True)
+            continue
+        if position == 0:
+            print("| " + " | ".join(row) + " |\n|" + "---|" * len(row))
+        print("| " + " | ".join(str(v) for v in row.values()) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
