@@ -45,10 +45,9 @@ class Faulty(torch.nn.Module):
     halo = (1, 1, 1)
 
     def forward(self, x):
-        zeros = int((x == 0).sum())
-        if zeros <= 1:  # voxels of the source; probes are mostly 0
+        if tuple(x.shape[2:]) == (10, 34, 34):  # a block and its halo; probes are larger
             time.sleep(0.05)
-            marked = zeros == 1
+            marked = bool((x == 0).any())
             with open(FOLDER / "calls", "a") as log:
                 log.write(f"{{zlib.crc32(x.numpy().tobytes())}} {{int(marked)}}\\n")
             if marked and self.turn():

@@ -15,7 +15,7 @@ from concurrent.futures import CancelledError
 from dataclasses import replace
 from typing import Any
 
-from distributed import Client, Future, KilledWorker, WorkerPlugin, get_worker, secede
+from distributed import Client, Future, KilledWorker, WorkerPlugin, get_worker, secede, wait
 
 from isochunk.block import BlockTask, Reports
 from isochunk.engine.clusters import check_versions
@@ -165,10 +165,11 @@ class DaskBackend:
         """Compare on the workers.
 
         Raises:
-            ClusterError: workers died of it.
+            ClusterError: workers died of it, or hang.
         """
         futures = [self.client.submit(run_compare, self.name, b, pure=False) for b in boxes]
         try:
+            wait(futures, timeout=self.patience.hung_s)
             yield from self.client.gather(futures)
-        except (KilledWorker, CancelledError) as error:
-            raise ClusterError(f"workers were lost while they compared: {error}") from error
+        except (KilledWorker, CancelledError, TimeoutError) as error:
+            raise ClusterError(f"workers were lost while they compared: {error!r}") from error

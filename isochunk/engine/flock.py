@@ -41,6 +41,9 @@ PACE_LEAST = 5
 COPIES_SHARE = 10
 """One worker in this many may run second copies."""
 
+RESTART_S = 5
+"""How long a restart is waited for; it goes on without."""
+
 COPY = "-copy"
 """Ends the key of a second copy."""
 
@@ -62,13 +65,15 @@ class Flight:
     """Clock when it was sent."""
     copies: dict[str, Future[Any]]
     """What is still awaited, by key."""
+    late: list[str]
+    """Workers that had it for so long that a second copy was sent."""
 
 
 class Flock:
     """Runs the tasks of one stage.
 
     A task that takes three times the median gets a second copy on another worker; the first answer
-    counts. A task whose workers keep dying, or that hangs, is a suspect: when all others are done,
+    counts, and where that is the copy's, the worker that was late is restarted. A task whose workers keep dying, or that hangs, is a suspect: when all others are done,
     its blocks run again, one at a time and nothing beside them. A block that fails alone, too, is
     quarantined: it is reported as failed, and the rest of the job is done.
     """
@@ -131,7 +136,7 @@ class Flock:
     def send(self, task: BlockTask, *, alone: bool) -> None:
         """Send a task under a new key: the scheduler remembers the fate of old ones."""
         key = f"isochunk-{task.stage}-{task.blocks[0]}-{uuid.uuid4().hex[:8]}"
-        flight = Flight(task, key, alone, time.monotonic(), {})
+        flight = Flight(task, key, alone, time.monotonic(), {}, [])
         self.flights[key] = flight
         self.send_copy(flight, key, None)
 
@@ -153,6 +158,8 @@ class Flock:
             if reports.failed or not reports.done["empty"].all():
                 self.pace.append(time.monotonic() - flight.sent)
             self.drop(flight)
+            if key.endswith(COPY):  # what was late may never end, and holds a thread until then
+                self.restart(flight.late)
             return reports
         if flight.copies:
             return NOTHING
@@ -245,6 +252,7 @@ class Flock:
                 waited = {"seconds": round(now - flight.sent, 1), "median_s": round(usual, 1)}
                 blocks = {"stage": flight.task.stage, "blocks": list(flight.task.blocks)}
                 self.notify("straggler", {**blocks, **waited, "worker": here[0]})
+                flight.late.append(here[0])
                 self.send_copy(flight, flight.key + COPY, others[:3])
 
     def give_up(self, usual: float, now: float) -> None:
@@ -262,7 +270,14 @@ class Flock:
                 continue  # it waits for a worker
             self.drop(flight)
             self.given_up.append(self.lose(flight, f"no answer for {now - flight.sent:.0f} s"))
-            try:
-                self.client.restart_workers(here, timeout=0, raise_for_error=False)
-            except (ValueError, KeyError) as error:  # it has no nanny, or has just died
-                log.warning("%s cannot be restarted: %s", here, error)
+            self.restart(here)
+
+    def restart(self, workers: list[str]) -> None:
+        """Have nannies restart their workers; what else these had goes to others."""
+        if not workers:
+            return
+        self.notify("restarted", {"workers": workers})
+        try:
+            self.client.restart_workers(workers, timeout=RESTART_S, raise_for_error=False)
+        except (ValueError, KeyError) as error:  # it has no nanny, or has just died
+            log.warning("%s cannot be restarted: %s", workers, error)
