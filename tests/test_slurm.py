@@ -27,7 +27,7 @@ from isochunk.cluster import read_cluster
 from isochunk.config import Job
 from isochunk.results import status
 
-pytestmark = [pytest.mark.slow, pytest.mark.slurm]
+pytestmark = [pytest.mark.slow, pytest.mark.slurm, pytest.mark.timeout(400)]
 
 DEPLOY = Path(__file__).resolve().parents[1] / "deploy" / "slurm"
 
@@ -262,7 +262,7 @@ def test_workers_that_are_jobs(site: Slurm, tmp_path: Path, source: str, check: 
         (killed, first, {"TIMEOUT"}, "workers killed, two in a job", "1 min"),
     ):
         name = case.folder.name
-        site.wait(lambda name=name: bool(site.jobs(name)), 60)
+        site.wait(lambda name=name: bool(site.jobs(name)), 90)
         assert ended(site, site.jobs(name)[-1]["JobId"], 120) in ends
         done = case.done()
         case.hurry()

@@ -21,7 +21,7 @@ from isochunk.config import Job, read_toml
 from isochunk.engine.clusters import started
 
 
-def main(cluster_file: str, *job_files: str) -> int:
+def main(cluster_file: str, job_files: list[str]) -> int:
     """Plan all, then run all; return 0 if every volume is complete."""
     spec = read_cluster(cluster_file)
     plans = [isochunk.plan(Job.from_mapping(read_toml(path))) for path in job_files]
@@ -37,4 +37,5 @@ def main(cluster_file: str, *job_files: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    cluster_file, *job_files = sys.argv[1:]
+    sys.exit(main(cluster_file, job_files))
