@@ -45,6 +45,13 @@ SPOT: Mapping[str, Any] = {
 }
 """Dask configuration for machines that come and go, where the user's own says nothing else."""
 
+QUEUES = ("slurm", "lsf", "pbs")
+"""Kinds of dask-jobqueue, and their names in its configuration."""
+
+START_S = 300
+"""How long a worker of a queue may take to start, the job opened: dask-jobqueue's 60 s are too
+short for PyTorch and a network on a busy file system, and it would end each worker in turn."""
+
 _ABSENT = object()
 
 
@@ -247,11 +254,14 @@ def configuration(spec: ClusterSpec) -> dict[str, Any]:
     spawn = "distributed.nanny.pre-spawn-environ"
     found: dict[str, Any] = {f"{spawn}.{name}": value for name, value in ENVIRONMENT.items()}
     if spec.kind not in WORDS:
+        ours = dict(SPOT)
+        if spec.kind in QUEUES:
+            ours[f"jobqueue.{spec.kind}.death-timeout"] = START_S
         usual = dask.config.merge(*dask.config.defaults)
         found |= {
             key: value
-            for key, value in SPOT.items()
-            if dask.config.get(key) == dask.config.get(key, config=usual)
+            for key, value in ours.items()
+            if dask.config.get(key, None) == dask.config.get(key, None, config=usual)
         }
     return {**found, **spec.dask}
 

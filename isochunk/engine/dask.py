@@ -15,7 +15,15 @@ from concurrent.futures import CancelledError
 from dataclasses import replace
 from typing import Any
 
-from distributed import Client, Future, KilledWorker, WorkerPlugin, get_worker, secede, wait
+from distributed import (
+    Client,
+    Future,
+    KilledWorker,
+    WorkerPlugin,
+    as_completed,
+    get_worker,
+    secede,
+)
 
 from isochunk.block import BlockTask, Reports
 from isochunk.engine.clusters import check_versions
@@ -169,7 +177,8 @@ class DaskBackend:
         """
         futures = [self.client.submit(run_compare, self.name, b, pure=False) for b in boxes]
         try:
-            wait(futures, timeout=self.patience.hung_s)
-            yield from self.client.gather(futures)
+            yield from (seam for _, seam in as_completed(
+                futures, loop=self.client.loop, with_results=True, timeout=self.patience.hung_s
+            ))  # fmt: skip
         except (KilledWorker, CancelledError, TimeoutError) as error:
             raise ClusterError(f"workers were lost while they compared: {error!r}") from error

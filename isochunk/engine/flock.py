@@ -73,9 +73,10 @@ class Flock:
     """Runs the tasks of one stage.
 
     A task that takes three times the median gets a second copy on another worker; the first answer
-    counts, and where that is the copy's, the worker that was late is restarted. A task whose workers keep dying, or that hangs, is a suspect: when all others are done,
-    its blocks run again, one at a time and nothing beside them. A block that fails alone, too, is
-    quarantined: it is reported as failed, and the rest of the job is done.
+    counts, and where that is the copy's, the worker that was late is restarted. A task whose
+    workers keep dying, or that hangs, is a suspect: when all others are done, its blocks run again,
+    one at a time and nothing beside them. A block that fails alone, too, is quarantined: it is
+    reported as failed, and the rest of the job is done.
     """
 
     def __init__(
