@@ -152,6 +152,7 @@ def test_a_cluster_file_is_read(tmp_path: Path) -> None:
 def test_what_users_configure_of_dask_is_stronger_than_our_defaults() -> None:
     spec = ClusterSpec("dask_jobqueue.LSFCluster", "cluster.toml", "lsf")
     assert SPOT.items() <= configuration(spec).items()
+    assert configuration(spec)["jobqueue.lsf.death-timeout"] > 60
     failures = "distributed.scheduler.allowed-failures"
     with dask.config.set({failures: 4}):
         assert failures not in configuration(spec)
