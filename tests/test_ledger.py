@@ -149,3 +149,11 @@ def test_job_round_trip_and_conflict(made: Plan, store: Store) -> None:
     with pytest.raises(TargetConflictError, match=wanted):
         check_same_job(store, made, other)
     assert json.loads(store.get(JOB_KEY) or b"")["isochunk"] == "1.2.3"
+
+
+def test_nothing_done_stores_nothing(store: Store, made: Plan) -> None:
+    """A run asks twice a second, whatever the blocks take."""
+    ledger = Ledger(store, made)
+    ledger.add(done())
+    ledger.flush()
+    assert store.keys() == []

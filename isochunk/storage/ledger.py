@@ -203,6 +203,8 @@ class Ledger:
                 self._known.add(name)
 
     def _take(self, entries: NDArray[np.void]) -> None:
+        if len(entries) == 0:
+            return  # nor is anything stored of it
         self._merge_entries(entries)
         self._pending.append(entries)
 
