@@ -214,13 +214,13 @@ def test_workers_of_another_version(make: object, has: str, source: str, tmp_pat
     python = make(tmp_path / "packages")  # type: ignore[operator]
     with cluster(tmp_path, workers=1) as ours, stranger(tmp_path, ours.address, *python):
         with Client(ours.address, set_as_default=False) as client:
-            client.wait_for_workers(2, timeout=60)
+            client.wait_for_workers(2, timeout=150)
             with pytest.raises(UsageError, match=f"{has}, and the client has"):
                 check_versions(client)
         process = start(
             "run", source, f"{tmp_path}/out", "--model=cubic", f"--scheduler={ours.address}"
         )
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=120)
     assert process.returncode == 2
     said = err.decode()
     assert re.search(
