@@ -25,7 +25,7 @@ def main(cluster_file: str, job_files: list[str]) -> int:
     """Plan all, then run all; return 0 if every volume is complete."""
     spec = read_cluster(cluster_file)
     plans = [isochunk.plan(Job.from_mapping(read_toml(path))) for path in job_files]
-    patience = replace(PATIENCE, workers_s=spec.wait_s)
+    patience = replace(PATIENCE, workers_s=spec.wait_s or PATIENCE.workers_s)
     complete = True
     # A dask_jobqueue.SLURMCluster with the file's options, whose workers are kept at their number.
     with started(spec) as cluster, Client(cluster, set_as_default=False) as client:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from dataclasses import replace
+from importlib.metadata import version
 from typing import Any
 
 from distributed import (
@@ -47,9 +48,9 @@ SENDS = 3
 class JobPlugin(WorkerPlugin):
     """Holds the open job in a worker process."""
 
-    pipeline: Pipeline
+    pipeline: Pipeline | None = None
     """The open job, on a worker."""
-    metrics: WorkerMetrics
+    metrics: WorkerMetrics | None = None
     """What it has done there."""
 
     def __init__(self, name: str, plan: Plan, settings: WorkerSettings) -> None:
@@ -57,9 +58,19 @@ class JobPlugin(WorkerPlugin):
         self.name = name
         self.plan = plan
         self.settings = settings
+        self.version = version("isochunk")
 
     async def setup(self, worker: Any) -> None:  # noqa: ANN401 - distributed is untyped
-        """Open the job in the worker's process; meanwhile the worker stays in touch."""
+        """Open the job in the worker's process; meanwhile the worker stays in touch.
+
+        Raises:
+            UsageError: a worker that came later has another version of isochunk.
+        """
+        if version("isochunk") != self.version:
+            raise UsageError(
+                f"worker {worker.address} has isochunk {version('isochunk')}, wanted is "
+                f"{self.version}; install that version there"
+            )
         threads = self.settings.threads or worker.state.nthreads
         settings = replace(self.settings, threads=threads)
         self.pipeline = await asyncio.to_thread(open_pipeline, self.plan, settings)
@@ -68,33 +79,35 @@ class JobPlugin(WorkerPlugin):
 
     def teardown(self, worker: Any) -> None:  # noqa: ANN401
         """Drop what is not at work."""
-        self.pipeline.abandon()
-        self.metrics.unregister()
+        if self.pipeline is not None and self.metrics is not None:  # setup got so far
+            self.pipeline.abandon()
+            self.metrics.unregister()
 
 
-def on_worker(name: str) -> JobPlugin:
-    """Return the job that is open in this worker process."""
+def on_worker(name: str) -> tuple[Pipeline, WorkerMetrics]:
+    """Return the job that is open in this worker process, and its metrics."""
     plugin = get_worker().plugins[name]
     assert isinstance(plugin, JobPlugin)
-    return plugin
+    assert plugin.pipeline is not None
+    assert plugin.metrics is not None
+    return plugin.pipeline, plugin.metrics
 
 
 def run_task(name: str, task: BlockTask) -> Reports:
     """Run a task on a worker."""
-    job = on_worker(name)
-    pipeline = job.pipeline
+    pipeline, metrics = on_worker(name)
     # Leaving the thread pool lets the worker start its next task, so that its reads overlap with
     # this task's last blocks; the turn comes first, so that it never takes more than that.
     with pipeline.turn:
         secede()
         reports = pipeline.run(task)
-    job.metrics.add(reports)
+    metrics.add(reports)
     return reports
 
 
 def run_compare(name: str, box: Box) -> Seam:
     """Compare a box on a worker."""
-    return compare_box(on_worker(name).pipeline, box)
+    return compare_box(on_worker(name)[0], box)
 
 
 class DaskBackend:
