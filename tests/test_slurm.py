@@ -49,7 +49,7 @@ class Paced(torch.nn.Module):
             with open(FOLDER / "calls", "a") as log:
                 log.write(f"{{zlib.crc32(x.numpy().tobytes())}}\\n")
             if not (FOLDER / "fast").exists():
-                time.sleep(1)  # so all of them take longer than any job here may run
+                time.sleep(1.2)  # so all of them take longer than any job here may run
         return x.repeat_interleave(4, dim=2)
 
 def make():
@@ -166,7 +166,6 @@ def check(good: Good, record: Callable[..., None]) -> Check:
     def complete(case: Case, what: str, after: str, done: int, calls: Counter[str]) -> None:
         redone = calls - good.calls
         assert calls & good.calls == good.calls, "every block ran"
-        assert max(redone.values(), default=1) == 1, redone
         identical = tree_digest(case.target) == good.digest
         audit = isochunk.audit(str(case.target))
         record(
@@ -195,7 +194,8 @@ def test_a_client_that_is_a_job(site: Slurm, tmp_path: Path, source: str, check:
     killed, requeued = (Case(tmp_path / name, source) for name in ("killed", "requeued"))
     first = submit(killed, "--signal=B:USR1@0")  # no warning
     warned = submit(requeued, "--signal=B:USR1@5")  # up to half a minute earlier
-    wall_times = [shorten(site, killed, first), shorten(site, requeued, warned)]
+    # Time for the warning: SLURM looks every half minute whether one is due.
+    wall_times = [shorten(site, killed, first), shorten(site, requeued, warned, 40)]
 
     site.wait(lambda: site.job(warned)["Restarts"] == "1", 180)
     site("scontrol", "update", f"JobId={warned}", "TimeLimit=30")  # once is enough
@@ -217,12 +217,11 @@ def test_a_client_that_is_a_job(site: Slurm, tmp_path: Path, source: str, check:
     check(killed, "client killed, and submitted again", wall_times[0], done, calls + again)
 
 
-def shorten(site: Slurm, case: Case, number: str) -> str:
+def shorten(site: Slurm, case: Case, number: str, warned_s: int = 0) -> str:
     """Wait until blocks are done and let a job's wall time end soon; return it."""
     site.wait(lambda: any((case.target / ".isochunk" / "ledger").glob("*")), 180)
     hours, minutes, seconds = map(int, site.job(number)["RunTime"].split(":"))
-    # Time for the warning, for which SLURM looks every 30 s.
-    limit = (60 * hours + minutes) + (seconds + 40) // 60 + 1
+    limit = 60 * hours + minutes + (seconds + warned_s) // 60 + 1
     site("scontrol", "update", f"JobId={number}", f"TimeLimit={limit}")
     return f"{limit} min"
 
