@@ -36,7 +36,6 @@ from pathlib import Path
 import torch
 
 FOLDER = Path({folder!r})
-FAULT, TIMES = {fault!r}, {times!r}
 
 class Faulty(torch.nn.Module):
     """Repeats sections four times."""
@@ -45,17 +44,17 @@ class Faulty(torch.nn.Module):
     halo = (1, 1, 1)
 
     def forward(self, x):
-        if tuple(x.shape[2:]) == (10, 34, 34):  # a block and its halo; probes are larger
+        marked = x.shape[2] <= 10 and x.shape[4] <= 34 and bool((x == 0).any())  # not a probe
+        if tuple(x.shape[2:]) == (10, 34, 34):  # a block and its halo
             time.sleep(0.05)
-            marked = bool((x == 0).any())
             with open(FOLDER / "calls", "a") as log:
                 log.write(f"{{zlib.crc32(x.numpy().tobytes())}} {{int(marked)}}\\n")
-            if marked and self.turn():
-                return getattr(self, FAULT)(x)
+        if marked and bool(x.any()) and self.turn():
+            return getattr(self, (FOLDER / "fault").read_text())(x)
         return x.repeat_interleave(4, dim=2)
 
     def turn(self):
-        for number in range(TIMES):
+        for number in range(int((FOLDER / "times").read_text())):
             try:
                 os.close(os.open(FOLDER / f"turn-{{number}}", os.O_CREAT | os.O_EXCL))
                 return True
@@ -92,7 +91,7 @@ def make():
 SHAPE = (16, 160, 160)
 MARKED = (14, 70, 70)
 """Within one block, out of reach of other blocks' halos and of the boxes that compare seams."""
-MARKED_BLOCK = 37
+MARKED_BLOCK = 25
 BLOCKS = {"chunk": (16, 16, 16), "shard": (32, 32, 32), "block": (32, 32, 32)}
 FLAGS = [f"--{name}={','.join(map(str, value))}" for name, value in BLOCKS.items()]
 ALWAYS = 1000
@@ -110,11 +109,13 @@ class Case:
     def target(self) -> Path:
         return self.folder / "out"
 
-    def job(self, fault: str = "fail", times: int = 0, target: str = "out") -> isochunk.Job:
+    def job(self, fault: str = "fail", times: int = 0) -> isochunk.Job:
         model = self.folder / "faulty.py"
-        model.write_text(MODEL.format(folder=str(self.folder), fault=fault, times=times))
+        model.write_text(MODEL.format(folder=str(self.folder)))
+        (self.folder / "fault").write_text(fault)
+        (self.folder / "times").write_text(str(times))
         return isochunk.Job(
-            source=self.source, target=f"{self.folder}/{target}", model=f"{model}:make",
+            source=self.source, target=str(self.target), model=f"{model}:make",
             trust=True, levels=1, **BLOCKS,
         )  # fmt: skip
 
@@ -319,7 +320,7 @@ FAULTS = {
     "a worker hangs without the GIL, once": ("hang", 1, "a second copy finishes", 2),
     "a straggler": ("lag", 1, "a second copy finishes first", 2),
     "a straggler, and so is its copy": ("lag", 2, "the first answer counts", 2),
-    "out of memory in a block, once": ("run_out_of_memory", 1, "tried again", 1),
+    "out of memory in a block, once": ("run_out_of_memory", 1, "its tile is halved", 1),
 }
 
 
@@ -332,11 +333,9 @@ def test_faults_that_pass(case: Case, client: Client, row: Row, fault: str) -> N
     assert report.errors == ()
     assert report.done == 50
     if method in ("hang", "lag"):
-        (late,) = case.named("straggler")
-        assert MARKED_BLOCK in late["blocks"]
+        assert any(MARKED_BLOCK in late["blocks"] for late in case.named("straggler"))
     if method == "run_out_of_memory":
-        assert report.retries == 1
-        assert case.named("retrying")[0]["blocks"] == 1
+        assert report.halvings == 1
     row(fault, "the marked block", then, most)
 
 
@@ -345,7 +344,7 @@ LASTING = {
     "a block hangs every worker": ("hang", r"quarantined.*no answer for", "quarantined"),
     "an exception in a block": ("fail", r"ArithmeticError: on purpose", "fails by name"),
     "NaN in a block": ("answer_nan", r"PredictionError.*NaN", "fails by name"),
-    "out of memory in a block": ("run_out_of_memory", r"MemoryError", "fails after 3 tries"),
+    "out of memory in a block": ("run_out_of_memory", r"memory", "fails by name"),
 }
 
 
@@ -359,15 +358,13 @@ def test_faults_that_stay(
     report = isochunk.run(plan, client, None, replace(SHORT, hung_s=15))
     assert (report.done, report.failed) == (49, 1)
     (error,) = report.errors
-    assert error.startswith(f"block {MARKED_BLOCK} [")
+    assert error.startswith(f"block {MARKED_BLOCK} 32:64,64:96,64:96: ")
     assert re.search(says, error), error
     holes = isochunk.audit(str(case.target)).holes
     assert {(h.stage, h.block) for h in holes} == {(0, MARKED_BLOCK)}
     if then == "quarantined":
         (verdict,) = case.named("quarantined")
         assert verdict["blocks"] == [MARKED_BLOCK]
-    for name in case.folder.glob("turn-*"):
-        name.unlink()
     mended = isochunk.run(isochunk.plan(case.job(method, 0)), client, None, SHORT)
     assert mended.complete
     assert mended.resumed == 49

@@ -20,6 +20,7 @@ from distributed import (
     Client,
     Future,
     KilledWorker,
+    Reschedule,
     WorkerPlugin,
     as_completed,
     get_worker,
@@ -85,11 +86,18 @@ class JobPlugin(WorkerPlugin):
 
 
 def on_worker(name: str) -> tuple[Pipeline, WorkerMetrics]:
-    """Return the job that is open in this worker process, and its metrics."""
-    plugin = get_worker().plugins[name]
+    """Return the job that is open in this worker process, and its metrics.
+
+    A worker that came later and could not open the job stays in the cluster all the same, and
+    would fail every task it is given at once. It leaves, and another worker gets the task.
+    """
+    worker = get_worker()
+    plugin = worker.plugins[name]
     assert isinstance(plugin, JobPlugin)
-    assert plugin.pipeline is not None
-    assert plugin.metrics is not None
+    if plugin.pipeline is None or plugin.metrics is None:
+        log.error("worker %s could not open the job and leaves", worker.address)
+        worker.loop.add_callback(worker.close, nanny=True, reason="the job could not be opened")
+        raise Reschedule
     return plugin.pipeline, plugin.metrics
 
 

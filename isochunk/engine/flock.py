@@ -189,7 +189,7 @@ class Flock:
         reports = []
         for index in task.blocks:
             where = f"block {index} {self.plan.block(task.stage, index).write}"
-            reason = f"quarantined, since its worker was lost even when it ran alone: {cause}"
+            reason = f"quarantined: it did not come back even when it ran alone: {cause}"
             reports.append(BlockReport(task.stage, index, error=f"{where}: {reason}"))
         return Reports.gather(task.stage, reports)
 
