@@ -9,7 +9,7 @@ import statistics
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,8 +65,12 @@ class Flight:
     """Clock when it was sent."""
     copies: dict[str, Future[Any]]
     """What is still awaited, by key."""
-    late: list[str]
-    """Workers that had it for so long that a second copy was sent."""
+    began: dict[str, tuple[str, float]]
+    """The worker that each copy is on, and the clock when it was first seen there, by key."""
+
+    def age(self, now: float) -> float:
+        """Return how long workers have had it; waiting for a worker is nobody's fault."""
+        return now - min((since for _, since in self.began.values()), default=now)
 
 
 class Flock:
@@ -137,7 +141,7 @@ class Flock:
     def send(self, task: BlockTask, *, alone: bool) -> None:
         """Send a task under a new key: the scheduler remembers the fate of old ones."""
         key = f"isochunk-{task.stage}-{task.blocks[0]}-{uuid.uuid4().hex[:8]}"
-        flight = Flight(task, key, alone, time.monotonic(), {}, [])
+        flight = Flight(task, key, alone, time.monotonic(), {}, {})
         self.flights[key] = flight
         self.send_copy(flight, key, None)
 
@@ -154,13 +158,14 @@ class Flock:
         if flight is None:  # the other copy was faster, or the task was given up
             return NOTHING
         del flight.copies[key]
+        _, began = flight.began.pop(key, ("", flight.sent))
         if future.status == "finished":
             reports: Reports = result
             if reports.failed or not reports.done["empty"].all():
-                self.pace.append(time.monotonic() - flight.sent)
+                self.pace.append(time.monotonic() - began)
             self.drop(flight)
             if key.endswith(COPY):  # what was late may never end, and holds a thread until then
-                self.restart(flight.late)
+                self.restart([worker for worker, _ in flight.began.values()])
             return reports
         if flight.copies:
             return NOTHING
@@ -211,19 +216,27 @@ class Flock:
         """
         self.check_scheduler()
         now = self._reached = time.monotonic()
-        present = len(self.client.nthreads())
-        if present:
+        at = self.client.processing()
+        if at:
             self._staffed = now
         elif now - self._staffed > self.patience.workers_s:
             raise ClusterError(
                 f"the Dask cluster has had no worker for {self.patience.workers_s:.0f} s; what is "
                 "done is recorded: start workers and give the same command again"
             )
-        if max(1, present) != self.workers:
-            self.notify("workers", {"workers": present})
-        self.workers = max(1, present)
+        if max(1, len(at)) != self.workers:
+            self.notify("workers", {"workers": len(at)})
+        self.workers = max(1, len(at))
+        where = {key: worker for worker, keys in at.items() for key in keys}
+        for flight in self.flights.values():
+            for key in flight.copies:
+                worker = where.get(key)
+                if worker is None:
+                    flight.began.pop(key, None)
+                elif flight.began.get(key, ("", now))[0] != worker:
+                    flight.began[key] = (worker, now)
         usual = statistics.median(self.pace) if len(self.pace) >= PACE_LEAST else math.nan
-        self.hurry(usual, now)
+        self.hurry(usual, now, {worker: len(keys) for worker, keys in at.items()})
         self.give_up(usual, now)
 
     def check_scheduler(self) -> None:
@@ -237,23 +250,21 @@ class Flock:
                 )
             time.sleep(POLL_S)
 
-    def hurry(self, usual: float, now: float) -> None:
+    def hurry(self, usual: float, now: float, load: Mapping[str, int]) -> None:
         """Send stragglers a second time, to the workers that have least to do."""
         limit = max(self.patience.straggler * usual, self.patience.straggler_s)
         single = [f for f in self.flights.values() if len(f.copies) == 1 and not f.alone]
-        late = [f for f in single if not math.isnan(usual) and now - f.sent > limit]
+        late = [f for f in single if not math.isnan(usual) and f.age(now) > limit]
         room = max(1, self.workers // COPIES_SHARE) - (len(self.flights) - len(single))
-        if not late or room <= 0:
-            return
-        at = self.client.processing()
-        for flight in late[:room]:
-            here = [worker for worker, keys in at.items() if flight.key in keys]
-            others = sorted(set(at) - set(here), key=lambda worker: len(at[worker]))
-            if here and others:
-                waited = {"seconds": round(now - flight.sent, 1), "median_s": round(usual, 1)}
-                blocks = {"stage": flight.task.stage, "blocks": list(flight.task.blocks)}
-                self.notify("straggler", {**blocks, **waited, "worker": here[0]})
-                flight.late.append(here[0])
+        for flight in late[: max(0, room)]:
+            here = [worker for worker, _ in flight.began.values()]
+            others = sorted(set(load) - set(here), key=lambda worker: load[worker])
+            if others:
+                self.notify("straggler", {
+                    "stage": flight.task.stage, "blocks": list(flight.task.blocks),
+                    "seconds": round(flight.age(now), 1), "median_s": round(usual, 1),
+                    "workers": here,
+                })  # fmt: skip
                 self.send_copy(flight, flight.key + COPY, others[:3])
 
     def give_up(self, usual: float, now: float) -> None:
@@ -261,16 +272,10 @@ class Flock:
         limit = self.patience.hung_s
         if not math.isnan(usual):
             limit = max(limit, self.patience.hung * usual)
-        hung = [flight for flight in self.flights.values() if now - flight.sent > limit]
-        if not hung:
-            return
-        at = self.client.processing()
-        for flight in hung:
-            here = [w for w, keys in at.items() if any(key in keys for key in flight.copies)]
-            if not here and not flight.alone:
-                continue  # it waits for a worker
+        for flight in [f for f in self.flights.values() if f.age(now) > limit]:
+            here = [worker for worker, _ in flight.began.values()]
             self.drop(flight)
-            self.given_up.append(self.lose(flight, f"no answer for {now - flight.sent:.0f} s"))
+            self.given_up.append(self.lose(flight, f"no answer for {flight.age(now):.0f} s"))
             self.restart(here)
 
     def restart(self, workers: list[str]) -> None:
