@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import dask
@@ -28,8 +28,11 @@ from isochunk.engine.clusters import (
     configuration,
     started,
 )
+from isochunk.engine.report import Report
 from isochunk.errors import ModelError, UsageError
 from isochunk.models.load import shipped
+from isochunk.results import open_result
+from isochunk.storage.events import read_events
 
 SMALL = ("--chunk=16,16,16", "--shard=32,32,32", "--block=32,32,32")
 
@@ -228,6 +231,32 @@ def test_workers_of_another_version(make: object, has: str, source: str, tmp_pat
         rf"isochunk=={isochunk.__version__} for all workers", said
     ), said  # fmt: skip
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_worker_of_another_version_that_comes_later_leaves(tmp_path: Path) -> None:
+    source = write_source(f"file://{tmp_path}/in", noise((16, 160, 160)))
+    other_version(tmp_path / "packages")
+    shapes = {"chunk": (16, 16, 16), "shard": (32, 32, 32), "block": (32, 32, 32)}
+    job = isochunk.Job(
+        source=source, target=f"{tmp_path}/out", model=slow_model(tmp_path, 0.4), trust=True,
+        **shapes,
+    )  # fmt: skip
+    with ExitStack() as closing:
+        ours = closing.enter_context(cluster(tmp_path, workers=1))
+        client = closing.enter_context(Client(ours.address, set_as_default=False))
+        joined: list[None] = []
+
+        def join(report: Report) -> None:
+            if report.done >= 2 and not joined:
+                joined.append(closing.enter_context(stranger(tmp_path, ours.address)))
+
+        assert isochunk.run(isochunk.plan(job), client, join).complete
+        assert len(client.nthreads()) == 1
+    events = [e["event"] for e in read_events(open_result(f"{tmp_path}/out").store)]
+    assert "workers" in events, "it was there for a while"
+    assert "lost" not in events
+    assert "could not open the job and leaves" in (tmp_path / "worker.log").read_text()
 
 
 def test_a_checkpoint_that_changed_between_plan_and_worker(

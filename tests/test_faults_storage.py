@@ -177,9 +177,11 @@ PASSING = {
     "body cut, length adapted": (
         [Rule(fault="truncate", part=READS, count=3)], "3 reads of the source"
     ),
-    "write refused with 503": (seldom(503, methods=WRITES), "10% of writes"),
+    "write refused with 503": (
+        [Rule(fault=503, methods=WRITES, after=3, count=4)], "4 writes"
+    ),
     "write done, answer lost": (
-        [Rule(fault="lost", methods=WRITES, rate=0.2)], "20% of writes"
+        [Rule(fault="lost", methods=WRITES, after=3, count=4)], "4 writes"
     ),
 }  # fmt: skip
 """Faults that storage gets over by itself: what goes wrong, and how often."""
