@@ -236,32 +236,33 @@ def read_bytes(value: str | int, name: str) -> int:
 
 def read_seconds(value: str | float, name: str) -> float:
     """Read a number of seconds, more than 0."""
-    try:
-        seconds = float(value)
-    except (TypeError, ValueError):
-        raise UsageError(f"{name} is {value!r}; write seconds, as 120") from None
-    if not 0 < seconds < float("inf"):
-        raise UsageError(f"{name} is {value}; it must be more than 0, and finite")
-    return seconds
+    return read_positive(value, name, "seconds, as 120")
 
 
 def read_rate(value: str | float, name: str) -> float:
     """Read a number of requests a second, more than 0."""
-    try:
-        rate = float(value)
-    except (TypeError, ValueError):
-        raise UsageError(f"{name} is {value!r}; write requests a second, as 50") from None
-    if not 0 < rate < float("inf"):
+    return read_positive(value, name, "requests a second, as 50")
+
+
+def read_positive(value: str | float, name: str, example: str) -> float:
+    """Read a number that is more than 0 and finite."""
+    number = read_number(value, name, example)
+    if not 0 < number < float("inf"):
         raise UsageError(f"{name} is {value}; it must be more than 0, and finite")
-    return rate
+    return number
 
 
 def read_share(value: str | float, name: str) -> float:
     """Read a share, more than 0 and at most 1."""
-    try:
-        share = float(value)
-    except (TypeError, ValueError):
-        raise UsageError(f"{name} is {value!r}; write a share, as 0.9") from None
+    share = read_number(value, name, "a share, as 0.9")
     if not 0 < share <= 1:
         raise UsageError(f"{name} is {value}; it must be more than 0 and at most 1")
     return share
+
+
+def read_number(value: str | float, name: str, example: str) -> float:
+    """Read a number; ``example`` says how it is written."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise UsageError(f"{name} is {value!r}; write {example}") from None

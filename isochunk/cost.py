@@ -185,7 +185,7 @@ def traffic(plan: Plan) -> Traffic:
     return Traffic(
         source_gets=gets(source, plan.source.format, plan.source_spans()),
         target_gets=back,
-        puts=plan.summary()["objects_written"],
+        puts=plan.objects_written(),
     )
 
 
@@ -361,7 +361,7 @@ def estimate(plan: Plan, measured: Calibration, prices: Prices) -> Estimate:
     Blocks that the mask leaves out or that are all background make no requests, and take no room:
     their share among those measured is taken as that of the whole volume.
     """
-    counted, figures = traffic(plan), plan.summary()
+    counted = traffic(plan)
     job_s = measured.worker_s * plan.target.box.size / measured.voxels
     read = measured.read_voxels / measured.voxels
     stored = measured.stored_voxels / measured.voxels
@@ -369,7 +369,7 @@ def estimate(plan: Plan, measured: Calibration, prices: Prices) -> Estimate:
     machine = prices.chosen()
     # The record is stored at most once in FLUSH_S, and read again when it is folded.
     records = min(plan.total_blocks, math.ceil(job_s / measured.workers / FLUSH_S))
-    written_gib = figures["bytes_written"] * stored / GIB
+    written_gib = plan.bytes_written() * stored / GIB
     rows = (
         Row(machine.name, job_s / 3600 / machine.workers, "machine hours", machine.hour),
         Row("source", round(counted.source_gets * read), "GETs", source.get_per_1000, 1000),
@@ -377,7 +377,7 @@ def estimate(plan: Plan, measured: Calibration, prices: Prices) -> Estimate:
         Row("target", round(counted.puts * stored), "PUTs", target.put_per_1000, 1000),
         Row("record", records, "GETs", target.get_per_1000, 1000),
         Row("record", records, "PUTs", target.put_per_1000, 1000),
-        Row("source", figures["bytes_read"] * read / GIB, "GiB in", source.gib_moved),
+        Row("source", plan.read_bytes()[0] * read / GIB, "GiB in", source.gib_moved),
         Row("target", written_gib, "GiB out", target.gib_moved),
     )
     return Estimate(

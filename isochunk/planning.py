@@ -135,7 +135,6 @@ class Plan:
     def summary(self) -> dict[str, Any]:
         """Return the JSON object of ``isochunk plan``."""
         read, needed = self.read_bytes()
-        levels = self.target.levels
         return {
             "source": describe(self.source),
             "target": describe(self.target),
@@ -148,8 +147,8 @@ class Plan:
             "halo_overhead": round(self.halo_overhead(), 4),
             "bytes_read": read,
             "read_amplification": round(read / needed, 4),
-            "bytes_written": sum(level.box.size for level in levels) * self.target.itemsize,
-            "objects_written": sum(block_count(v.box, v.object_shape) for v in levels),
+            "bytes_written": self.bytes_written(),
+            "objects_written": self.objects_written(),
             "worker_memory_bytes": self.worker_memory_bytes(),
             "exact": self.model.exact,
         }
@@ -168,6 +167,14 @@ class Plan:
     def tile_bytes(self, tile: Triple) -> int:
         """Return the working memory of one forward pass, as the allocator keeps it."""
         return int(math.prod(tile) * self.model.bytes_per_voxel * ALLOCATOR_SLACK)
+
+    def bytes_written(self) -> int:
+        """Return voxel bytes over all levels."""
+        return sum(level.box.size for level in self.target.levels) * self.target.itemsize
+
+    def objects_written(self) -> int:
+        """Return stored objects over all levels."""
+        return sum(block_count(v.box, v.object_shape) for v in self.target.levels)
 
     def halo_overhead(self) -> float:
         """Return source voxels read for halos, as a share of those converted."""

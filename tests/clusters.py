@@ -52,7 +52,7 @@ def cluster(folder: Path, workers: int = 2) -> Iterator[Cluster]:
             [sys.executable, "-m", "dask", *arguments],
             env=environment, stdout=log, stderr=subprocess.STDOUT,
         )  # fmt: skip
-        closing.callback(end, process)
+        closing.callback(end_family, process)
         return process
 
     with ExitStack() as closing:
@@ -69,17 +69,12 @@ def cluster(folder: Path, workers: int = 2) -> Iterator[Cluster]:
         yield made
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
-    """End a process and its children, gently if that works."""
-    family = [process]
+def end_family(process: subprocess.Popen[bytes]) -> None:
+    """End a process, gently if that works, and its children."""
+    children = []
     if process.poll() is None:
-        family += psutil.Process(process.pid).children(recursive=True)
-        process.terminate()
-        try:
-            process.wait(5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-    for child in family[1:]:
+        children = psutil.Process(process.pid).children(recursive=True)
+        servers.end(process)
+    for child in children:
         if child.is_running():
             child.kill()

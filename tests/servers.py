@@ -74,15 +74,20 @@ def running(command: list[str], port: int) -> Iterator[subprocess.Popen[bytes]]:
             drain.start()
             yield process
         finally:
-            process.terminate()
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            end(process)
             if drain.is_alive():
                 drain.join(5)
             process.stdout.close()
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a process, gently if that works within ten seconds."""
+    process.terminate()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 @contextlib.contextmanager

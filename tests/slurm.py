@@ -151,7 +151,7 @@ def slurm() -> Iterator[Slurm]:
                 [name, *arguments],
                 env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
-            closing.callback(end, process)
+            closing.callback(servers.end, process)
             if name == "munged":
                 wait_until((folder / "munge.socket").exists, 10)
         wait_for_node(made)
@@ -201,16 +201,6 @@ def wait_for_node(made: Slurm) -> None:
             return
         assert time.monotonic() < end_s, (done.stdout, done.stderr, made.logs())
         time.sleep(0.1)
-
-
-def end(process: subprocess.Popen[bytes]) -> None:
-    """End a daemon."""
-    process.terminate()
-    try:
-        process.wait(10)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
 
 
 def sweep(conf: str) -> None:

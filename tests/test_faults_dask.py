@@ -119,6 +119,14 @@ class Case:
             trust=True, levels=1, **BLOCKS,
         )  # fmt: skip
 
+    def command(self, scheduler: str) -> tuple[str, ...]:
+        """The job as the program is told it."""
+        job = self.job()
+        return (
+            "run", job.source, job.target, "--model", job.model, "--trust", "--levels=1", *FLAGS,
+            "--scheduler", scheduler,
+        )  # fmt: skip
+
     def calls(self) -> Counter[str]:
         """How often each block ran, by what it read, since the last time."""
         log = self.folder / "calls"
@@ -284,11 +292,7 @@ def test_kill_the_scheduler(case: Case, good: Good, row: Row, tmp_path: Path) ->
 
 
 def test_kill_the_client(case: Case, cluster: clusters.Cluster, row: Row) -> None:
-    job = case.job()
-    command = (
-        "run", job.source, job.target, "--model", job.model, "--trust", "--scheduler",
-        cluster.address, "--levels=1", *FLAGS,
-    )  # fmt: skip
+    command = case.command(cluster.address)
     process = start(*command)
     wait_until(lambda: len(list((case.target / "10_10_10").glob("*.shard"))) >= 20)
     process.kill()
@@ -302,11 +306,7 @@ def test_kill_the_client(case: Case, cluster: clusters.Cluster, row: Row) -> Non
 
 
 def test_two_submitters(case: Case, cluster: clusters.Cluster, row: Row) -> None:
-    job = case.job()
-    command = (
-        "run", job.source, job.target, "--model", job.model, "--trust", "--scheduler",
-        cluster.address, "--levels=1", *FLAGS,
-    )  # fmt: skip
+    command = case.command(cluster.address)
     processes = [start(*command) for _ in range(2)]
     for process in processes:
         _, err = process.communicate(timeout=120)

@@ -153,9 +153,19 @@ def check_cluster(job: Job) -> None:
         UsageError: a key, a value or an option is not what it should be, or a package is missing.
     """
     if job.cluster not in WORDS:
-        spec = cluster_of(job)
-        check_options(spec, cluster_class(spec))
-        check_dask(spec)
+        checked_class(cluster_of(job))
+
+
+def checked_class(spec: ClusterSpec) -> Any:  # noqa: ANN401 - cluster classes share no base
+    """Return the class of a cluster, which takes what the spec says.
+
+    Raises:
+        UsageError: it is not installed, or an option or a dask key is not known.
+    """
+    made = cluster_class(spec)
+    check_options(spec, made)
+    check_dask(spec)
+    return made
 
 
 @contextmanager
@@ -166,9 +176,7 @@ def started(spec: ClusterSpec) -> Iterator[Any]:
         UsageError: its class is not installed, takes no such options, or cannot start.
     """
     check_gpus(spec)
-    made = cluster_class(spec)
-    check_options(spec, made)
-    check_dask(spec)
+    made = checked_class(spec)
     with configured(spec):
         # Cluster classes print while they start; standard output is for results.
         with redirect_stdout(sys.stderr):
