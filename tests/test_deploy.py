@@ -26,7 +26,7 @@ import kubernetes_validate
 import pytest
 import servers
 import yaml
-from clusters import end
+from clusters import end_family
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from jobs import noise, read_all, wait_until, write_source
@@ -449,7 +449,7 @@ def pods_here(tmp_path: Path) -> Iterator[str]:
                 env={**os.environ, **given, **settings, "OMP_NUM_THREADS": "1"},
                 stdout=log, stderr=subprocess.STDOUT, cwd=tmp_path,
             )  # fmt: skip
-            closing.callback(end, process)
+            closing.callback(end_family, process)
         log_file = tmp_path / "cluster.log"
         wait_until(lambda: "Registered to" in log_file.read_text(), seconds=120)
         yield address

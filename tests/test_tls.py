@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import servers
-from clusters import end
+from clusters import end_family
 from distributed import Client, Scheduler, SpecCluster
 from jobs import command, noise, read_all, start, wait_until, write_source
 
@@ -54,7 +54,7 @@ def address(certificates: Path, tmp_path: Path) -> Iterator[str]:
                 stdout=log, stderr=subprocess.STDOUT, cwd=tmp_path,
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
             )  # fmt: skip
-            closing.callback(end, process)
+            closing.callback(end_family, process)
         said = tmp_path / "cluster.log"
         wait_until(lambda: "Registered to" in said.read_text(), seconds=120)
         yield address
