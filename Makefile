@@ -4,6 +4,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # Another interpreter: make PYTHON=/path/to/python3.12 test
 PYTHON ?=
+# Processes that run tests side by side; some tests start clusters, so not one for each core.
+JOBS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check lint bench reliability clean
@@ -42,10 +44,10 @@ demo: $(READY)
 	$(BIN)/isochunk demo
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 check: lint
-	$(BIN)/python -m pytest -m "not slow and not browser" tests
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not slow and not browser" tests
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -6,7 +6,6 @@ import signal
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import reliability
@@ -20,31 +19,20 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
-TABLES = pytest.StashKey[reliability.Tables]()
-
-
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--reliability", type=Path, help="page whose tables this run fills")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[TABLES] = {}
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    page = session.config.getoption("--reliability")
-    if page is not None:
-        reliability.fill(page, session.config.stash[TABLES])
+    page = config.getoption("--reliability")
+    if page is not None and not hasattr(config, "workerinput"):  # workers of xdist send their rows
+        config.pluginmanager.register(reliability.Filler(page))
 
 
 @pytest.fixture
-def record(request: pytest.FixtureRequest) -> Callable[..., None]:
+def record(record_property: Callable[[str, object], None]) -> Callable[..., None]:
     """Add a row to a table of docs/reliability.md: its name, then its cells by column."""
-
-    def add(table: str, **cells: Any) -> None:
-        request.config.stash[TABLES].setdefault(table, []).append(cells)
-
-    return add
+    return lambda table, **cells: record_property(f"{reliability.PREFIX}{table}", cells)
 
 
 @pytest.fixture(scope="session")

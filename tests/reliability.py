@@ -11,6 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+PREFIX = "table: "
+"""Starts the properties of tests that are rows."""
+
 Tables = dict[str, list[Mapping[str, Any]]]
 
 
@@ -28,6 +33,23 @@ def shown(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+class Filler:
+    """A plugin of pytest that fills a page when all tests have run."""
+
+    def __init__(self, page: Path) -> None:
+        self.page = page
+        self.tables: Tables = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "teardown":
+            for name, cells in report.user_properties:
+                if name.startswith(PREFIX):
+                    self.tables.setdefault(name.removeprefix(PREFIX), []).append(cells)
+
+    def pytest_sessionfinish(self) -> None:
+        fill(self.page, self.tables)
 
 
 def fill(page: Path, tables: Tables) -> None:

@@ -45,6 +45,7 @@ def page_faults(setup: str, **env: str) -> tuple[str, list[int]]:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="not glibc")
+@pytest.mark.slow
 def test_a_thread_gets_its_buffers_back_without_faults():
     told, kept = page_faults("keep_memory()")
     assert told == "True"
@@ -55,6 +56,7 @@ def test_a_thread_gets_its_buffers_back_without_faults():
     assert min(default[20:]) > 20_000
 
 
+@pytest.mark.slow
 def test_what_the_user_set_stays():
     told, _ = page_faults("keep_memory()", MALLOC_ARENA_MAX="3")
     assert told == "False"

@@ -365,6 +365,7 @@ def test_a_bucket_by_endpoint_option(
     assert "provenance" in open_store(f"{s3}/out").keys()  # noqa: SIM118
 
 
+@pytest.mark.slow
 def test_the_submit_script(source: str, tmp_path: Path) -> None:
     """examples/submit.py, as it is, against a cluster of processes."""
     target = f"{tmp_path}/out"

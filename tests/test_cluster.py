@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import time
@@ -27,7 +26,9 @@ def source(tmp_path: Path) -> str:
     return write_source(f"file://{tmp_path}/in", noise((16, 160, 160)))
 
 
-@pytest.mark.parametrize("model", ["cubic", "srunet-z4-small"])
+@pytest.mark.parametrize(
+    "model", ["cubic", pytest.param("srunet-z4-small", marks=pytest.mark.slow)]
+)
 def test_two_processes_give_the_bytes_of_one(
     client: Client, tmp_path: Path, model: str
 ) -> None:
@@ -69,6 +70,7 @@ def undisturbed(source: str, tmp_path: Path) -> dict[str, str]:
     return tree_digest(tmp_path / "good")
 
 
+@pytest.mark.slow
 def test_kill_the_client_and_run_the_same_command_again(
     source: str, tmp_path: Path, undisturbed: dict[str, str]
 ) -> None:
@@ -99,24 +101,7 @@ def test_kill_the_client_and_run_the_same_command_again(
     assert command("audit", str(target))["complete"]
 
 
-def test_kill_a_worker_and_the_run_goes_on(
-    source: str, tmp_path: Path, undisturbed: dict[str, str]
-) -> None:
-    target = tmp_path / "out"
-    process = slow_run(source, target, tmp_path, workers=2)
-    wait_until(lambda: finished(target) >= 10)
-    victim = next(
-        child
-        for child in psutil.Process(process.pid).children(recursive=True)
-        if "spawn_main" in " ".join(child.cmdline())
-    )
-    os.kill(victim.pid, signal.SIGKILL)
-    _, err = process.communicate(timeout=240)
-    assert process.returncode == 0, err.decode()
-    assert tree_digest(target) == undisturbed
-    assert command("audit", str(target))["complete"]
-
-
+@pytest.mark.slow
 def test_client_memory_does_not_grow_with_the_number_of_blocks(
     client: Client, tmp_path: Path
 ) -> None:
@@ -155,17 +140,7 @@ def test_client_memory_does_not_grow_with_the_number_of_blocks(
     assert grown["large"] - grown["small"] < 20 << 20
 
 
-def test_two_submitters_at_once(tmp_path: Path) -> None:
-    source = write_source(f"file://{tmp_path}/in", noise((16, 96, 96)))
-    target = tmp_path / "out"
-    processes = [slow_run(source, target, tmp_path, workers=1) for _ in range(2)]
-    for process in processes:
-        _, err = process.communicate(timeout=240)
-        assert process.returncode == 0, err.decode()
-    np.testing.assert_array_equal(read_all(str(target)), noise((16, 96, 96)).repeat(4, 0))
-    assert command("audit", str(target))["complete"]
-
-
+@pytest.mark.slow
 def test_a_scheduler_that_does_not_answer(tmp_path: Path) -> None:
     source = write_source(f"file://{tmp_path}/in", noise((4, 32, 32)))
     begun = time.monotonic()

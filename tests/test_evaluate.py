@@ -154,6 +154,7 @@ def test_unreadable_boxes_are_refused():
         Box.parse("0:10,0:10")
 
 
+@pytest.mark.slow
 def test_reference_floor_of_the_interpolations(shared_data):
     # README of the data, on another cube of the same tissue: cubic about 1 dB over linear.
     truth = str(shared_data / "medulla_fibsem_448.ome.zarr")

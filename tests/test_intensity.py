@@ -87,6 +87,7 @@ def test_petabytes_cost_a_bounded_sample_and_give_the_same_numbers_again():
     assert measured.scale == pytest.approx(30, abs=1)
 
 
+@pytest.mark.slow
 def test_background_does_not_count_towards_the_sample():
     sparse = Procedural(tissue=5)
     measured = measure_intensity(sparse, "standard")

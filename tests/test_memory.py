@@ -123,6 +123,7 @@ def test_a_run_halves_its_tile_and_says_so(
     assert isochunk.audit(job.target).complete
 
 
+@pytest.mark.slow
 def test_workers_of_a_cluster_say_it_too(
     job: isochunk.Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -260,6 +261,7 @@ def task_sizes(dask_scheduler: Any) -> list[int]:
     ]
 
 
+@pytest.mark.slow
 def test_tasks_carry_no_model(
     client: Client, job: isochunk.Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -199,6 +199,7 @@ def test_audit_names_the_holes_and_repair_mends_only_them(source: str, tmp_path:
     assert len([f for f in changed if f.suffix == ".shard"]) <= 3 * len(blocks)
 
 
+@pytest.mark.slow
 def test_a_run_that_failed_in_the_middle_is_finished_by_repair(tmp_path: Path) -> None:
     """A truncated source chunk fails its blocks, by name; the rest is done."""
     voxels = noise((8, 96, 96))

@@ -155,6 +155,7 @@ def undisturbed(source, tmp_path_factory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_killed_training_ends_with_the_weights_of_an_undisturbed_one(source, undisturbed, tmp_path):
     killed = tmp_path / "undisturbed"  # the folder's name is the model's
     config(source, killed, LONG)
@@ -171,6 +172,7 @@ def test_killed_training_ends_with_the_weights_of_an_undisturbed_one(source, und
         assert (undisturbed / name).read_bytes() == (killed / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_sigterm_saves_the_state_and_the_same_command_goes_on(source, undisturbed, tmp_path):
     asked = tmp_path / "asked"
     wanted = config(source, asked, LONG)

@@ -7,6 +7,7 @@ import re
 import urllib.request
 from pathlib import Path
 
+import pytest
 from distributed import Client
 from jobs import noise, slow_model, start, write_source
 
@@ -20,6 +21,7 @@ BLOCKS = {"chunk": (16, 16, 16), "shard": (32, 32, 32), "block": (32, 32, 32)}
 FLAGS = [f"--{name}={','.join(map(str, value))}" for name, value in BLOCKS.items()]
 
 
+@pytest.mark.slow
 def test_watch_ends_with_the_run(tmp_path: Path) -> None:
     source = write_source(f"file://{tmp_path}/in", noise((16, 160, 160)))
     model = slow_model(tmp_path, 0.1)
