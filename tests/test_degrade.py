@@ -2,22 +2,50 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.ndimage import gaussian_filter1d
 
 from isochunk.errors import UsageError
-from isochunk.train.degrade import Augmentation, degrade, input_noise, turn, vary_intensity
+from isochunk.train.degrade import (
+    FWHM_SIGMAS,
+    PHASES,
+    Augmentation,
+    degrade,
+    input_noise,
+    section_weights,
+    turn,
+    vary_intensity,
+)
 
 torch.set_num_threads(1)
+
+DEGRADATIONS = sorted(PHASES)
+RATIOS = st.builds(Fraction, st.integers(5, 60), st.integers(1, 5))
+
+
+def line(values: object) -> torch.Tensor:
+    return torch.as_tensor(values, dtype=torch.float32).reshape(1, 1, -1, 1, 1)
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def whole_depth(ratio: Fraction, sections: int) -> int:
+    """Return a depth of at least so many sections that the ratio takes."""
+    return -(-sections * ratio.numerator // ratio.denominator)
 
 
 @settings(deadline=None)  # the first call loads torch
 @given(st.integers(1, 6), st.integers(1, 5), st.integers(0, 99))
 def test_avg_is_the_mean_of_the_voxels_a_section_covers(factor, sections, seed):
-    x = torch.rand((2, 1, factor * sections, 3, 2), generator=torch.Generator().manual_seed(seed))
+    x = torch.rand((2, 1, factor * sections, 3, 2), generator=seeded(seed))
     made = degrade(x, factor, "avg")
     assert made.shape == (2, 1, sections, 3, 2)
     for i in range(sections):
@@ -29,6 +57,93 @@ def test_avg_is_the_mean_of_the_voxels_a_section_covers(factor, sections, seed):
 def test_skip_takes_the_first_voxel_of_each_section(factor, sections):
     x = torch.arange(factor * sections, dtype=torch.float32).reshape(1, 1, -1, 1, 1)
     assert degrade(x, factor, "skip").flatten().tolist() == [i * factor for i in range(sections)]
+
+
+@settings(deadline=None)
+@given(RATIOS, st.integers(1, 9), st.sampled_from(DEGRADATIONS))
+def test_every_section_weighs_voxels_by_one_in_all(ratio, sections, degradation):
+    weights = section_weights(whole_depth(ratio, sections), ratio, degradation)
+    assert weights.shape == (sections, whole_depth(ratio, sections))
+    assert weights.min() >= 0
+    torch.testing.assert_close(weights.sum(1), torch.ones(sections))
+
+
+@given(RATIOS, st.integers(1, 4), st.integers(0, 99))
+def test_avg_preserves_the_mean_at_any_ratio(ratio, repeats, seed):
+    x = torch.rand((1, 2, repeats * ratio.numerator, 2, 3), generator=seeded(seed))
+    made = degrade(x, ratio, "avg")
+    assert made.shape[2] == repeats * ratio.denominator
+    torch.testing.assert_close(made.mean(2), x.mean(2))
+
+
+@given(RATIOS, st.integers(1, 7), st.integers(0, 99))
+def test_avg_at_any_ratio_is_a_whole_average_of_voxels_cut_into_parts(ratio, sections, seed):
+    depth = whole_depth(ratio, sections)
+    x = torch.rand((1, 1, depth, 2, 2), generator=seeded(seed))
+    parts = x.repeat_interleave(ratio.denominator, 2)[:, :, : sections * ratio.numerator]
+    torch.testing.assert_close(degrade(x, ratio, "avg"), degrade(parts, ratio.numerator, "avg"))
+
+
+@pytest.mark.parametrize("degradation", ["avg", "skip"])  # a psf looks beyond its section
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 99))
+def test_sections_of_repeated_sections_are_the_sections(degradation, factor, sections, seed):
+    x = torch.rand((1, 1, sections, 2, 2), generator=seeded(seed))
+    again = degrade(x.repeat_interleave(factor, 2), factor, degradation)
+    torch.testing.assert_close(again, x)
+
+
+@pytest.mark.parametrize("degradation", DEGRADATIONS)
+@given(RATIOS, st.integers(9, 12))
+def test_sections_lie_where_their_phase_says(degradation, ratio, sections):
+    depth = whole_depth(ratio, sections)
+    places = degrade(line(range(depth)), ratio, degradation).flatten()
+    start = 0 if PHASES[degradation] == "sample" else (ratio - 1) / 2
+    expected = line([float(start + i * ratio) for i in range(sections)]).flatten()
+    inner = slice(3, -3) if degradation == "psf" else slice(None)  # tails are cut at the ends
+    # A part of a voxel counts as if it lay in the voxel's middle.
+    off = float(1 / (4 * ratio)) if degradation == "avg" and ratio.denominator > 1 else 0
+    torch.testing.assert_close(places[inner], expected[inner], rtol=1e-5, atol=off + 1e-3)
+
+
+@given(st.integers(1, 9), st.integers(1, 5), st.sampled_from(["avg", "skip"]), st.integers(0, 99))
+def test_whole_ratios_agree_with_their_weights(factor, sections, degradation, seed):
+    x = torch.rand((1, 1, factor * sections, 2, 2), generator=seeded(seed))
+    weighed = torch.einsum("sz,bczyx->bcsyx", section_weights(x.shape[2], factor, degradation), x)
+    torch.testing.assert_close(degrade(x, Fraction(factor), degradation), weighed)
+
+
+@pytest.mark.parametrize("factor", [3, 5, 9])
+def test_psf_is_a_gaussian_one_section_wide_at_half_maximum(factor):
+    x = np.random.default_rng(0).random(20 * factor)
+    blurred = gaussian_filter1d(x, factor / FWHM_SIGMAS, truncate=8)
+    made = degrade(line(x), factor, "psf").flatten().numpy()
+    middles = blurred[factor // 2 :: factor]
+    np.testing.assert_allclose(made[4:-4], middles[4:-4], rtol=1e-5)
+    response = degrade(line(np.eye(20 * factor)[10 * factor + factor // 2]), factor, "psf")
+    next_door = degrade(line(np.eye(20 * factor)[11 * factor + factor // 2]), factor, "psf")
+    ratio = float(next_door.flatten()[10] / response.flatten()[10])
+    assert ratio == pytest.approx(1 / 16, rel=1e-4)  # 1/2 at half a section, so 1/2**4 at one
+
+
+def test_what_a_rational_ratio_leaves_over_is_in_no_section():
+    x = torch.zeros((1, 1, 10, 1, 1))
+    x[:, :, -1] = 1.0
+    made = degrade(x, Fraction(9, 2), "avg")
+    assert made.flatten().tolist() == [0.0, 0.0]
+
+
+def test_gradients_of_a_rational_average_are_its_weights():
+    x = torch.zeros((1, 1, 5, 2, 2), requires_grad=True)
+    degrade(x, Fraction(5, 2), "avg")[:, :, 0].sum().backward()
+    assert x.grad is not None
+    assert x.grad[0, 0, :, 0, 0].tolist() == pytest.approx([0.4, 0.4, 0.2, 0.0, 0.0])
+
+
+@pytest.mark.parametrize("degradation", DEGRADATIONS)
+@pytest.mark.parametrize(("depth", "factor"), [(4, Fraction(9, 2)), (8, Fraction(1, 2)), (8, 0)])
+def test_sections_thinner_than_a_voxel_or_thicker_than_all_are_refused(depth, factor, degradation):
+    with pytest.raises(UsageError, match=r"must be at least 1|multiple, e\.g\. 5"):
+        degrade(torch.zeros((1, 1, depth, 2, 2)), factor, degradation)
 
 
 def test_gradients_reach_every_voxel_of_a_section():
@@ -44,7 +159,7 @@ def test_sections_must_be_whole():
 
 
 def test_unknown_degradation_is_refused():
-    with pytest.raises(UsageError, match=r"'blur'.*'avg', 'skip'"):
+    with pytest.raises(UsageError, match=r"'blur'.*'avg', 'skip', 'psf'"):
         degrade(torch.zeros((1, 1, 4, 2, 2)), 4, "blur")
 
 
