@@ -108,6 +108,7 @@ def resolve(job: Job, target_url: str, target_format: Format) -> tuple[Plan, Vol
     source = open_volume(job.source, access)
     check_supported(source.spec)
     model = describe(job.model, trust=job.trust)
+    model = model.on_plane(job.plane or model.plane)
     mask = open_volume(job.mask, access).spec if job.mask else None
     full = Intensity.full_range(source.spec.dtype)
     # Planned before the source is measured, so that mistakes cost no reading.

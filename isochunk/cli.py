@@ -17,86 +17,25 @@ from typing import Any, NoReturn, TypeAlias
 
 import isochunk
 from isochunk.allocator import keep_memory
-from isochunk.config import CHOICES, Job, read_toml
+from isochunk.config import CHOICES, Job, read_box, read_ratio, read_shape, read_toml
 from isochunk.errors import IsochunkError, UsageError
+from isochunk.options import (
+    EVALUATE_CHOICES,
+    EVALUATE_OPTIONS,
+    INTEGERS,
+    JOB_OPTIONS,
+    JOB_SWITCHES,
+    NETWORK_OPTIONS,
+    RUN_FIELDS,
+    SECONDS,
+    TRAIN_OPTIONS,
+    TRAIN_PARTS,
+)
 from isochunk.text import as_text
 
 DONE, INCOMPLETE, REFUSED = 0, 1, 2
 
-JOB_OPTIONS: Mapping[str, str] = {
-    "spacing": "Z,Y,X of the target in nm; default: isotropic, or what the model's factor gives",
-    "source-spacing": "Z,Y,X of the source in nm, where it does not say",
-    "box": "source voxels to convert, z0:z1,y0:y1,x0:x1",
-    "mask": "URL of a volume over the same space; where it is all zero nothing is computed",
-    "block": "Z,Y,X target voxels of one unit of work",
-    "format": "target format",
-    "encoding": "target compression",
-    "chunk": "Z,Y,X of target chunks",
-    "shard": "Z,Y,X of target shards, or none",
-    "levels": "resolution levels to write",
-    "dtype": "target voxel type; default: the source's",
-    "missing": "what an absent source object means; auto: as the format says",
-    "device": "where networks run",
-    "precision": "arithmetic of networks",
-    "memory": "host memory of one worker, as 8GiB",
-    "device-memory": "share of a GPU's memory that one worker may take, as 0.9",
-    "timeout": "seconds that storage may take for one answer, retries included",
-    "requests": "requests that one process has in flight",
-    "slow-start": "requests a second that one process starts with; doubles in 20 minutes",
-    "workers": "worker processes; with cuda at most one per GPU, and all GPUs by default",
-    "scheduler": "address of a running Dask scheduler, tcp://host:8786",
-    "cluster": "local, cuda, or a TOML file that describes a cluster",
-}
-"""Options of plan and run that take a value, named as the fields of Job."""
-
-JOB_SWITCHES: Mapping[str, str] = {
-    "allow-inexact": "accept a model whose tiles do not join exactly",
-    "trust": "accept a model that runs code of its own",
-    "overwrite": "delete what is stored at the target first",
-}
-"""Options of plan and run without a value."""
-
-RUN_FIELDS = (
-    "model", "device", "memory", "device-memory", "timeout", "requests", "slow-start", "workers",
-    "scheduler", "cluster", "trust",
-)  # fmt: skip
-"""Fields of Job that a repair may change: none of them changes the output."""
-
-INTEGERS = ("levels", "workers", "requests")
-
 DEMO_MODEL = "srunet-z4-small"
-
-TRAIN_OPTIONS: Mapping[str, str] = {
-    "arch": "srunet or fsrcnn",
-    "factor": "target voxels per section",
-    "mode": "supervised",
-    "degradation": "how sections are made: avg or skip",
-    "steps": "steps altogether",
-    "out": "folder that becomes the checkpoint",
-    "device": "auto, cpu or cuda",
-    "seed": "seed of weights and crops",
-    "batch": "crops per step",
-}
-"""Options of train that are fields of TrainConfig."""
-
-TRAIN_INTEGERS = ("factor", "steps", "seed", "batch")
-
-NETWORK_OPTIONS: Mapping[str, str] = {
-    "variant": "kernels: paper or compact",
-    "residual": "interpolation added to the answer: none, linear or cubic",
-    "width": "srunet: feature maps at the finest level",
-    "levels": "srunet: resolution levels",
-    "convs": "srunet: convolutions per level",
-    "maps": "fsrcnn: feature maps, d",
-    "shrunk": "fsrcnn: feature maps of the mapping, s",
-    "mappings": "fsrcnn: mapping layers, m",
-}
-"""Options of train that are hyperparameters of an architecture."""
-
-NETWORK_WORDS = ("variant", "residual")
-
-SECONDS = {"timeout": "timeout_s"}
-"""Options whose fields carry the unit."""
 
 Result: TypeAlias = tuple[dict[str, Any] | None, int]
 """What a command found, or None if it printed by itself, and its exit code."""
@@ -382,22 +321,22 @@ def demo(options: argparse.Namespace) -> Result:
 
 def add_training(add: Callable[..., argparse.ArgumentParser]) -> None:
     """Describe train and evaluate."""
-    sub = add("train", train, "train a network on isotropic volumes; the same command resumes")
+    sub = add("train", train, "train a network; the same command resumes")
     sub.add_argument("--recipe", help="a committed recipe's name, or a TOML file")
-    sub.add_argument("--source", dest="sources", action="append", help="isotropic volume; repeat")
-    for name, text in TRAIN_OPTIONS.items():
-        sub.add_argument(f"--{name}", help=text, type=int if name in TRAIN_INTEGERS else str)
-    for name, text in NETWORK_OPTIONS.items():
-        sub.add_argument(f"--{name}", help=text, type=str if name in NETWORK_WORDS else int)
+    sub.add_argument("--source", dest="sources", action="append", help="volume; repeat for more")
+    parts = {name: text for name, (_, _, text) in TRAIN_PARTS.items()}
+    for name, text in {**TRAIN_OPTIONS, **parts, **NETWORK_OPTIONS}.items():
+        sub.add_argument(f"--{name}", help=text)
     sub = add("evaluate", evaluate, "measure models against an isotropic volume")
-    sub.add_argument("--model", dest="models", action="append", default=[], help="repeat for more")
     sub.add_argument("--truth", required=True, help="isotropic volume")
-    sub.add_argument("--factor", type=int, default=4, help="sections that are made one")
-    sub.add_argument("--degradation", choices=("avg", "skip"), default="avg")
-    sub.add_argument("--box", help="part of the truth, z0:z1,y0:y1,x0:x1")
-    sub.add_argument("--device", choices=CHOICES["device"], default="auto")
+    sub.add_argument("--model", dest="models", action="append", default=[], help="repeat for more")
+    sub.add_argument(
+        "--prediction", dest="predictions", action="append", default=[],
+        help="volume restored elsewhere, on the truth's grid; repeat for more",
+    )  # fmt: skip
+    for name, text in EVALUATE_OPTIONS.items():
+        sub.add_argument(f"--{name}", help=text, choices=EVALUATE_CHOICES.get(name))
     sub.add_argument("--trust", action="store_true", help=JOB_SWITCHES["trust"])
-    sub.add_argument("--report", help="folder to write the figures to")
 
 
 def use_endpoint(options: argparse.Namespace) -> None:
@@ -410,19 +349,19 @@ def train(options: argparse.Namespace) -> Result:
     """``isochunk train``."""
     from dataclasses import asdict
 
-    from isochunk.train.config import config_from_table, read_recipe
     from isochunk.train.loop import train as fit
+    from isochunk.train.presets import config_from_table, read_recipe, with_options
 
     use_endpoint(options)
-    table: dict[str, Any] = read_recipe(options.recipe) if options.recipe else {}
-    chosen = {n: getattr(options, n) for n in ("sources", *TRAIN_OPTIONS)}
-    network = {n: getattr(options, n) for n in NETWORK_OPTIONS}
-    table.update({n: v for n, v in chosen.items() if v is not None})
-    table["network"] = {
-        **table.get("network", {}),
-        **{n: v for n, v in network.items() if v is not None},
-    }
+    table = read_recipe(options.recipe) if options.recipe else {}
+    if options.sources:
+        table["sources"] = options.sources
+    names = (*TRAIN_OPTIONS, *TRAIN_PARTS, *NETWORK_OPTIONS)
+    given = {name: getattr(options, field_of(name)) for name in names}
+    table = with_options(table, {name: text for name, text in given.items() if text is not None})
     report = fit(config_from_table(table))
+    if os.environ.get("RANK", "0") != "0":  # of the processes of torchrun one speaks
+        return None, DONE
     return asdict(report), DONE if report.stopped == "finished" else INCOMPLETE
 
 
@@ -430,18 +369,20 @@ def evaluate(options: argparse.Namespace) -> Result:
     """``isochunk evaluate``."""
     from isochunk.evaluate import EvaluateConfig
     from isochunk.evaluate import evaluate as measure
-    from isochunk.geometry import Box
 
     use_endpoint(options)
+    readers = {"factor": read_ratio, "average": read_shape, "box": read_box, "background": read_box}
+    given: dict[str, Any] = {}
+    for name in EVALUATE_OPTIONS:
+        value = getattr(options, name)
+        if value is not None:
+            given[name] = readers[name](value, name) if name in readers else value
     config = EvaluateConfig(
-        models=tuple(options.models),
-        truth=options.truth,
-        factor=options.factor,
-        degradation=options.degradation,
-        box=Box.parse(options.box) if options.box else None,
-        device=options.device,
+        options.truth,
+        tuple(options.models),
+        tuple(options.predictions),
         trust=options.trust,
-        report=options.report,
+        **given,
     )
     return measure(config).summary(), DONE
 

@@ -6,11 +6,13 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from isochunk.errors import UsageError
 from isochunk.geometry import Box, Spacing, Triple, exact_nm
+from isochunk.spec import Plane
 
 TargetFormat: TypeAlias = Literal["precomputed", "ome-zarr"]
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
@@ -24,6 +26,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "missing": ("auto", "background", "error"),
     "device": ("auto", "cpu", "cuda"),
     "precision": ("fp32", "bf16", "fp16"),
+    "plane": ("xz", "yz", "xz+yz"),
 }
 """Values allowed for the fields that take one of a few words."""
 
@@ -77,6 +80,8 @@ class Job:
     """Where networks run."""
     precision: Precision = "fp32"
     """Arithmetic of networks."""
+    plane: Plane | None = None
+    """Slices that an axial network runs on, ``xz+yz`` for the mean of both; default: its own."""
     memory: int = 4 << 30
     """Host memory of one worker in bytes."""
     device_memory: float = 0.9
@@ -258,6 +263,17 @@ def read_share(value: str | float, name: str) -> float:
     if not 0 < share <= 1:
         raise UsageError(f"{name} is {value}; it must be more than 0 and at most 1")
     return share
+
+
+def read_ratio(value: str, name: str) -> Fraction:
+    """Read a rational number of at least 1, such as 4, 2.5 or 225/23, exactly."""
+    try:
+        ratio = Fraction(value)
+    except (ValueError, ZeroDivisionError):
+        raise UsageError(f"{name} is {value!r}; write a number as 4, 2.5 or 225/23") from None
+    if ratio < 1:
+        raise UsageError(f"{name} is {value}; it must be at least 1")
+    return ratio
 
 
 def read_number(value: str | float, name: str, example: str) -> float:

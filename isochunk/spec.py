@@ -5,6 +5,7 @@ Both are plain values: they travel to workers, into ``job.json`` and back unchan
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Literal, TypeAlias
@@ -25,8 +26,15 @@ from isochunk.geometry import (
 
 Format: TypeAlias = Literal["precomputed", "zarr2", "zarr3", "n5", "cloudvolume"]
 Plane: TypeAlias = Literal["3d", "xy", "xz", "yz", "xz+yz"]
+Grid: TypeAlias = Literal["source", "target"]
 Phase: TypeAlias = Literal["mean", "sample"]
 Normalisation: TypeAlias = Literal["range", "standard"]
+
+AXIAL: tuple[Plane, ...] = ("xz", "yz", "xz+yz")
+"""Planes that a network for slices with one coarse axis can run on."""
+
+INTERPOLATION_REACH = 2
+"""Sections that cubic interpolation needs on either side."""
 
 DTYPES = ("uint8", "uint16")
 """Voxel types that can be made isotropic."""
@@ -127,6 +135,9 @@ class ModelSpec:
     """A source section is the mean over its thickness, or a sample at its first target voxel."""
     plane: Plane = "3d"
     """Planes a 2D network runs on."""
+    grid: Grid = "source"
+    """Grid of halo and alignment while the factor is open: the target's for networks that refine an
+    interpolation."""
     sections: int = 0
     """Neighbouring sections used on each side by a 2D network."""
     normalisation: Normalisation = "range"
@@ -159,11 +170,39 @@ class ModelSpec:
                     f"model {self.name!r} has factor {mine} (z, y, x) but the spacings ask for "
                     f"{format_factor(factor)}; choose --spacing to match or another --model"
                 )
+        if self.grid == "target":
+            return self._on_source_grid(factor)
         halo = triple(
             0 if own is None and wanted == 1 else h
             for own, wanted, h in zip(self.factor, factor, self.halo, strict=True)
         )
         return replace(self, factor=factor, halo=halo)
+
+    def _on_source_grid(self, factor: Factor) -> ModelSpec:
+        """Fix the factor of a network that aligns and pads slices on the target grid along z."""
+        z = math.ceil((self.halo[0] + self.alignment[0] - 1) / factor[0]) + INTERPOLATION_REACH
+        return replace(
+            self, factor=factor, halo=(z, *self.halo[1:]), alignment=(1, *self.alignment[1:]),
+            grid="source",
+        )  # fmt: skip
+
+    def on_plane(self, plane: Plane) -> ModelSpec:
+        """Run an axial network on other slices: ``xz``, ``yz``, or the mean of both.
+
+        Raises:
+            ModelError: the model is no axial network.
+        """
+        if plane == self.plane:
+            return self
+        if self.plane not in AXIAL or plane not in AXIAL:
+            raise ModelError(
+                f"model {self.name!r} runs on {self.plane}, not on {plane}; leave --plane out, or "
+                f"choose an axial model (a2i, niiv), which runs on {', '.join(AXIAL)}"
+            )
+        reach, cell = self.halo[0], self.alignment[0]
+        halo = (reach, reach * ("yz" in plane), reach * ("xz" in plane))
+        alignment = (cell, cell if "yz" in plane else 1, cell if "xz" in plane else 1)
+        return replace(self, plane=plane, halo=halo, alignment=alignment)
 
     @property
     def resolved_factor(self) -> Factor:

@@ -130,7 +130,7 @@ def test_what_planning_refuses(folder, damage, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"halo": [8, 26, 26]}, r"declares halo .*\(8, 26, 26\).* have .*\(9, 26, 26\)"),
+        ({"halo": [8, 26, 26]}, r"declares halo \[8, 26, 26\].* have \[9, 26, 26\]"),
         ({"config": {"depth": 3}}, "do not fit"),
         ({"config": {**{"width": 4}, "levels": 3}}, "do not fit"),
         ({"arch": "fsrcnn"}, "do not fit"),

@@ -23,19 +23,23 @@ MAX_LINES = {"isochunk": 450, "examples": 450, "benchmarks": 500, "tests": 500}
 # A module imports only from rows above its own. The first digit is the rank of the design.
 RANKS = {
     "0.0": "errors",
-    "0.1": "allocator atomic geometry metrics text",
-    "1.0": "codec config spec storage.url",
-    "1.1": "cluster",
+    "0.1": "allocator atomic geometry metrics text train.pictures",
+    "1.0": "codec options spec spectra storage.url",
+    "1.1": "config",
+    "1.2": "cluster",
     "2.0": "block predict models.placed storage.access train.degrade",
-    "2.1": "models.fsrcnn models.srunet storage.arrays storage.keys storage.volume viewer",
-    "2.2": "intensity layout models.probe storage.ome storage.precomputed train.config",
-    "2.3": "planning",
-    "2.4": "background",
-    "3.0": "models.checkpoint process storage.events storage.ledger storage.objects train.data",
+    "2.1": "models.axial models.fsrcnn models.srunet storage.arrays storage.keys storage.volume "
+    "evaluation train.crappify",
+    "2.2": "intensity layout models.a2i models.niiv models.probe models.pssr storage.ome "
+    "evaluation_report truth",
+    "2.3": "models.networks planning storage.precomputed train.vgg viewer",
+    "2.4": "background train.config train.perceptual",
+    "3.0": "models.checkpoint process storage.events storage.ledger storage.objects train.apply "
+    "train.data train.presets train.ranks train.schedule",
     "3.1": "storage.cloudvolume storage.recognise storage.source",
     "3.2": "storage.target",
     "3.3": "storage.tensorstore",
-    "3.4": "engine.keeper engine.metrics engine.patience engine.report",
+    "3.4": "engine.keeper engine.metrics engine.patience engine.report train.run train.sources",
     "4.0": "auditing models.foreign models.predictor serve",
     "4.1": "engine.clusters engine.flock engine.loop models.load progress train.loop",
     "4.2": "cost engine.local evaluate",
@@ -52,6 +56,7 @@ OWNERS = {
     "dask": {"engine.clusters", "engine.dask", "engine.keeper", "engine.lazy"},
     "distributed": {"engine.clusters", "engine.dask", "engine.flock", "engine.keeper"},
     "neuroglancer": {"serve"},
+    "matplotlib": {"evaluation_report"},
 }
 HEAVY = ["torch", "dask", "distributed", "tensorstore", "cloudvolume", "scipy", "neuroglancer"]
 

@@ -73,6 +73,7 @@ def open_predictor(plan: Plan, settings: WorkerSettings) -> Predictor:
         tile=tile,
         trust=settings.trust,
         allow_inexact=settings.allow_inexact,
+        plane=plan.model.plane,
     )
     predictor = load(settings.model, runtime)
     if predictor.spec.sha256 != plan.model.sha256:

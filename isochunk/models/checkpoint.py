@@ -21,12 +21,12 @@ from isochunk.geometry import triple
 from isochunk.spec import ModelSpec, Normalisation, Phase
 
 if TYPE_CHECKING:
-    from isochunk.models.placed import PlacedNetwork
+    from isochunk.models.networks import Geometry, Network
 
 MODEL_FILE = "model.json"
 WEIGHTS_FILE = "weights.safetensors"
 VERSION = 1
-ARCHITECTURES = ("fsrcnn", "srunet")
+ARCHITECTURES = ("fsrcnn", "srunet", "a2i", "niiv", "pssr")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +47,12 @@ class Card:
     """Training record: recipe, steps, seed, figures reached; anything JSON holds."""
 
 
-def save(folder: Path, network: PlacedNetwork, card: Card) -> ModelSpec:
+def save(folder: Path, network: Network, card: Card) -> ModelSpec:
     """Write a checkpoint; each file appears whole or not at all, ``model.json`` last.
 
     Args:
         folder: created where needed; an older checkpoint in it is replaced.
-        network: an FSRCNN or SRUNet.
+        network: one of :mod:`isochunk.models.networks`.
         card: what it says of itself.
 
     Raises:
@@ -60,21 +60,19 @@ def save(folder: Path, network: PlacedNetwork, card: Card) -> ModelSpec:
     """
     from safetensors.torch import save as to_bytes
 
-    from isochunk.models.probe import cost, derived_halo
+    from isochunk.models.networks import architecture_of, cost_of, geometry
 
     state = network.state_dict()
     weights = to_bytes({name: value.cpu().contiguous() for name, value in state.items()})
     model = {
         "arch": architecture_of(network),
         "config": asdict(network.config),
-        "factor": [str(f) for f in network.factor],
-        "halo": list(derived_halo(network)),
-        "alignment": list(network.alignment),
+        **_as_json(geometry(network)),
         "phase": card.phase,
         "normalisation": card.normalisation,
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
     }
-    counted = cost(network)
+    counted = cost_of(network)
     described = {
         "name": card.name,
         "licence": card.licence,
@@ -105,6 +103,10 @@ def read_spec(folder: Path) -> ModelSpec:
             halo=triple(model["halo"]),
             alignment=triple(model["alignment"]),
             phase=model["phase"],
+            plane=model.get("plane", "3d"),
+            grid=model.get("grid", "source"),
+            sections=int(model.get("sections", 0)),
+            exact=bool(model.get("exact", True)),
             normalisation=model["normalisation"],
             parameters=int(card["parameters"]),
             macs_per_voxel=float(card["macs_per_voxel"]),
@@ -117,7 +119,7 @@ def read_spec(folder: Path) -> ModelSpec:
         raise _unreadable(folder / MODEL_FILE, error) from error
 
 
-def load_module(folder: Path) -> PlacedNetwork:
+def load_module(folder: Path) -> Network:
     """Build the network and load its weights, in eval mode on the CPU.
 
     Raises:
@@ -126,61 +128,25 @@ def load_module(folder: Path) -> PlacedNetwork:
     from safetensors import SafetensorError
     from safetensors.torch import load as from_bytes
 
-    from isochunk.models.probe import derived_halo
+    from isochunk.models.networks import build, geometry
 
     model, _, weights = _read(folder)
     try:
         network = build(model["arch"], model["config"])
         network.load_state_dict(from_bytes(weights))
-        recorded = (triple(model["halo"]), triple(model["alignment"]))
+        derived = _as_json(geometry(network))
+        recorded = {name: model.get(name, value) for name, value in derived.items()}
     except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         if isinstance(error, ModelError):
             raise
         raise _unreadable(folder, error) from error
-    derived = (derived_halo(network), network.alignment)
-    if recorded != derived:
-        raise ModelError(
-            f"{folder / MODEL_FILE} declares halo and alignment {recorded} but the layers have "
-            f"{derived}; save the checkpoint again"
-        )
+    for name, value in recorded.items():
+        if value != derived[name]:
+            raise ModelError(
+                f"{folder / MODEL_FILE} declares {name} {value} but the layers have "
+                f"{derived[name]}; save the checkpoint again"
+            )
     return network.eval()
-
-
-def build(arch: str, config: Mapping[str, Any]) -> PlacedNetwork:
-    """Build a network with fresh weights from its name and its hyperparameters.
-
-    Raises:
-        ModelError: the architecture is not known, or the hyperparameters do not fit it.
-    """
-    from isochunk.models.fsrcnn import FSRCNN, FSRCNNConfig
-    from isochunk.models.srunet import SRUNet, SRUNetConfig
-
-    fields: dict[str, Any] = {name: _tuples(value) for name, value in config.items()}
-    try:
-        if arch == "fsrcnn":
-            return FSRCNN(FSRCNNConfig(**fields))
-        if arch == "srunet":
-            return SRUNet(SRUNetConfig(**fields))
-    except TypeError as error:
-        raise ModelError(f"hyperparameters of {arch} do not fit: {error}") from error
-    raise ModelError(
-        f"architecture {arch!r} is not known here; this version has {', '.join(ARCHITECTURES)}"
-    )
-
-
-def architecture_of(network: PlacedNetwork) -> str:
-    """Return the name under which :func:`build` makes such a network.
-
-    Raises:
-        ModelError: it makes none.
-    """
-    arch = type(network).__name__.lower()
-    if arch not in ARCHITECTURES:
-        raise ModelError(
-            f"{type(network).__name__} cannot be saved as a checkpoint; "
-            f"it can be one of {', '.join(ARCHITECTURES)}, or export it as .pt2"
-        )
-    return arch
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any], bytes]:
@@ -222,13 +188,17 @@ def _digest(model: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def _factor(values: list[str]) -> tuple[Fraction, Fraction, Fraction]:
-    z, y, x = (Fraction(value) for value in values)
+def _as_json(found: Geometry) -> dict[str, Any]:
+    """Return a geometry as ``model.json`` holds it."""
+    told = asdict(found)
+    told["factor"] = [None if f is None else str(f) for f in found.factor]
+    told["halo"], told["alignment"] = list(found.halo), list(found.alignment)
+    return told
+
+
+def _factor(values: list[str | None]) -> tuple[Fraction | None, Fraction | None, Fraction | None]:
+    z, y, x = (None if value is None else Fraction(value) for value in values)
     return (z, y, x)
-
-
-def _tuples(value: Any) -> Any:  # noqa: ANN401 - any JSON value
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _unreadable(path: Path, error: Exception) -> ModelError:

@@ -11,7 +11,7 @@ from isochunk.errors import ModelError
 from isochunk.geometry import Factor, Triple
 from isochunk.models.checkpoint import MODEL_FILE, load_module, read_spec
 from isochunk.predict import INTERPOLATIONS, Interpolation, Predictor, interpolation_spec
-from isochunk.spec import Intensity, ModelSpec
+from isochunk.spec import Intensity, ModelSpec, Plane
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +40,8 @@ class Runtime:
     """The user allowed the model to run code of its own."""
     allow_inexact: bool = False
     """The user accepts seams."""
+    plane: Plane | None = None
+    """Slices that an axial network runs on; None for the model's own."""
 
 
 def describe(name: str, *, trust: bool = False) -> ModelSpec:
@@ -76,26 +78,32 @@ def load(name: str, runtime: Runtime) -> Predictor:
     """
     if name in INTERPOLATIONS:
         return Interpolation(interpolation_spec(name).for_factor(runtime.factor))
-    from isochunk.models.predictor import SameSizeEngine, TorchPredictor, ValidEngine
+    from isochunk.models.predictor import Engine, SameSizeEngine, TorchPredictor, engine_for
 
     device = _device(runtime.device)
-    engine: ValidEngine | SameSizeEngine
+    engine: Engine
     if _is_foreign(name):
         from isochunk.models.foreign import open_foreign
 
         foreign = open_foreign(name, trust=runtime.trust)
         spec = foreign.spec.for_factor(runtime.factor)
-        if not spec.exact and not runtime.allow_inexact:
-            raise ModelError(
-                f"model {name!r} cannot be tiled exactly ({foreign.reason}); --allow-inexact "
-                "accepts seams, and the report then says how large they are"
-            )
+        _require_exact(spec, foreign.reason, runtime)
         engine = SameSizeEngine(foreign.on(device, runtime.precision), spec, foreign.shape)
     else:
         folder = _checkpoint_folder(name)
-        spec = read_spec(folder).for_factor(runtime.factor)
-        engine = ValidEngine(load_module(folder), spec.halo)
+        spec = read_spec(folder)
+        spec = spec.on_plane(runtime.plane or spec.plane).for_factor(runtime.factor)
+        _require_exact(spec, "it attends to the whole section", runtime)
+        engine = engine_for(load_module(folder), spec)
     return TorchPredictor(spec, engine, device, runtime.precision, runtime.intensity, runtime.tile)
+
+
+def _require_exact(spec: ModelSpec, reason: str, runtime: Runtime) -> None:
+    if not spec.exact and not runtime.allow_inexact:
+        raise ModelError(
+            f"model {spec.name!r} cannot be tiled exactly ({reason}); --allow-inexact "
+            "accepts seams, and the report then says how large they are"
+        )
 
 
 def shipped() -> list[tuple[str, ModelSpec]]:

@@ -17,6 +17,8 @@ from torch.nn import functional
 from isochunk.config import Precision
 from isochunk.errors import PredictionError, UsageError
 from isochunk.geometry import Box, Triple, add, ceil_div, sub, triple
+from isochunk.models.axial import AxialEngine, AxialNetwork
+from isochunk.models.networks import Network
 from isochunk.models.placed import Placed, PlacedNetwork
 from isochunk.predict import Voxels
 from isochunk.spec import Intensity, ModelSpec
@@ -118,6 +120,20 @@ class SameSizeEngine:
             )
         z, y, x = (lo * f for lo, f in zip(read.lo, factor, strict=True))
         return Placed(answer, (z, y, x)).crop(want).data
+
+
+def engine_for(network: Network, spec: ModelSpec) -> Engine:
+    """Choose how a network of ours is run on tiles.
+
+    Args:
+        network: the network.
+        spec: its spec with factor and plane fixed.
+    """
+    if isinstance(network, AxialNetwork):
+        return AxialEngine(network, spec.plane, spec.resolved_factor[0], spec.phase)
+    if isinstance(network, PlacedNetwork):
+        return ValidEngine(network, spec.halo)
+    return SameSizeEngine(network, spec)
 
 
 class TorchPredictor:

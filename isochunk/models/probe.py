@@ -11,6 +11,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, TypeAlias
 
 import torch
@@ -22,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from isochunk.errors import ModelError
 from isochunk.geometry import AXES, Box, Triple, triple
+from isochunk.models.axial import AxialNetwork
 from isochunk.models.placed import Placed, PlacedNetwork
 
 Forward: TypeAlias = Callable[[Tensor], Tensor]
@@ -36,6 +38,8 @@ ALIGNMENTS = (1, 2, 4, 8, 16)
 COST_TILE: Triple = (32, 128, 128)
 """Source voxels of the tile on which cost is counted, before alignment."""
 
+AXIAL_TILE = 128
+"""The same for networks on slices: target voxels on each axis."""
 
 WHOLE_TILE = (
     nn.GroupNorm,
@@ -247,6 +251,23 @@ def cost(network: PlacedNetwork) -> Cost:
             hollow.predict(Placed(torch.empty(1, 1, *tile.shape, device="meta"), tile.lo), want)
     macs = counter.get_total_flops() / 2 / (16**3 * voxels)
     return Cost(macs, WORKSPACE * live.peak / voxels)
+
+
+def axial_cost(network: AxialNetwork) -> Cost:
+    """Count the same of a network on the xz slices of a tile, four times finer along z."""
+    hollow = copy.deepcopy(network).to("meta").eval()
+    factor, side = Fraction(4), math.ceil(AXIAL_TILE / network.alignment) * network.alignment
+    want = Box.from_shape((side, side, side))
+    tile = hollow.needs(want, factor, "mean")
+    pixels = 16 * side  # large, so that rims do not count
+    with torch.no_grad():
+        with FlopCounterMode(display=False) as counter:
+            hollow.train_on(torch.empty(1, 1, pixels // 4, pixels, device="meta"), factor)
+        with _LiveBytes() as live:
+            empty = torch.empty(1, 1, *tile.shape, device="meta")
+            hollow.restore(Placed(empty, tile.lo), want, factor, "mean")
+    macs = counter.get_total_flops() / 2 / pixels**2
+    return Cost(macs, WORKSPACE * live.peak / want.size)
 
 
 def measured_cost(probe: Probe, reach: Reach) -> Cost:

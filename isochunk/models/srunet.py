@@ -121,7 +121,8 @@ class SRUNetConfig:
 
     def pool_stride(self, level: int) -> Triple:
         """Return the pooling after ``level``: xy only while z is coarser and stays whole."""
-        return (1 if _ratios(self.factor, self.levels)[level] % 2 == 0 else 2, 2, 2)
+        z = 1 if _ratios(self.factor, self.levels)[level] % 2 == 0 else 2
+        return (z, self.lateral_stride, 2)
 
     def skip_stride(self, level: int) -> Triple:
         """Return the upsampling that makes ``level`` isotropic."""
@@ -130,7 +131,14 @@ class SRUNetConfig:
     def up_stride(self, level: int) -> Triple:
         """Return the upsampling into ``level``; from the bottom it makes z isotropic too."""
         ratios = _ratios(self.factor, self.levels)
-        return (2 * ratios[-1] if level == self.levels - 2 else 2, 2, 2)
+        z = 2 * ratios[-1] if level == self.levels - 2 else 2
+        return (z, self.lateral_stride, 2)
+
+    @property
+    def lateral_stride(self) -> int:
+        """Pooling along y: none where no kernel reaches along y, so that xz slices stay apart."""
+        kernels = (*self.encoder, *self.decoder, *self.skip, *self.up)
+        return 1 if all(kernel[1] == 1 for kernel in kernels) else 2
 
 
 def _ratios(factor: int, levels: int) -> tuple[int, ...]:
@@ -156,7 +164,7 @@ class SRUNet(PlacedNetwork):
         z = 1
         for level in range(top):
             z *= config.pool_stride(level)[0]
-        self.alignment = (z, 2**top, 2**top)
+        self.alignment = (z, config.lateral_stride**top, 2**top)
         maps = [config.width * 2**level for level in range(config.levels)]
         self.encoder = nn.ModuleList(
             _convs(maps[level - 1] if level else 1, maps[level], config.encoder[level], config)

@@ -1,0 +1,279 @@
+"""A2I-3DEM: a U-shaped network of window attention that refines interpolated slices.
+
+Khateri et al. 2023 (arXiv 2309.10646). The coarse axis is interpolated first, by any rational
+factor; the network maps the interpolated slice to a clear one of the same size.
+
+What the paper leaves open follows Uformer (Wang et al. 2022, CVPR): 4 levels, 32 maps, windows of
+8 x 8, heads 1, 2, 4, 8, two blocks a level, 4 x 4 convolutions down and 2 x 2 transposed ones up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from isochunk.errors import ModelError
+from isochunk.geometry import Box, ceil_div, reflected
+from isochunk.models.axial import AxialNetwork, blended, few_at_a_time, slices, volume
+from isochunk.models.placed import Placed
+from isochunk.predict import axis_taps
+from isochunk.spec import INTERPOLATION_REACH, Grid, Phase
+
+Attention: TypeAlias = Literal["residual", "printed"]
+Span: TypeAlias = tuple[int, int]
+"""First and last pixel along one axis."""
+
+
+@dataclass(frozen=True, slots=True)
+class A2IConfig:
+    """Hyperparameters."""
+
+    width: int = 32
+    """Feature maps at the finest level; each level doubles them."""
+    levels: int = 4
+    """Levels including the bottom."""
+    window: int = 8
+    """Side of an attention window, at every level."""
+    heads: tuple[int, ...] = (1, 2, 4, 8)
+    """Attention heads of each level, finest first."""
+    blocks: int = 2
+    """Blocks per level on either side."""
+    expansion: int = 2
+    """Maps inside the gated layer, relative to those outside."""
+    attention: Attention = "residual"
+    """``residual``: attention is added to its input; ``printed``: it replaces it, as printed."""
+    residual: bool = False
+    """Add the interpolated slice to the answer; not in the paper."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges.
+
+        Raises:
+            ModelError: a number below 1, or heads that do not fit.
+        """
+        numbers = (self.width, self.levels, self.window, self.blocks, self.expansion, *self.heads)
+        if min(numbers) < 1 or self.attention not in get_args(Attention):
+            raise ModelError(
+                f"a2i needs numbers of at least 1 and attention of {get_args(Attention)}; "
+                f"got {self}"
+            )
+        maps = [self.width * 2**level for level in range(self.levels)]
+        if len(self.heads) != self.levels or any(
+            n % h for n, h in zip(maps, self.heads, strict=False)
+        ):
+            raise ModelError(
+                f"a2i of {self.levels} levels with {maps} maps needs as many numbers of heads, "
+                f"each a divisor of its level's maps; got {self.heads}"
+            )
+
+
+class A2I(AxialNetwork):
+    """The network of an :class:`A2IConfig`."""
+
+    grid: Grid = "target"
+
+    def __init__(self, config: A2IConfig) -> None:
+        """Build the layers with fresh weights."""
+        super().__init__()
+        self.config = config
+        self.alignment = _cell(config)
+        self.halo = _reach(config)
+        maps = [config.width * 2**level for level in range(config.levels)]
+        upper = range(config.levels - 1)
+        self.first = nn.Conv2d(1, config.width, 3, padding=1)
+        self.encoder = nn.ModuleList(_blocks(level, config) for level in range(config.levels))
+        self.down = nn.ModuleList(
+            nn.Conv2d(maps[level], maps[level + 1], 4, stride=2, padding=1) for level in upper
+        )
+        self.up = nn.ModuleList(
+            nn.ConvTranspose2d(maps[level + 1], maps[level], 2, stride=2) for level in upper
+        )
+        self.merge = nn.ModuleList(nn.Conv2d(2 * maps[level], maps[level], 1) for level in upper)
+        self.decoder = nn.ModuleList(_blocks(level, config) for level in upper)
+        self.last = nn.Conv2d(config.width, 1, 3, padding=1)
+        if config.residual:
+            nn.init.zeros_(self.last.weight)
+            nn.init.zeros_(_bias(self.last))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Refine interpolated slices, (n, 1, z, x); both extents multiples of the alignment."""
+        features = y = self.first(x)
+        skips = []
+        for level, down in enumerate(self.down):
+            y = self.encoder[level](y)
+            skips.append(y)
+            y = down(y)
+        y = self.encoder[-1](y)
+        for level in reversed(range(len(self.up))):
+            y = self.merge[level](torch.cat([self.up[level](y), skips.pop()], 1))
+            y = self.decoder[level](y)
+        refined: Tensor = self.last(y + features)
+        return x + refined if self.config.residual else refined
+
+    def train_on(self, coarse: Tensor, factor: Fraction, phase: Phase = "mean") -> Tensor:
+        """Interpolate whole slices, continued by half-sample reflection, and refine them.
+
+        To make whole windows, the interpolated slices are continued by repetition.
+        """
+        n, rim = coarse.shape[2], INTERPOLATION_REACH
+        index = torch.from_numpy(reflected(-rim, n + rim, 0, n)).to(coarse.device)
+        taps = axis_taps("cubic", (0, int(n * factor)), factor, -rim, phase)
+        x = blended(coarse.index_select(2, index), taps)
+        nz, nx = x.shape[2:]
+        more = (0, -nx % self.alignment, 0, -nz % self.alignment)
+        refined: Tensor = self(functional.pad(x, more, mode="replicate"))
+        return refined[..., :nz, :nx]
+
+    def needs(self, want: Box, factor: Fraction, phase: Phase) -> Box:
+        """Return the source voxels needed for the xz slices of ``want``."""
+        rows, columns = self._region(want)
+        taps = axis_taps("cubic", rows, factor, 0, phase).index
+        return Box(
+            (int(taps.min()), want.lo[1], columns[0]), (int(taps.max()) + 1, want.hi[1], columns[1])
+        )
+
+    def restore(self, tile: Placed, want: Box, factor: Fraction, phase: Phase) -> Tensor:
+        """Restore the xz slices of ``want``; see :class:`AxialNetwork`."""
+        rows, columns = self._region(want)
+        taps = axis_taps("cubic", rows, factor, tile.origin[0], phase)
+        # Whole windows: what lies farther out than the halo is seen by no wanted pixel.
+        rim = -self.halo % self.alignment
+        z, x = (
+            slice(want.lo[a] - span[0] + rim, want.hi[a] - span[0] + rim)
+            for a, span in ((0, rows), (2, columns))
+        )
+        return volume(torch.cat([
+            self(functional.pad(blended(part, taps), (rim,) * 4))[..., z, x]
+            for part in few_at_a_time(slices(tile.data), int(factor) + 1)
+        ]))  # fmt: skip
+
+    def _region(self, want: Box) -> tuple[Span, Span]:
+        """Return the target pixels along z and x that are computed with: [first, past the last)."""
+        cell = self.alignment
+        z, x = (
+            (want.lo[a] // cell * cell - self.halo, ceil_div(want.hi[a], cell) * cell + self.halo)
+            for a in (0, 2)
+        )
+        return z, x
+
+
+class Block(nn.Module):
+    """Attention within windows, then the gated layer; (n, c, z, x), in and out."""
+
+    def __init__(self, maps: int, heads: int, config: A2IConfig) -> None:
+        """Build the layers with fresh weights."""
+        super().__init__()
+        self.form = config.attention
+        self.before_attention = nn.LayerNorm(maps)
+        self.attention = WindowAttention(maps, heads, config.window)
+        self.before_gate = nn.LayerNorm(maps)
+        self.gate = Gate(maps, config.expansion * maps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply to whole windows."""
+        x = x.movedim(1, -1)  # (n, z, x, c)
+        y = self.attention(self.before_attention(x))
+        if self.form == "residual":
+            y = x + y
+        gated: Tensor = self.gate(self.before_gate(y))
+        return (y + gated).movedim(-1, 1)
+
+
+class WindowAttention(nn.Module):
+    """Attention among the pixels of each window of the grid, with a bias by relative position."""
+
+    def __init__(self, maps: int, heads: int, window: int) -> None:
+        """Build the layers with fresh weights."""
+        super().__init__()
+        self.heads, self.window = heads, window
+        self.qkv = nn.Linear(maps, 3 * maps)
+        self.project = nn.Linear(maps, maps)
+        self.bias = nn.Parameter(torch.zeros(heads, (2 * window - 1) ** 2))
+        nn.init.trunc_normal_(self.bias, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply to (n, z, x, c), both extents multiples of the window."""
+        n, nz, nx, c = x.shape
+        m, heads = self.window, self.heads
+        windows = x.reshape(n, nz // m, m, nx // m, m, c).transpose(2, 3)
+        q, k, v = (
+            self.qkv(windows.reshape(-1, m * m, c))
+            .reshape(-1, m * m, 3, heads, c // heads)
+            .permute(2, 0, 3, 1, 4)
+        )  # (windows, heads, pixels, c / heads) each
+        at = torch.arange(m * m, device=x.device)
+        z = at[:, None] // m - at // m
+        w = at[:, None] % m - at % m
+        bias = self.bias[:, (z + m - 1) * (2 * m - 1) + w + m - 1]  # (heads, pixels, pixels)
+        seen = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias[None])
+        seen = seen.transpose(1, 2).reshape(-1, m * m, c)
+        joined: Tensor = self.project(seen).reshape(n, nz // m, nx // m, m, m, c)
+        return joined.transpose(2, 3).reshape(n, nz, nx, c)
+
+
+class Gate(nn.Module):
+    """GLEN: two parallel linear paths with their neighbourhood, multiplied; (n, z, x, c)."""
+
+    def __init__(self, maps: int, inner: int) -> None:
+        """Build the layers with fresh weights."""
+        super().__init__()
+        self.widen = nn.Linear(maps, 2 * inner)
+        self.context = nn.Conv2d(2 * inner, 2 * inner, 3, padding=1, groups=2 * inner)
+        self.narrow = nn.Linear(inner, maps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply."""
+        y = self.context(self.widen(x).movedim(-1, 1))
+        one, two = y.chunk(2, 1)
+        narrowed: Tensor = self.narrow((one * two).movedim(1, -1))
+        return narrowed
+
+
+def _blocks(level: int, config: A2IConfig) -> nn.Sequential:
+    maps = config.width * 2**level
+    return nn.Sequential(*(Block(maps, config.heads[level], config) for _ in range(config.blocks)))
+
+
+def _cell(config: A2IConfig) -> int:
+    """Return the pixels of a window of the coarsest level, along either axis."""
+    return config.window << (config.levels - 1)
+
+
+def _reach(config: A2IConfig) -> int:
+    """Return how far beyond a cell of the alignment its pixels look.
+
+    Followed back through the layers by whole windows; both axes are alike.
+    """
+    cell = _cell(config)
+    lo, hi = _seen_from(0, (-1, cell), config)  # the last convolution
+    return max(-lo + 1, hi + 1 - cell + 1)  # and the first
+
+
+def _seen_from(level: int, span: Span, config: A2IConfig) -> Span:
+    """Return the pixels, where a level begins, that its output pixels ``span`` depend on."""
+    for _ in range(config.blocks):
+        span = _before_block(span, config.window)
+    if level == config.levels - 1:
+        return span
+    # Down: output o has inputs 2o - 1 .. 2o + 2. Up: output o has input o // 2.
+    lo, hi = _seen_from(level + 1, (span[0] // 2, span[1] // 2), config)
+    span = (min(span[0], 2 * lo - 1), max(span[1], 2 * hi + 2))
+    for _ in range(config.blocks):
+        span = _before_block(span, config.window)
+    return span
+
+
+def _before_block(span: Span, window: int) -> Span:
+    """Go back through the gate's neighbourhood and the attention's windows."""
+    lo, hi = span[0] - 1, span[1] + 1
+    return lo // window * window, hi // window * window + window - 1
+
+
+def _bias(layer: nn.Conv2d) -> Tensor:
+    assert layer.bias is not None
+    return layer.bias

@@ -1,0 +1,256 @@
+"""PSSR: four times finer in y and x, from one section or from its neighbours too.
+
+Fang et al. 2021 (Nature Methods 18:406; bioRxiv 740548). The coarse image is upsampled first; a
+U-Net whose encoder is a ResNet34 sharpens it. Layers are those of the authors' code, which builds
+them with fastai's ``unet_learner``; the encoder is He et al. 2016 (CVPR), 34 layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from isochunk.errors import ModelError
+from isochunk.geometry import Triple, ceil_div
+from isochunk.models.axial import PIXELS_AT_ONCE
+
+FACTOR = 4
+"""Target pixels per source pixel, along y and x."""
+
+CELL = 32
+"""Target pixels of a cell of the coarsest map."""
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Statistics with which a single section, as three equal channels, is normalised."""
+
+
+@dataclass(frozen=True, slots=True)
+class PSSRConfig:
+    """Hyperparameters; defaults are the paper's single-frame network, without its attention."""
+
+    sections: int = 0
+    """Neighbouring sections used on each side: 2 for the multi-frame network."""
+    width: int = 64
+    """Feature maps of the first layer."""
+    depths: tuple[int, int, int, int] = (3, 4, 6, 3)
+    """Residual blocks of the encoder's stages."""
+    attention: bool = False
+    """Self-attention over the whole stride-8 map, as in the paper; tiles then differ from the
+    whole."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges.
+
+        Raises:
+            ModelError: a number is too small.
+        """
+        if self.sections < 0 or self.width < 1 or len(self.depths) != 4 or min(self.depths) < 1:  # noqa: PLR2004
+            raise ModelError(
+                f"pssr needs sections >= 0, width >= 1 and four depths of at least 1; got {self}"
+            )
+
+
+class PSSR(nn.Module):
+    """The network of a :class:`PSSRConfig`.
+
+    Maps float (1, 1, z, y, x) to (1, 1, z, 4 y, 4 x).
+    """
+
+    factor: Triple = (1, FACTOR, FACTOR)
+    alignment: Triple = (1, CELL // FACTOR, CELL // FACTOR)
+
+    def __init__(self, config: PSSRConfig) -> None:
+        """Build the layers with fresh weights."""
+        super().__init__()
+        self.config = config
+        self.exact = not config.attention
+        cell = self.alignment[1]
+        reach = ceil_div(_reach(config), cell) * cell  # whole cells, so that tiles fit the maps
+        self.halo: Triple = (config.sections, reach, reach)
+        w = config.width
+        maps = (w, 2 * w, 4 * w, 8 * w)
+        seen = 3 if config.sections == 0 else 2 * config.sections + 1
+        self.stem = nn.Sequential(
+            nn.Conv2d(seen, w, 7, stride=2, padding=3, bias=False), nn.BatchNorm2d(w), nn.ReLU()
+        )
+        self.pool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.stages = nn.ModuleList(
+            nn.Sequential(*(
+                Residual((w, *maps)[stage] if i == 0 else maps[stage], maps[stage],
+                         2 if stage and i == 0 else 1)
+                for i in range(depth)
+            ))
+            for stage, depth in enumerate(config.depths)
+        )  # fmt: skip
+        self.middle = nn.Sequential(
+            nn.BatchNorm2d(8 * w), nn.ReLU(),
+            nn.Conv2d(8 * w, 16 * w, 3, padding=1), nn.ReLU(),
+            nn.Conv2d(16 * w, 8 * w, 3, padding=1), nn.ReLU(),
+        )  # fmt: skip
+        self.up = nn.ModuleList()
+        below = 8 * w
+        for place, skip in enumerate((4 * w, 2 * w, w, w)):
+            width = below // 2 + skip
+            out = width // 2 if place == 3 else width  # noqa: PLR2004
+            self.up.append(Up(below, skip, out, attention=config.attention and place == 1))
+            below = out
+        self.finest = Shuffle(below, below, blur=False)
+        whole = below + seen
+        self.end = nn.ModuleList(nn.Conv2d(whole, whole, 3, padding=1) for _ in range(2))
+        self.last = nn.Conv2d(whole, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply to all sections of a tile; neighbours beyond its ends are repeated."""
+        s, n = self.config.sections, x.shape[2]
+        around = torch.arange(-s, s + 1, device=x.device)
+        index = (torch.arange(n, device=x.device)[:, None] + around).clamp(0, n - 1)
+        frames = x[0, 0][index]  # (z, 2 s + 1, y, x)
+        pixels = FACTOR**2 * x.shape[3] * x.shape[4]
+        parts = torch.split(frames, max(1, PIXELS_AT_ONCE // pixels))
+        return torch.cat([self.sharpen(part) for part in parts])[:, 0][None, None]
+
+    def sharpen(self, frames: Tensor) -> Tensor:
+        """Restore middle frames: (n, 2 sections + 1, y, x) to (n, 1, 4 y, 4 x).
+
+        Extents need be multiples of 8.
+        """
+        x = functional.interpolate(frames, scale_factor=FACTOR, mode="bilinear")
+        if self.config.sections == 0:
+            mean, std = (x.new_tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
+            x = (x - mean) / std  # one section becomes three channels
+        y = self.stem(x)
+        skips, y = [y], self.pool(y)
+        for stage in self.stages:
+            y = stage(y)
+            skips.append(y)
+        y = self.middle(skips.pop())
+        for up in self.up:
+            y = up(y, skips.pop())
+        y = torch.cat([self.finest(y), x], 1)
+        one, two = self.end
+        y = y + torch.relu(two(torch.relu(one(y))))
+        restored: Tensor = self.last(y)
+        return restored
+
+
+class Residual(nn.Module):
+    """A basic block of ResNet34."""
+
+    def __init__(self, before: int, maps: int, stride: int) -> None:
+        """Build the layers with fresh weights."""
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(before, maps, 3, stride, 1, bias=False), nn.BatchNorm2d(maps), nn.ReLU(),
+            nn.Conv2d(maps, maps, 3, 1, 1, bias=False), nn.BatchNorm2d(maps),
+        )  # fmt: skip
+        self.short = (
+            nn.Identity() if stride == 1 and before == maps
+            else nn.Sequential(
+                nn.Conv2d(before, maps, 1, stride, bias=False), nn.BatchNorm2d(maps)
+            )
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply."""
+        return torch.relu(self.body(x) + self.short(x))
+
+
+class Shuffle(nn.Module):
+    """Twice as many pixels along y and x, out of feature maps."""
+
+    def __init__(self, before: int, maps: int, *, blur: bool) -> None:
+        """Build the layers; weights start as nearest-neighbour upsampling (ICNR)."""
+        super().__init__()
+        self.blur = blur
+        self.widen = nn.Conv2d(before, 4 * maps, 1)
+        start = nn.init.kaiming_normal_(torch.empty(maps, before, 1, 1))
+        with torch.no_grad():
+            self.widen.weight.copy_(start.repeat_interleave(4, 0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply; blurred by 2 x 2 against checkerboards, continued by repetition."""
+        x = torch.relu(functional.pixel_shuffle(self.widen(x), 2))
+        if self.blur:
+            x = functional.avg_pool2d(functional.pad(x, (1, 0, 1, 0), mode="replicate"), 2, 1)
+        return x
+
+
+class Up(nn.Module):
+    """One level of the decoder."""
+
+    def __init__(self, below: int, skip: int, maps: int, *, attention: bool) -> None:
+        """Build the layers with fresh weights."""
+        super().__init__()
+        width = below // 2 + skip
+        self.shuffle = Shuffle(below, below // 2, blur=True)
+        self.norm = nn.BatchNorm2d(skip)
+        self.one = nn.Conv2d(width, maps, 3, padding=1)
+        self.two = nn.Conv2d(maps, maps, 3, padding=1)
+        self.attention = SelfAttention(maps) if attention else nn.Identity()
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        """Join what comes from below with what the encoder saw."""
+        y = torch.relu(torch.cat([self.shuffle(x), self.norm(skip)], 1))
+        joined: Tensor = self.attention(torch.relu(self.two(torch.relu(self.one(y)))))
+        return joined
+
+
+class SelfAttention(nn.Module):
+    """Every pixel of a map attends to every other (Zhang et al. 2019, SAGAN)."""
+
+    def __init__(self, maps: int) -> None:
+        """Build the layers; at first attention adds nothing."""
+        super().__init__()
+        self.query = nn.Conv2d(maps, maps // 8, 1, bias=False)
+        self.key = nn.Conv2d(maps, maps // 8, 1, bias=False)
+        self.value = nn.Conv2d(maps, maps, 1, bias=False)
+        self.gamma = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply."""
+        q, k, v = (layer(x).flatten(2) for layer in (self.query, self.key, self.value))
+        weight = torch.softmax(q.transpose(1, 2) @ k, 1)  # (n, from, to)
+        seen: Tensor = self.gamma * (v @ weight).view_as(x)
+        return x + seen
+
+
+def _reach(config: PSSRConfig) -> int:
+    """Return how many source pixels a cell of target pixels looks beyond itself, on either side."""
+    # Back from the finest map: two 3 x 3 convolutions; then as many below, level by level.
+    span = (-2, CELL + 1)
+    level = _before_up(span, blur=False)  # stride 2
+    skips = []
+    for _ in range(4):
+        level = (level[0] - 2, level[1] + 2)
+        skips.append(level)
+        level = _before_up(level, blur=True)
+    level = (level[0] - 2, level[1] + 2)  # the middle, at stride 32
+    for stage in reversed(range(4)):
+        stride = 2 if stage else 1
+        for block in reversed(range(config.depths[stage])):
+            level = _before_conv(_before_conv(level, 3, 1), 3, stride if block == 0 else 1)
+        if stage:  # what comes out of the stage before is also a skip
+            level = _both(level, skips[stage])
+    level = _both(_before_conv(level, 3, 2), skips[0])
+    level = _both(_before_conv(level, 7, 2), span)
+    # Bilinear: target pixel t lies between source pixels (t + 0.5) / 4 - 0.5, rounded down and up.
+    lo, hi = (2 * t + 1 - FACTOR for t in level)
+    return max(-(lo // (2 * FACTOR)), ceil_div(hi, 2 * FACTOR) - CELL // FACTOR + 1)
+
+
+def _before_conv(span: tuple[int, int], kernel: int, stride: int) -> tuple[int, int]:
+    """Go back through a convolution with "same" padding."""
+    before = kernel // 2
+    return span[0] * stride - before, span[1] * stride + kernel - 1 - before
+
+
+def _before_up(span: tuple[int, int], *, blur: bool) -> tuple[int, int]:
+    """Go back through a shuffle, and the blur after it, which looks one pixel back."""
+    return (span[0] - blur) // 2, span[1] // 2
+
+
+def _both(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
+    return min(a[0], b[0]), max(a[1], b[1])
