@@ -6,73 +6,64 @@ as a run, and values are rounded to the volume's dtype before they are compared.
 
 from __future__ import annotations
 
-import json
-import logging
-import math
 import time
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
+from isochunk.ceiling import ceiling
 from isochunk.config import Device
 from isochunk.errors import ModelError, UsageError
-from isochunk.geometry import Box, Factor, Spacing, Triple, cells, target_box, triple
+from isochunk.evaluation import Evaluation, Judged, Measured, measure, view_of, write_figures
+from isochunk.geometry import Box, Factor, Triple, cells, target_box
 from isochunk.intensity import measure_intensity
-from isochunk.metrics import cf_psnr, psnr, ssim, wpsnr
 from isochunk.models.load import Runtime, describe, load
-from isochunk.predict import (
-    INTERPOLATIONS,
-    Interpolation,
-    Predictor,
-    Voxels,
-    interpolation_spec,
-    quantise,
-)
-from isochunk.spec import LevelSpec, Phase, VolumeSpec
+from isochunk.predict import INTERPOLATIONS, Interpolation, Predictor, Voxels, interpolation_spec
+from isochunk.spec import AXIAL, ModelSpec, Plane, VolumeSpec
 from isochunk.storage.tensorstore import check_supported, open_volume
 from isochunk.storage.volume import Volume, read_reflected
-from isochunk.train.degrade import Degradation, degrade
+from isochunk.train.degrade import PHASES, Degradation
+from isochunk.truth import (
+    NO_AVERAGE,
+    ArrayVolume,
+    averaged,
+    compared,
+    degrade_voxels,
+    degraded_spec,
+    left_out,
+    whole_sections,
+)
 
-log = logging.getLogger(__name__)
-
-BASELINES = ("linear", "cubic")
+BASELINES = ("nearest", "linear", "cubic")
 """Always judged; the weights of wPSNR come from cubic."""
-
-EDGE_SECTIONS = 2
-"""Sections at either end of z left out of the figures: there even cubic needs the reflection."""
-
-PHASES: dict[Degradation, Phase] = {"avg": "mean", "skip": "sample"}
-"""The phase a model must have to be judged on a degradation."""
-
-MAX_VOXELS = 2**32
-"""Largest truth; it is held in memory, with two predictions."""
-
-LEAST_PLANE = 11
-"""Least extent of a compared plane, which is the window of SSIM."""
-
-SLAB_SECTIONS = 16
-"""Sections degraded at a time."""
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluateConfig:
-    """What is judged on what."""
+    """What is judged on what. Boxes are in voxels of the truth, averaged if that is asked for."""
 
     truth: str
     """URL of an isotropic volume that no judged model was trained on."""
     models: tuple[str, ...] = ()
-    """Models as ``--model`` takes them, besides linear and cubic."""
-    factor: int = 4
-    """Truth voxels that become one section."""
+    """Models as ``--model`` takes them, besides the interpolations."""
+    predictions: tuple[str, ...] = ()
+    """URLs of volumes on the truth's grid that were restored elsewhere."""
+    factor: Fraction = Fraction(4)
+    """Truth voxels that become one section: any number of at least 1 that the models take. For
+    models that refine y and x, truth voxels that become one pixel, along both."""
     degradation: Degradation = "avg"
     """How sections are made of them."""
+    plane: Plane | None = None
+    """Slices that axial models run on; None for each one's own."""
+    average: Triple = NO_AVERAGE
+    """Voxels (z, y, x) that are averaged to one voxel of the truth first, against noise."""
     box: Box | None = None
-    """Part of the truth, in its voxels; all of it by default."""
+    """Part of the truth; all of it by default."""
+    background: Box | None = None
+    """Part of the truth without signal, for SNR; without it there is none."""
     block: Triple = (128, 128, 128)
     """Voxels predicted at a time; the figures do not depend on it."""
     device: Device = "auto"
@@ -80,188 +71,99 @@ class EvaluateConfig:
     trust: bool = False
     """Accept models that run code of their own."""
     report: str | None = None
-    """Folder for ``evaluation.json`` and ``evaluation.md``; none are written by default."""
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """The figures of one model."""
-
-    model: str
-    """Its name."""
-    psnr: float
-    """dB."""
-    ssim: float
-    """Mean over xz planes, 11 x 11 Gaussian window."""
-    wpsnr: float
-    """dB; error weighted by cubic's (Heinrich et al. 2017)."""
-    cf_psnr: float
-    """dB; mean over xz planes of the error below 25 cycles per plane (Troidl et al. 2024)."""
-    voxels: int
-    """Voxels compared."""
-    seconds: float
-    """Time of prediction, reading from memory included."""
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """The figures of all models and what they stand for."""
-
-    rows: tuple[Row, ...]
-    """One per model, linear and cubic first."""
-    truth: str
-    """URL of the truth."""
-    factor: int
-    """Truth voxels per section."""
-    degradation: Degradation
-    """How sections were made."""
-    compared: Box
-    """Truth voxels that were compared."""
-    left_out: str
-    """What of the box was not compared, in words."""
-
-    def summary(self) -> dict[str, Any]:
-        """Return plain values; figures that are infinite, because nothing differs, become None."""
-        rows = [
-            {
-                key: None if isinstance(value, float) and not math.isfinite(value) else value
-                for key, value in asdict(row).items()
-            }
-            for row in self.rows
-        ]
-        return {**asdict(self), "compared": str(self.compared), "rows": rows}
-
-
-@dataclass(frozen=True, slots=True)
-class ArrayVolume:
-    """A volume in memory."""
-
-    spec: VolumeSpec
-    """One level, of the array's shape."""
-    voxels: Voxels
-    """All of it, (z, y, x)."""
-
-    def read(self, box: Box, level: int = 0) -> Voxels:
-        """Return a view of a box."""
-        return self.voxels[box.slices(self.spec.levels[level].box.lo)]
+    """Folder for ``evaluation.json``, ``evaluation.md`` and ``index.html``; none by default."""
 
 
 def evaluate(config: EvaluateConfig) -> Evaluation:
     """Degrade a volume, predict it back with every model, and compare.
 
     Raises:
-        UsageError: the box is too small, too large or outside.
+        UsageError: the box is too small, too large or outside; a prediction lies on another grid;
+            a report is asked for and matplotlib is not installed.
         ModelError: a model cannot be loaded, or was made for another factor or degradation.
-        StorageError: the truth cannot be read.
+        StorageError: a volume cannot be read.
     """
-    truth = open_volume(config.truth)
+    if config.report is not None:
+        _check_report()
+    truth = averaged(open_volume(config.truth), config.average)
     check_supported(truth.spec)
     evaluation = judge(config, truth)
     if config.report is not None:
-        write_report(evaluation, config.report)
+        from isochunk.evaluation_report import write_page
+
+        write_figures(evaluation, Path(config.report))
+        write_page(evaluation, Path(config.report))
     return evaluation
 
 
 def judge(config: EvaluateConfig, truth: Volume) -> Evaluation:
     """Evaluate on an open volume; see :func:`evaluate`."""
-    box = whole_sections(truth.spec, config)
     names = tuple(dict.fromkeys((*BASELINES, *config.models)))
-    for name in names:
-        _check_model(name, config)  # before anything takes time
+    specs = {name: _describe(name, config) for name in names}
+    factor = degraded_factor(specs, config.factor)
+    specs = {name: _fixed(spec, factor, config) for name, spec in specs.items()}
+    given = {url: _open_prediction(url, truth.spec, config) for url in config.predictions}
+    asked = config.box or truth.spec.box
+    box = whole_sections(truth.spec, asked, factor, config.degradation)
+    inner = compared(box.shape, factor, config.degradation)
+    background = _background(config, inner.shift(box.lo), truth.spec)
     true = truth.read(box)
-    sections = degrade_voxels(true, config.factor, config.degradation)
-    source = ArrayVolume(degraded_spec(truth.spec, box, config.factor), sections)
-    where = compared_planes(box.shape[0], config)
-    rows: dict[str, Row] = {}
+    source = ArrayVolume(
+        degraded_spec(truth.spec, box, factor), degrade_voxels(true, factor, config.degradation)
+    )
+    where = inner.slices((0, 0, 0))
+    judged: dict[str, Judged] = {}
     cubic: Voxels | None = None
-    for name in sorted(names, key=lambda name: name != "cubic"):  # wPSNR needs cubic first
-        predictor = _predictor(name, config, source)
+    for name in sorted((*names, *given), key=lambda name: name != "cubic"):  # wPSNR needs it first
         started = time.perf_counter()
-        predicted = predict_volume(predictor, source, config.block)
-        seconds = time.perf_counter() - started
-        if cubic is None:
-            cubic = predicted[where]
-        rows[name] = _row(name, (true[where], predicted[where], cubic), seconds)
-        log.info("%s: PSNR %.3f dB in %.1f s", name, rows[name].psnr, seconds)
-    lo = box.lo[0] + where.start, *box.lo[1:]
-    hi = box.lo[0] + where.stop, *box.hi[1:]
+        if name in given:
+            predicted, seconds = given[name].read(inner.shift(box.lo)), 0.0
+        else:
+            predictor = _predictor(name, specs[name], config, source)
+            predicted = predict_volume(predictor, source, config.block)[where]
+            seconds = time.perf_counter() - started
+        cubic = predicted if cubic is None else cubic
+        ground = None if background is None else predicted[background]
+        voxels = Measured(
+            true[where], predicted, cubic, ground, float(truth.spec.spacing.x),
+            "x" if factor[0] == 1 else "z",
+        )  # fmt: skip
+        judged[name] = measure(name, voxels, seconds)
     return Evaluation(
-        tuple(rows[name] for name in names),
-        config.truth,
-        config.factor,
-        config.degradation,
-        Box(triple(lo), triple(hi)),
-        f"along z the first {where.start} and the last {box.shape[0] - where.stop} voxels",
+        judged=tuple(judged[name] for name in (*names, *given)),
+        cards=tuple(specs[name] for name in names if name not in INTERPOLATIONS),
+        view=view_of(true[where]),
+        truth=config.truth,
+        spacing_nm=str(truth.spec.spacing),
+        average=config.average,
+        factor=factor,
+        degradation=config.degradation,
+        compared=inner.shift(box.lo),
+        left_out=left_out(asked, inner.shift(box.lo)),
+        ceiling_db=_ceiling(true[where], factor, config.degradation),
     )
 
 
-def whole_sections(truth: VolumeSpec, config: EvaluateConfig) -> Box:
-    """Return the part of the truth that becomes whole sections.
+def degraded_factor(specs: Mapping[str, ModelSpec], ratio: Fraction) -> Factor:
+    """Return truth voxels per voxel and axis: along z, or along y and x if the models refine those.
 
     Raises:
-        UsageError: the box lies outside, or is too small or too large to be judged.
+        UsageError: the ratio is below 1.
+        ModelError: some models refine z, and others y and x.
     """
-    asked = config.box or truth.box
-    if config.factor < 1:
-        raise UsageError(f"factor {config.factor} must be at least 1")
-    if asked not in truth.box:
-        raise UsageError(f"box {asked} reaches beyond {truth.url}, which has {truth.box}")
-    depth, *lateral = asked.shape
-    depth = depth // config.factor * config.factor
-    planes = compared_planes(depth, config)
-    least = min(planes.stop - planes.start, *lateral)
-    if least < LEAST_PLANE:
-        raise UsageError(
-            f"box {asked} leaves {least} voxels to compare along its shortest axis; at least "
-            f"{LEAST_PLANE} are needed in y and x, and "
-            f"{LEAST_PLANE + 2 * EDGE_SECTIONS * config.factor + config.factor} in z"
+    if ratio < 1:
+        raise UsageError(f"factor {ratio} must be at least 1 target voxel per section")
+    own = {name: spec.factor for name, spec in specs.items() if name not in INTERPOLATIONS}
+    lateral = [name for name, (z, y, _) in own.items() if z == 1 and y != 1]
+    if not lateral:
+        return (Fraction(ratio), Fraction(1), Fraction(1))
+    if len(lateral) < len(own):
+        axial = [name for name in own if name not in lateral]
+        raise ModelError(
+            f"{', '.join(lateral)} restore y and x, but {', '.join(axial)} restore z; no one "
+            "degraded volume suits both: evaluate them apart"
         )
-    if depth * lateral[0] * lateral[1] > MAX_VOXELS:
-        raise UsageError(
-            f"box {asked} has {asked.size} voxels, but evaluation holds them in memory; choose "
-            f"a --box of at most {MAX_VOXELS}"
-        )
-    return Box.from_shape(triple((depth, *lateral)), asked.lo)
-
-
-def compared_planes(depth: int, config: EvaluateConfig) -> slice:
-    """Return which planes along z are compared; skipped volumes end at their last section."""
-    edge = EDGE_SECTIONS * config.factor
-    end = depth if config.degradation == "avg" else depth - config.factor + 1
-    return slice(edge, max(edge, end - edge))
-
-
-def degrade_voxels(true: Voxels, factor: int, degradation: Degradation) -> Voxels:
-    """Make sections of a volume, rounded to its own dtype.
-
-    Args:
-        true: (z, y, x); z a multiple of ``factor``.
-        factor: voxels per section.
-        degradation: ``avg`` or ``skip``.
-
-    Returns:
-        (z // factor, y, x).
-    """
-    sections = np.empty((true.shape[0] // factor, *true.shape[1:]), true.dtype)
-    for start in range(0, len(sections), SLAB_SECTIONS):
-        slab = true[start * factor : (start + SLAB_SECTIONS) * factor].astype(np.float32)
-        made: NDArray[np.float32] = degrade(
-            torch.from_numpy(slab)[None, None], factor, degradation
-        ).numpy()
-        sections[start : start + SLAB_SECTIONS] = quantise(made[0, 0], true.dtype)
-    return sections
-
-
-def degraded_spec(truth: VolumeSpec, box: Box, factor: int) -> VolumeSpec:
-    """Return the spec of a part of a volume after degradation; its grid starts at zero."""
-    z, y, x = truth.spacing
-    spacing = Spacing(z * factor, y, x)
-    shape = triple((box.shape[0] // factor, *box.shape[1:]))
-    corner = [c + lo * s for c, lo, s in zip(truth.corner_nm, box.lo, truth.spacing, strict=True)]
-    level = LevelSpec("", Box.from_shape(shape), spacing, shape, None)
-    return replace(
-        truth, encoding="raw", corner_nm=(corner[0], corner[1], corner[2]), levels=(level,)
-    )
+    return (Fraction(1), Fraction(ratio), Fraction(ratio))
 
 
 def predict_volume(predictor: Predictor, source: Volume, block: Triple) -> Voxels:
@@ -284,75 +186,104 @@ def predict_volume(predictor: Predictor, source: Volume, block: Triple) -> Voxel
     return result
 
 
-def write_report(evaluation: Evaluation, folder: str) -> None:
-    """Write ``evaluation.json`` and ``evaluation.md`` into a folder, which is made."""
-    out = Path(folder)
-    out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(evaluation.summary(), indent=2)
-    (out / "evaluation.json").write_text(text + "\n", encoding="utf-8")
-    (out / "evaluation.md").write_text(as_markdown(evaluation), encoding="utf-8")
+def _check_report() -> None:
+    """Check that a page can be drawn, before anything takes time."""
+    try:
+        import isochunk.evaluation_report  # noqa: F401
+    except ImportError as error:
+        raise UsageError(
+            "--report draws with the matplotlib package, which is not installed; "
+            "pip install 'isochunk[view]'"
+        ) from error
 
 
-def as_markdown(evaluation: Evaluation) -> str:
-    """Return the figures as a table, with what they stand for."""
-    lines = [
-        f"`{evaluation.truth}`, box {evaluation.compared}, x{evaluation.factor} along z, "
-        f"{evaluation.degradation.upper()}; left out: {evaluation.left_out}.",
-        "",
-        "| model | PSNR dB | SSIM | wPSNR dB | CF-PSNR dB | seconds |",
-        "|---|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {row.model} | {row.psnr:.2f} | {row.ssim:.4f} | {row.wpsnr:.2f} | "
-        f"{row.cf_psnr:.2f} | {row.seconds:.1f} |"
-        for row in evaluation.rows
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _factor(config: EvaluateConfig) -> Factor:
-    return (Fraction(config.factor), Fraction(1), Fraction(1))
-
-
-def _check_model(name: str, config: EvaluateConfig) -> None:
+def _describe(name: str, config: EvaluateConfig) -> ModelSpec:
+    """Return what a model is, on the planes it is judged on, its factor still open."""
     if name in INTERPOLATIONS:
-        interpolation_spec(name).for_factor(_factor(config))
-        return
-    spec = describe(name, trust=config.trust).for_factor(_factor(config))
+        return interpolation_spec(name, PHASES[config.degradation])
+    spec = describe(name, trust=config.trust)
+    if config.plane is not None and spec.plane in AXIAL:
+        spec = spec.on_plane(config.plane)
+    return spec
+
+
+def _fixed(spec: ModelSpec, factor: Factor, config: EvaluateConfig) -> ModelSpec:
+    """Fix a model's factor.
+
+    Raises:
+        ModelError: it has another, or was made for other sections.
+    """
+    spec = spec.for_factor(factor)
     if spec.phase != PHASES[config.degradation]:
         taught = next(kind for kind, phase in PHASES.items() if phase == spec.phase)
         raise ModelError(
-            f"model {name!r} was made for sections of degradation {taught!r}, not "
+            f"model {spec.name!r} was made for sections of degradation {taught!r}, not "
             f"{config.degradation!r}; choose --degradation {taught}"
         )
+    return spec
 
 
-def _predictor(name: str, config: EvaluateConfig, source: Volume) -> Predictor:
+def _predictor(name: str, spec: ModelSpec, config: EvaluateConfig, source: Volume) -> Predictor:
     if name in INTERPOLATIONS:
-        spec = interpolation_spec(name, PHASES[config.degradation])
-        return Interpolation(spec.for_factor(_factor(config)))
-    normalisation = describe(name, trust=config.trust).normalisation
+        return Interpolation(spec)
     runtime = Runtime(
-        factor=_factor(config),
-        intensity=measure_intensity(source, normalisation),
+        factor=spec.resolved_factor,
+        intensity=measure_intensity(source, spec.normalisation),
         dtype=source.spec.dtype,
         device=config.device,
         trust=config.trust,
         allow_inexact=True,  # seams cost what they cost in the figures
+        plane=spec.plane if spec.plane in AXIAL else None,
     )
     return load(name, runtime)
 
 
-def _row(name: str, voxels: tuple[Voxels, Voxels, Voxels], seconds: float) -> Row:
-    """Compare truth, prediction and cubic."""
-    true, predicted, cubic = voxels
-    data_range = float(np.iinfo(true.dtype).max)
-    return Row(
-        name,
-        psnr(true, predicted, data_range),
-        ssim(true, predicted, data_range),
-        wpsnr(true, predicted, cubic, data_range),
-        cf_psnr(true, predicted, data_range=data_range),
-        true.size,
-        seconds,
-    )
+def _ceiling(
+    true: Voxels, factor: Factor, degradation: Degradation
+) -> tuple[float, float] | None:
+    """Estimate what noise lets no method exceed; known for sections that are means or samples."""
+    if degradation == "psf" or factor[0] == 1:
+        return None
+    found = ceiling(true, factor[0], float(np.iinfo(true.dtype).max))
+    return found.low, found.high
+
+
+def _open_prediction(url: str, truth: VolumeSpec, config: EvaluateConfig) -> Volume:
+    """Open a prediction.
+
+    Raises:
+        UsageError: it does not lie on the truth's grid.
+    """
+    volume = open_volume(url)
+    spec = volume.spec
+    if spec.spacing != truth.spacing or spec.dtype != truth.dtype:
+        raise UsageError(
+            f"prediction {url} has {spec.dtype} voxels of {spec.spacing} nm (z,y,x), but the truth "
+            f"{truth.url} has {truth.dtype} voxels of {truth.spacing} nm; they must be equal"
+        )
+    if spec.box != truth.box and (config.box is None or config.box not in spec.box):
+        both = spec.box & truth.box
+        advice = f"--box {both} judges what both have" if both.size else "they have none in common"
+        raise UsageError(
+            f"prediction {url} has voxels {spec.box} (shape {spec.box.shape}), but the truth "
+            f"{truth.url} has {truth.box} (shape {truth.box.shape}); {advice}"
+        )
+    return volume
+
+
+def _background(
+    config: EvaluateConfig, where: Box, truth: VolumeSpec
+) -> tuple[slice, slice, slice] | None:
+    """Return the index of the background in the voxels that are compared.
+
+    Raises:
+        UsageError: it reaches beyond them.
+    """
+    if config.background is None:
+        return None
+    if config.background not in where or not config.background.size:
+        raise UsageError(
+            f"background {config.background} must hold voxels and lie inside those of {truth.url} "
+            f"that are compared, {where}"
+        )
+    return config.background.slices(where.lo)
