@@ -24,12 +24,12 @@ MAX_LINES = {"isochunk": 450, "examples": 450, "benchmarks": 500, "tests": 500}
 RANKS = {
     "0.0": "errors",
     "0.1": "allocator atomic geometry metrics text train.pictures",
-    "1.0": "codec options spec spectra storage.url",
-    "1.1": "config",
+    "1.0": "baselines.stitched ceiling codec options spec spectra storage.url",
+    "1.1": "baselines.siren config",
     "1.2": "cluster",
     "2.0": "block predict models.placed storage.access train.degrade",
-    "2.1": "models.axial models.fsrcnn models.srunet storage.arrays storage.keys storage.volume "
-    "evaluation train.crappify",
+    "2.1": "baselines.dictionary evaluation models.axial models.fsrcnn models.srunet storage.arrays "
+    "storage.keys storage.volume train.crappify",
     "2.2": "intensity layout models.a2i models.niiv models.probe models.pssr storage.ome "
     "evaluation_report truth",
     "2.3": "models.networks planning storage.precomputed train.vgg viewer",
