@@ -28,8 +28,8 @@ RANKS = {
     "1.1": "baselines.siren config",
     "1.2": "cluster",
     "2.0": "block predict models.placed storage.access train.degrade",
-    "2.1": "baselines.dictionary evaluation models.axial models.fsrcnn models.srunet storage.arrays "
-    "storage.keys storage.volume train.crappify",
+    "2.1": "baselines.dictionary evaluation models.axial models.fsrcnn models.srunet "
+    "storage.arrays storage.keys storage.volume train.crappify",
     "2.2": "intensity layout models.a2i models.niiv models.probe models.pssr storage.ome "
     "evaluation_report truth",
     "2.3": "models.networks planning storage.precomputed train.vgg viewer",
