@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 
@@ -23,16 +24,21 @@ from isochunk.geometry import Box
 from isochunk.models.checkpoint import read_spec
 from isochunk.spec import Intensity
 from isochunk.storage.tensorstore import open_volume
-from isochunk.train.config import (
-    Keeping,
-    Optimisation,
-    TrainConfig,
-    config_from_table,
-    read_recipe,
+from isochunk.train.apply import build
+from isochunk.train.config import Keeping, Optimisation, TrainConfig
+from isochunk.train.data import (
+    Crops,
+    Sampling,
+    Sectioned,
+    Source,
+    read_ahead,
+    read_crop,
+    split,
 )
-from isochunk.train.data import Crops, Sampling, Source, read_ahead, read_crop, split
 from isochunk.train.degrade import Augmentation
-from isochunk.train.loop import build, learning_rate, train
+from isochunk.train.loop import train
+from isochunk.train.presets import config_from_table, read_recipe
+from isochunk.train.schedule import learning_rate
 
 torch.set_num_threads(1)
 
@@ -73,8 +79,8 @@ save_every = 10
 RUN = """
 import sys, torch
 torch.set_num_threads(1)
-from isochunk.train.config import config_from_table, read_recipe
 from isochunk.train.loop import train
+from isochunk.train.presets import config_from_table, read_recipe
 print(train(config_from_table(read_recipe(sys.argv[1]))).stopped)
 """
 
@@ -232,19 +238,37 @@ def test_training_leaves_torchs_generator_alone(source, tmp_path):
     assert torch.equal(torch.rand(3), expected)
 
 
+def sampling_of(batch: int, augmentation: Augmentation, seed: int) -> Sampling:
+    averages = ((1, 1, 1), (2, 2, 2))
+    pairing = Sectioned("avg", augmentation)
+    patch, factors = (16, 16, 16), (Fraction(4),)
+    return Sampling(patch, batch, factors, averages, augmentation, seed, pairing)
+
+
 def test_crops_are_functions_of_seed_step_and_place(source):
     volume = open_volume(source)
-    sampling = Sampling((16, 16, 16), 3, 4, ((1, 1, 1), (2, 2, 2)), Augmentation(0.1, 0.1, 0.1), 7)
+    sampling = sampling_of(3, Augmentation(0.1, 0.1, 0.1), 7)
     sources = (Source(volume, Intensity()),)
     part = Box((0, 0, 0), (48, 48, 44))
     crops, again = (Crops(sources, (part,), sampling) for _ in range(2))
     later = [again.batch(step) for step in (5, 4, 3)]
     for step, batch in zip((5, 4, 3), later, strict=True):
         assert torch.equal(crops.batch(step).target, batch.target)
-        assert torch.equal(crops.batch(step).noise, batch.noise)
+        assert torch.equal(crops.batch(step).coarse, batch.coarse)
     assert crops.batch(0).target.shape == (3, 1, 16, 16, 16)
-    assert crops.batch(0).noise.shape == (3, 1, 4, 16, 16)
+    assert crops.batch(0).coarse.shape == (3, 1, 4, 16, 16)
     assert not torch.equal(crops.batch(0).target, crops.batch(1).target)
+
+
+def test_processes_share_a_batch(source):
+    sampling = sampling_of(4, Augmentation(0.1, 0.1, 0.1), 7)
+    part = Box((0, 0, 0), (48, 48, 44))
+    sources = (Source(open_volume(source), Intensity()),)
+    whole = Crops(sources, (part,), sampling).batch(2)
+    for rank in (0, 1):
+        mine = Crops(sources, (part,), replace(sampling, rank=rank, ranks=2)).batch(2)
+        assert torch.equal(mine.target, whole.target[rank::2])
+        assert torch.equal(mine.coarse, whole.coarse[rank::2])
 
 
 def test_crops_stay_inside_their_part(source):
@@ -258,8 +282,7 @@ def test_crops_stay_inside_their_part(source):
 
     watched = Watched(open_volume(source))
     part = Box((0, 0, 10), (48, 48, 43))
-    averages = ((1, 1, 1), (2, 2, 2))
-    sampling = Sampling((16, 16, 16), 4, 4, averages, Augmentation(), 0)
+    sampling = sampling_of(4, Augmentation(), 0)
     crops = Crops((Source(watched, Intensity()),), (part,), sampling)
     for step in range(60):
         crops.batch(step)
@@ -346,12 +369,22 @@ def test_defaults_are_the_papers():
     ("changes", "says"),
     [
         ({"colour": 1}, "unknown field colour"),
-        ({"mode": "self"}, "choose supervised"),
+        ({"mode": "blind"}, "choose supervised, self"),
+        ({"mode": "self"}, "choose network variant planar"),
         ({"arch": "vdsr"}, "choose srunet, fsrcnn"),
+        ({"degradation": "em"}, "'em' is unknown for srunet; choose avg, skip, psf"),
+        ({"precision": "int8"}, "choose fp32, bf16, fp16"),
+        ({"factor": "four"}, "'four' is no number"),
+        ({"factor": [2, 4]}, "one whole factor; got 2, 4"),
+        ({"factor": "5/2"}, "one whole factor; got 5/2"),
+        ({"keeping": {"crops": 0}}, "at least 1"),
+        ({"loss": {"pixel": "l3"}}, "'l3' is unknown"),
+        ({"loss": {"weight": 0}}, "weight > 0"),
+        ({"loss": 1}, "loss must be a table"),
         ({"factor": 3}, "64 voxels along z is no multiple of the network's factor 3"),
-        ({"factor": 4, "network": {"factor": 2}}, "factor 4 and network.factor 2 differ"),
-        ({"network": {"width": 8}}, "needs width, levels, convs; got width"),
-        ({"network": {"variant": "huge"}}, "choose paper or compact"),
+        ({"factor": 4, "network": {"factor": 2}}, "got 4 and network.factor 2"),
+        ({"network": {"width": "wide"}}, "network srunet: a value of the wrong kind"),
+        ({"network": {"variant": "huge"}}, "choose paper, compact, planar"),
         ({"patch": [64, 64, 32]}, "must be square"),
         ({"border": [32, 0, 0]}, "leaves nothing of a patch of 64 voxels along z"),
         ({"sources": []}, "no source"),
@@ -370,7 +403,7 @@ def test_configs_that_cannot_train_are_refused(changes, says):
 
 
 def test_unknown_recipe_names_the_committed_ones():
-    with pytest.raises(UsageError, match="there are srunet-z4-small"):
+    with pytest.raises(UsageError, match=r"there are a2i, heinrich-fsrcnn.*srunet-z4-small"):
         read_recipe("no-such-recipe")
 
 

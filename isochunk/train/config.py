@@ -1,53 +1,54 @@
-"""What a training run is, and the recipes that are committed.
-
-A recipe is a TOML file of :class:`TrainConfig` fields. What it leaves out is the paper's
-(Heinrich et al. 2017).
-"""
+"""What a training run is; what its fields may be, checked without reading a volume."""
 
 from __future__ import annotations
 
-import tomllib
+import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from importlib.resources import files
-from inspect import signature
+from dataclasses import asdict, dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 from isochunk.errors import UsageError
-from isochunk.geometry import AXES, Triple, triple
+from isochunk.geometry import AXES, Triple
 from isochunk.models.fsrcnn import FSRCNNConfig
+from isochunk.models.networks import CONFIGS, NetworkConfig
+from isochunk.models.pssr import CELL, FACTOR, PSSRConfig
 from isochunk.models.srunet import SRUNetConfig
 from isochunk.spec import Normalisation
+from isochunk.train.crappify import CRAPPIFIERS
 from isochunk.train.degrade import Augmentation, Degradation
 
-Mode: TypeAlias = Literal["supervised"]
-Schedule: TypeAlias = Literal["sqrt", "cosine"]
-NetworkConfig: TypeAlias = SRUNetConfig | FSRCNNConfig
+Mode: TypeAlias = Literal["supervised", "self"]
+Schedule: TypeAlias = Literal["constant", "sqrt", "cosine", "onecycle"]
+Pixel: TypeAlias = Literal["mse", "l1"]
+Perceptual: TypeAlias = Literal["none", "pdl", "dists"]
+Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
 
-ARCHS: dict[str, type[SRUNetConfig] | type[FSRCNNConfig]] = {
-    "srunet": SRUNetConfig,
-    "fsrcnn": FSRCNNConfig,
-}
-"""Networks that can be trained, by the name ``--arch`` takes."""
+
+def _choose(what: str, value: str, among: Any) -> None:  # noqa: ANN401 - a Literal
+    if value not in get_args(among):
+        raise UsageError(f"{what} {value!r} is unknown; choose {', '.join(get_args(among))}")
 
 
 @dataclass(frozen=True, slots=True)
 class Optimisation:
-    """How weights are changed: Adam on the mean squared error."""
+    """How weights are changed: Adam with rates that are functions of the step."""
 
     lr: float = 1e-4
-    """Learning rate at the first step (Heinrich et al.)."""
+    """Learning rate; the highest of the ``onecycle`` schedule, else that of the first step."""
     schedule: Schedule = "sqrt"
-    """``sqrt``: lr / sqrt(1 + floor(step / period)); ``cosine``: to zero at the last step."""
+    """``sqrt``: lr / sqrt(1 + floor(step / period)); ``cosine``: to zero at the last step;
+    ``onecycle``: up and down again in each stage, momentum the other way round (Smith 2018);
+    ``constant``: as it is."""
     period: int = 10_000
-    """Steps between drops of the ``sqrt`` schedule; the paper gives no number."""
+    """Steps between drops of the ``sqrt`` schedule; Heinrich et al. give no number."""
     warmup: int = 0
-    """Steps over which the learning rate rises linearly; none in the paper."""
+    """Steps over which the learning rate rises linearly."""
     anneal: int = 0
-    """Last steps over which the rate falls linearly to zero as well; none in the paper."""
+    """Last steps over which the rate falls linearly to zero as well."""
     average: float = 0.0
-    """Decay of the moving average of the weights that is validated and kept; 0 in the paper."""
+    """Decay of the moving average of the weights that is validated and kept; 0 for none."""
 
     def __post_init__(self) -> None:
         """Check the ranges.
@@ -55,8 +56,7 @@ class Optimisation:
         Raises:
             UsageError: a number that cannot train.
         """
-        if self.schedule not in get_args(Schedule):
-            raise UsageError(f"schedule {self.schedule!r} is unknown; choose {get_args(Schedule)}")
+        _choose("schedule", self.schedule, Schedule)
         if not (self.lr > 0 and self.period >= 1 and min(self.warmup, self.anneal) >= 0):
             raise UsageError(
                 "training needs lr > 0, period >= 1, warmup >= 0 and anneal >= 0; got "
@@ -64,6 +64,64 @@ class Optimisation:
             )
         if not 0 <= self.average < 1:
             raise UsageError(f"average {self.average} of the weights must be in 0 <= average < 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """What is made small: ``weight * pixel + perceptual_weight * perceptual``."""
+
+    pixel: Pixel = "mse"
+    """Mean squared or mean absolute error, in the model's values."""
+    weight: float = 1.0
+    """Weight of the pixels' error."""
+    perceptual: Perceptual = "none"
+    """Distance between features of VGG16: ``pdl`` (Delbracio et al. 2020) or ``dists``."""
+    perceptual_weight: float = 0.0
+    """Weight of that distance."""
+    vgg: str = ""
+    """File of VGG16 weights; without one, training goes on with the pixels' error alone."""
+    dists: str = ""
+    """File of how much channels count in DISTS; without one, all the same."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges.
+
+        Raises:
+            UsageError: an unknown name, or weights that make nothing small.
+        """
+        _choose("pixel loss", self.pixel, Pixel)
+        _choose("perceptual loss", self.perceptual, Perceptual)
+        if not (self.weight > 0 and self.perceptual_weight >= 0):
+            raise UsageError(
+                "a loss needs weight > 0 and perceptual_weight >= 0; got "
+                f"{self.weight} and {self.perceptual_weight}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A part of a training with crops and rates of its own: progressive resizing."""
+
+    share: float
+    """Crops seen in it, relative to other stages: epochs."""
+    patch: Triple
+    """Target voxels of a crop."""
+    batch: int
+    """Crops per step."""
+    lr: float
+    """Highest learning rate of the decoder."""
+    encoder_lr: float
+    """Highest learning rate of the first layers; 0 keeps the encoder's weights as they are."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges.
+
+        Raises:
+            UsageError: a number that cannot train.
+        """
+        numbers = (self.share, self.batch, self.lr, *self.patch)
+        if min(numbers) <= 0 or self.encoder_lr < 0:
+            raise UsageError(f"a stage needs positive numbers and encoder_lr >= 0; got {self}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,37 +135,55 @@ class Keeping:
     save_every: int = 500
     """Steps between saves of the whole state; a killed run repeats at most these."""
 
+    def __post_init__(self) -> None:
+        """Check the ranges.
+
+        Raises:
+            UsageError: a number below 1.
+        """
+        if min(self.validate_every, self.crops, self.save_every) < 1:
+            raise UsageError(f"keeping needs numbers of at least 1; got {self}")
+
 
 NO_AUGMENTATION = Augmentation()
 PAPER_OPTIMISATION = Optimisation()
+PAPER_LOSS = Loss()
 DEFAULT_KEEPING = Keeping()
-
-PARTS = {"augmentation": Augmentation, "optimisation": Optimisation, "keeping": Keeping}
-"""Fields of a config that are tables of their own."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
-    """Supervised training of one network; defaults are the paper's where it gives a number."""
+    """Training of one network.
+
+    Crops have the network's own axes, the coarse one first. ``supervised``: those of the volume,
+    which is isotropic. ``self``: the volume is anisotropic, and one of its fine axes, y or x, is
+    made coarse; its z, coarse already, lies second.
+    """
 
     sources: tuple[str, ...]
-    """URLs of isotropic volumes; crops come from each in proportion to its size."""
+    """URLs of volumes; crops come from each in proportion to its size."""
     out: str
     """Folder that becomes the checkpoint; training's own state lies in ``out/training``."""
     network: NetworkConfig
-    """Which network, with all hyperparameters; its factor is the training's."""
+    """Which network, with all hyperparameters."""
     name: str = ""
     """Name of the model; the last part of ``out`` where empty."""
     mode: Mode = "supervised"
-    """Supervised: target crops are isotropic, their sections are made on the fly."""
-    degradation: Degradation = "avg"
-    """How sections are made."""
+    """Where targets come from: an isotropic volume, or an anisotropic volume's own fine axes."""
+    factors: tuple[Fraction, ...] = ()
+    """Target voxels per section; each step draws one. Empty: the network's own factor or, for
+    ``self``, how much coarser z is."""
+    degradation: str = "avg"
+    """How coarse input is made of a crop: a :data:`isochunk.train.degrade.Degradation` or, for
+    pssr, one of :data:`isochunk.train.crappify.CRAPPIFIERS`."""
     steps: int = 290_000
     """Steps altogether, resumed ones included."""
     patch: Triple = (64, 64, 64)
-    """Target voxels of a crop."""
+    """Target voxels of a crop, in the network's axes; also of validation where there are stages."""
     batch: int = 6
-    """Crops per step."""
+    """Crops per step, over all processes."""
+    stages: tuple[Stage, ...] = ()
+    """Parts of the training with crops, batch and rates of their own; none: one."""
     averages: tuple[Triple, ...] = ((1, 1, 1),)
     """Blocks of stored voxels averaged before anything else; each crop draws one of them."""
     normalisation: Normalisation = "range"
@@ -118,10 +194,14 @@ class TrainConfig:
     """Target voxels at each side left out of loss and validation, since padding spoils them."""
     split_axis: int = 2
     """Axis along which volumes are split 70/15/15: 0, 1, 2 are z, y, x."""
+    loss: Loss = PAPER_LOSS
+    """What is made small."""
     optimisation: Optimisation = PAPER_OPTIMISATION
     """How weights are changed."""
     keeping: Keeping = DEFAULT_KEEPING
     """How often the run is judged and saved."""
+    precision: Precision = "fp32"
+    """Arithmetic of the layers; weights and loss stay fp32."""
     device: str = "auto"
     """auto, cpu or cuda."""
     seed: int = 0
@@ -137,21 +217,77 @@ class TrainConfig:
         Raises:
             UsageError: a value that cannot be trained with; it says which.
         """
-        _require(self.mode in get_args(Mode), f"mode {self.mode!r} is unknown; choose supervised")
-        _require(bool(self.sources), "no source given; name at least one isotropic volume")
+        _choose("mode", self.mode, Mode)
+        _choose("precision", self.precision, Precision)
+        _require(bool(self.sources), "no source given; name at least one volume")
         _require(bool(self.averages), "averages is empty; write [[1, 1, 1]] for none")
         _require(self.steps >= 1 and self.batch >= 1, "steps and batch must be at least 1")
         _require(self.split_axis in (0, 1, 2), f"split_axis {self.split_axis} is not 0, 1 or 2")
-        if self.patch[0] % self.network.factor:
+        self._check_task()
+        self._check_factors()
+        for patch in {self.patch, *(stage.patch for stage in self.stages)}:
+            self._check_patch(patch)
+
+    def _check_task(self) -> None:
+        lateral = isinstance(self.network, PSSRConfig)
+        known = tuple(CRAPPIFIERS) if lateral else get_args(Degradation)
+        if self.degradation not in known:
             raise UsageError(
-                f"patch of {self.patch[0]} voxels along z is no multiple of the network's factor "
-                f"{self.network.factor}; choose e.g. {self.network.factor * 16}"
+                f"degradation {self.degradation!r} is unknown for {self.arch}; choose "
+                f"{', '.join(known)}"
             )
         _require(
-            self.patch[1] == self.patch[2],
-            f"patch {self.patch} must be square in y and x, since crops are transposed",
+            not lateral or self.normalisation == "range",
+            "pssr's inputs are made of values in 0..1; choose normalisation range",
         )
-        for axis, extent, rim in zip(AXES, self.patch, self.border, strict=True):
+        if self.mode == "supervised":
+            return
+        _require(
+            not lateral,
+            "pssr makes y and x finer, so it needs a volume that is fine there: mode supervised",
+        )
+        if isinstance(self.network, SRUNetConfig | FSRCNNConfig) and not is_planar(self.network):
+            raise UsageError(
+                f"mode self teaches {self.arch} on slices, so its kernels must not reach across "
+                "them; choose network variant planar, or mode supervised with an isotropic volume"
+            )
+
+    def _check_factors(self) -> None:
+        _require(all(f >= 1 for f in self.factors), f"factors {_listed(self.factors)} below 1")
+        own = self.own_factor
+        if own is not None and any(f != own for f in self.factors):
+            raise UsageError(
+                f"{self.arch} has factor {own}, so it cannot be trained for "
+                f"{_listed(self.factors)}; choose a2i or niiv, which take any factor"
+            )
+        if own is None and not self.factors and self.mode == "supervised":
+            raise UsageError(f"supervised training of {self.arch} needs a factor; give one or more")
+
+    def _check_patch(self, patch: Triple) -> None:
+        own = self.own_factor
+        if isinstance(self.network, PSSRConfig):
+            frames = 2 * self.network.sections + 1
+            if patch[0] != frames or any(n % CELL or n < 2 * CELL for n in patch[1:]):
+                raise UsageError(
+                    f"patch {patch} does not fit pssr, which needs {frames} along z and multiples "
+                    f"of {CELL} from {2 * CELL} along y and x; choose e.g. {(frames, 256, 256)}"
+                )
+        elif own is not None and patch[0] % own:
+            raise UsageError(
+                f"patch of {patch[0]} voxels along z is no multiple of the network's factor "
+                f"{own}; choose e.g. {own * 16}"
+            )
+        elif any(patch[0] < 2 * f for f in self.factors):
+            raise UsageError(
+                f"patch of {patch[0]} voxels along z holds fewer than two sections of "
+                f"{max(self.factors)}; choose a larger patch"
+            )
+        if self.mode == "supervised" and 1 != patch[1] != patch[2]:
+            raise UsageError(
+                f"patch {patch} must be square in y and x, since crops are transposed, or one "
+                "slice: 1 along y"
+            )
+        for axis, extent, rim in zip(AXES, patch, self.border, strict=True):
             if extent <= 2 * rim:
                 raise UsageError(
                     f"border {rim} leaves nothing of a patch of {extent} voxels along {axis}; "
@@ -159,9 +295,18 @@ class TrainConfig:
                 )
 
     @property
+    def own_factor(self) -> Fraction | None:
+        """Factor that the network is built for; None where it takes any."""
+        if isinstance(self.network, PSSRConfig):
+            return Fraction(FACTOR)
+        if isinstance(self.network, SRUNetConfig | FSRCNNConfig):
+            return Fraction(self.network.factor)
+        return None
+
+    @property
     def arch(self) -> str:
         """Name of the network's architecture."""
-        return next(name for name, kind in ARCHS.items() if isinstance(self.network, kind))
+        return next(name for name, kind in CONFIGS.items() if type(self.network) is kind)
 
     @property
     def model_name(self) -> str:
@@ -169,124 +314,43 @@ class TrainConfig:
         return self.name or Path(self.out).name
 
 
-def config_from_table(table: Mapping[str, Any]) -> TrainConfig:
-    """Make a config of what a TOML file or the command line says.
-
-    Args:
-        table: fields of :class:`TrainConfig`; ``arch`` and ``factor`` beside a table
-            ``network`` of its hyperparameters. ``network.variant`` is ``paper`` (default) or
-            ``compact``; single kernels given there replace the variant's.
-
-    Raises:
-        UsageError: a field is unknown or missing, or its value does not fit.
-    """
-    values = dict(table)
-    network = _network(
-        values.pop("arch", "srunet"), values.pop("factor", None), values.pop("network", {})
-    )
-    _refuse_unknown(values, TrainConfig, "training")
-    for key in ("sources", "out"):
-        _require(key in values, f"training needs {key!r}")
-    try:
-        for key, kind in PARTS.items():
-            if key in values:
-                _refuse_unknown(values[key], kind, key)
-                values[key] = kind(**values[key])
-        for key in ("patch", "border"):
-            if key in values:
-                values[key] = triple(values[key])
-        if "averages" in values:
-            values["averages"] = tuple(map(triple, values["averages"]))
-        values["sources"] = tuple(values["sources"])
-        return TrainConfig(network=network, **values)
-    except UsageError:
-        raise
-    except (TypeError, ValueError) as problem:
-        raise UsageError(f"training: a field has a value of the wrong kind: {problem}") from None
-
-
-def read_recipe(name: str) -> dict[str, Any]:
-    """Read a recipe as the table that :func:`config_from_table` takes.
-
-    Args:
-        name: a committed recipe's name, or the path of a TOML file.
-
-    Raises:
-        UsageError: there is no such recipe, or it is no TOML.
-    """
-    committed = files("isochunk.train").joinpath("recipes")
-    found = committed.joinpath(f"{name}.toml")
-    path = Path(name)
-    try:
-        text = (found if found.is_file() else path).read_text(encoding="utf-8")
-        return tomllib.loads(text)
-    except OSError:
-        have = sorted(Path(entry.name).stem for entry in committed.iterdir())
-        raise UsageError(
-            f"no recipe {name!r}; there are {', '.join(have)}, or name a TOML file"
-        ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
-        raise UsageError(f"recipe {name!r} is no valid TOML: {problem}") from None
+def is_planar(network: SRUNetConfig | FSRCNNConfig) -> bool:
+    """Tell whether a network keeps xz slices apart: no kernel reaches along y."""
+    if isinstance(network, SRUNetConfig):
+        return network.lateral_stride == 1
+    return all(kernel[1] == 1 for kernel in (network.feature, network.mapping, network.expand))
 
 
 def fingerprint(config: TrainConfig) -> dict[str, Any]:
-    """Return what a resumed run must have in common with the one that is continued.
+    """Return what a resumed run must have in common with the one that is continued, as JSON values.
 
     Everything but where it runs, how often it is looked at, what is only words, and its end:
-    with the ``sqrt`` schedule, ``steps`` and ``anneal`` may be chosen while it runs.
+    with the ``sqrt`` and ``constant`` schedules, ``steps`` and ``anneal`` may be chosen while it
+    runs.
     """
-    told = {"arch": config.arch, **asdict(config)}
+    told: dict[str, Any] = json.loads(json.dumps(asdict(config), default=str))
+    told["arch"] = config.arch
     for name in ("out", "name", "device", "keeping", "licence", "trained_on"):
         del told[name]
-    if config.optimisation.schedule == "sqrt":
+    for name in ("vgg", "dists"):
+        told["loss"][name] = "given" if told["loss"][name] else "none given"
+    if config.optimisation.schedule in ("sqrt", "constant") and not config.stages:
         del told["steps"], told["optimisation"]["anneal"]
     return told
 
 
-def _network(arch: str, factor: int | None, table: Mapping[str, Any]) -> NetworkConfig:
-    if arch not in ARCHS:
-        raise UsageError(f"arch {arch!r} cannot be trained; choose {', '.join(ARCHS)}")
-    kind = ARCHS[arch]
-    given = dict(table)
-    if factor is not None and given.setdefault("factor", factor) != factor:
-        raise UsageError(f"factor {factor} and network.factor {given['factor']} differ; give one")
-    variant = given.pop("variant", "paper")
-    _require(
-        variant in ("paper", "compact"),
-        f"network variant {variant!r} is unknown; choose paper or compact",
+def differences(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+    """Name the fields of two fingerprints that differ, architecture first; empty if none do."""
+    names = sorted({*mine, *theirs}, key=lambda name: (name != "arch", name))
+    return "; ".join(
+        f"{name}: {theirs.get(name)} there, {mine.get(name)} now"
+        for name in names
+        if mine.get(name) != theirs.get(name)
     )
-    _refuse_unknown(given, kind, f"network {arch}")
-    kernels = {key: _tuples(value) for key, value in given.items() if isinstance(value, list)}
-    plain = {key: value for key, value in given.items() if key not in kernels}
-    residual = plain.pop("residual", "none")
-    try:
-        base = getattr(kind, variant)(**plain)
-    except TypeError:
-        wanted = [
-            name
-            for name, parameter in signature(getattr(kind, variant)).parameters.items()
-            if parameter.default is parameter.empty
-        ]
-        raise UsageError(
-            f"network {arch} needs {', '.join(wanted)}; got {', '.join(plain) or 'none of them'}; "
-            "give them, or a recipe"
-        ) from None
-    made: NetworkConfig = replace(base, residual=residual, **kernels)
-    return made
 
 
-def _tuples(value: Any) -> Any:  # noqa: ANN401
-    """Turn TOML's nested lists into tuples."""
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
-
-
-def _refuse_unknown(values: Mapping[str, Any], kind: type[Any], what: str) -> None:
-    known = {field.name for field in fields(kind)}
-    unknown = sorted(set(values) - known - {"arch", "factor"})
-    if unknown:
-        raise UsageError(
-            f"{what}: unknown field {', '.join(unknown)}; known are {', '.join(sorted(known))}"
-        )
+def _listed(factors: tuple[Fraction, ...]) -> str:
+    return ", ".join(map(str, factors))
 
 
 def _require(condition: object, message: str) -> None:

@@ -1,33 +1,103 @@
 """Seeded crops straight from a volume's storage: nothing is copied to disk.
 
 A crop is a function of (seed, step, place in the batch) alone. So a resumed training sees what
-an undisturbed one would have seen, whatever was being read ahead when it was stopped.
+an undisturbed one would have seen, whatever was being read ahead when it was stopped, and several
+processes share a batch without talking.
+
+Crops have the network's own axes (z', y', x'): z' is the one that is coarse in its input.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from itertools import islice, pairwise
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from isochunk.errors import UsageError
 from isochunk.geometry import AXES, Box, Triple, triple
 from isochunk.spec import Intensity
 from isochunk.storage.volume import Volume
-from isochunk.train.degrade import Augmentation, Patch, input_noise, turn, vary_intensity
+from isochunk.train.crappify import CRAPPIFIERS, Step, crappify
+from isochunk.train.degrade import (
+    Augmentation,
+    Degradation,
+    Patch,
+    degrade,
+    input_noise,
+    turn,
+    vary_intensity,
+)
 
 TRAINED_SHARE, VALIDATED_SHARE = 70, 85
 """Percent of the split axis where training ends, and where validation ends (Heinrich et al.)."""
 
+IN_PLACE: tuple[Triple, ...] = ((0, 1, 2),)
+"""Crops have the volume's axes, and y and x are exchanged at random."""
+LATERAL: tuple[Triple, ...] = ((1, 0, 2), (2, 0, 1))
+"""y or x of the volume becomes the crop's coarse axis, and z its second."""
+UPRIGHT: tuple[Triple, ...] = ((0, 1, 2), (0, 2, 1))
+"""xz or yz slices: z is the coarse axis."""
 
 T = TypeVar("T")
+
+
+class Pairing(Protocol):
+    """How a crop becomes what a network sees and what it is to answer."""
+
+    def __call__(
+        self, patch: Patch, factor: Fraction, rng: np.random.Generator
+    ) -> tuple[Patch, Patch]:
+        """Return the coarse input and the target, both (z', y', x').
+
+        Args:
+            patch: a crop in the model's values.
+            factor: target voxels per section.
+            rng: the only source of chance.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Sectioned:
+    """Coarse along z': whole sections; the target is the part of the crop that they cover."""
+
+    degradation: Degradation
+    """How sections are made."""
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    """Its noise is added to the sections."""
+
+    def __call__(
+        self, patch: Patch, factor: Fraction, rng: np.random.Generator
+    ) -> tuple[Patch, Patch]:
+        """Make sections; see :class:`Pairing`."""
+        sections = len(patch) // factor
+        used = np.ascontiguousarray(patch[: math.ceil(sections * factor)])
+        coarse = degrade(torch.from_numpy(used)[None, None], factor, self.degradation)[0, 0].numpy()
+        noise = input_noise(coarse.shape, self.augmentation, rng)
+        return coarse + noise, used[: int(sections * factor)]
+
+
+@dataclass(frozen=True, slots=True)
+class Crappified:
+    """Coarse along y' and x', and noisy; the target is the middle section alone."""
+
+    steps: tuple[Step, ...]
+    """What happens to the sections; values are in 0..1."""
+
+    def __call__(
+        self, patch: Patch, factor: Fraction, rng: np.random.Generator
+    ) -> tuple[Patch, Patch]:
+        """Spoil them; see :class:`Pairing`."""
+        middle = len(patch) // 2
+        return crappify(patch, self.steps, rng), patch[middle : middle + 1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +105,7 @@ class Source:
     """A volume to take crops from, and how its values become the model's values."""
 
     volume: Volume
-    """Isotropic volume."""
+    """What is read."""
     intensity: Intensity
     """Its global intensity map."""
 
@@ -45,27 +115,45 @@ class Sampling:
     """What a sequence of crops depends on besides the sources."""
 
     patch: Triple
-    """Extent of a crop in target voxels."""
+    """Extent of a crop in target voxels (z', y', x')."""
     batch: int
-    """Crops per step."""
-    factor: int
-    """Target voxels per section."""
+    """Crops per step, over all processes."""
+    factors: tuple[Fraction, ...]
+    """Target voxels per section; each step draws one."""
     averages: tuple[Triple, ...]
     """Blocks of stored voxels averaged into one target voxel; each crop draws one of them."""
     augmentation: Augmentation
     """How crops are varied."""
     seed: int
     """Seed of the whole sequence."""
+    pairing: Pairing
+    """How input and target are made of a crop."""
+    orders: tuple[Triple, ...] = IN_PLACE
+    """Axes of the volume that become (z', y', x'); each crop draws one of them."""
+    rank: int = 0
+    """Which of the processes this is."""
+    ranks: int = 1
+    """Processes that share a batch."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
     """What one training step needs."""
 
+    coarse: Tensor
+    """What the network sees, float32 (b, 1, z', y', x')."""
     target: Tensor
-    """Isotropic crops in the model's values, float32 (b, 1, z, y, x)."""
-    noise: Tensor
-    """Added to the sections made from the crops, float32 (b, 1, z // factor, y, x)."""
+    """What it is to answer, float32 (b, 1, z', y', x')."""
+    factor: Fraction
+    """Target voxels per section."""
+
+
+def pairing_of(degradation: str, augmentation: Augmentation) -> Pairing:
+    """Return how a degradation, by its name, makes pairs."""
+    if degradation in CRAPPIFIERS:
+        return Crappified(CRAPPIFIERS[degradation])
+    known: dict[str, Degradation] = {"avg": "avg", "skip": "skip", "psf": "psf"}
+    return Sectioned(known[degradation], augmentation)
 
 
 def split(box: Box, axis: int) -> tuple[Box, Box, Box]:
@@ -104,7 +192,7 @@ def read_crop(source: Source, lo: Triple, shape: Triple, average: Triple) -> Pat
     Args:
         source: volume and intensity.
         lo: first stored voxel.
-        shape: extent of the crop after averaging.
+        shape: extent of the crop after averaging, in the volume's axes.
         average: stored voxels per voxel of the crop.
 
     Returns:
@@ -125,20 +213,17 @@ class Crops:
     def __init__(
         self, sources: tuple[Source, ...], parts: tuple[Box, ...], sampling: Sampling
     ) -> None:
-        """Check that every part holds a crop at every averaging.
+        """Check that every part holds a crop at every averaging and in every order.
 
         Args:
             sources: where crops come from, in proportion to the size of their parts.
             parts: the box of each source that may be read.
-            sampling: patch, batch, averaging, augmentation and seed.
+            sampling: how crops are drawn.
 
         Raises:
             UsageError: a part is smaller than a crop.
         """
-        for source, part in zip(sources, parts, strict=True):
-            for average in sampling.averages:
-                needed = triple(p * a for p, a in zip(sampling.patch, average, strict=True))
-                require_room(part, needed, source.volume.spec.url, "training")
+        _require_rooms(sources, parts, sampling, "training")
         self.sources = sources
         self.parts = parts
         self.sampling = sampling
@@ -146,53 +231,91 @@ class Crops:
         self._shares = sizes / sizes.sum()
 
     def batch(self, step: int) -> Batch:
-        """Return the batch of one step: a pure function of the seed and the step."""
-        pairs = [self._crop(step, place) for place in range(self.sampling.batch)]
-        target = np.stack([target for target, _ in pairs])[:, None]
-        noise = np.stack([noise for _, noise in pairs])[:, None]
-        return Batch(torch.from_numpy(target), torch.from_numpy(noise))
+        """Return this process's part of the batch of one step: a pure function of the step."""
+        sampling = self.sampling
+        factor = sampling.factors[0]
+        if len(sampling.factors) > 1:
+            rng = np.random.default_rng([sampling.seed, step])
+            factor = sampling.factors[int(rng.integers(len(sampling.factors)))]
+        places = range(sampling.rank, sampling.batch, sampling.ranks)
+        return _batch([self._pair(step, place, factor) for place in places], factor)
 
-    def _crop(self, step: int, place: int) -> tuple[Patch, NDArray[np.float32]]:
+    def _pair(self, step: int, place: int, factor: Fraction) -> tuple[Patch, Patch]:
         sampling = self.sampling
         rng = np.random.default_rng([sampling.seed, step, place])
         chosen = int(rng.choice(len(self.sources), p=self._shares))
         average = sampling.averages[int(rng.integers(len(sampling.averages)))]
-        lo = _place(self.parts[chosen], sampling.patch, average, rng)
-        patch = read_crop(self.sources[chosen], lo, sampling.patch, average)
-        patch = vary_intensity(turn(patch, rng), sampling.augmentation, rng)
-        depth, *lateral = sampling.patch
-        noise = input_noise((depth // sampling.factor, *lateral), sampling.augmentation, rng)
-        return patch, noise
+        order = sampling.orders[int(rng.integers(len(sampling.orders)))]
+        wanted = (sampling.patch, average, order)
+        patch = _read(self.sources[chosen], self.parts[chosen], wanted, rng)
+        # Where orders are drawn, they have exchanged y and x already, or those are not alike.
+        patch = turn(patch, rng) if sampling.orders == IN_PLACE else flip(patch, rng)
+        return sampling.pairing(vary_intensity(patch, sampling.augmentation, rng), factor, rng)
 
 
 def validation_crops(
     sources: tuple[Source, ...], parts: tuple[Box, ...], sampling: Sampling, count: int
-) -> Tensor:
+) -> list[Batch]:
     """Read the fixed crops by which snapshots are compared: unaugmented, first averaging only.
 
     Returns:
-        float32 (count, 1, z, y, x).
+        Batches of one crop; factors and orders take turns.
 
     Raises:
         UsageError: a part is smaller than a crop.
     """
     average = sampling.averages[0]
-    needed = triple(p * a for p, a in zip(sampling.patch, average, strict=True))
-    for source, part in zip(sources, parts, strict=True):
-        require_room(part, needed, source.volume.spec.url, "validation")
+    _require_rooms(sources, parts, replace(sampling, averages=(average,)), "validation")
     rng = np.random.default_rng([sampling.seed, 1])
     crops = []
     for i in range(count):
         source, part = sources[i % len(sources)], parts[i % len(parts)]
-        lo = _place(part, sampling.patch, average, rng)
-        crops.append(read_crop(source, lo, sampling.patch, average))
-    return torch.from_numpy(np.stack(crops)[:, None])
+        order = sampling.orders[i % len(sampling.orders)]
+        factor = sampling.factors[i % len(sampling.factors)]
+        patch = _read(source, part, (sampling.patch, average, order), rng)
+        own = np.random.default_rng([sampling.seed, 1, i])
+        crops.append(_batch([sampling.pairing(patch, factor, own)], factor))
+    return crops
 
 
-def _place(part: Box, patch: Triple, average: Triple, rng: np.random.Generator) -> Triple:
-    """Draw the first stored voxel of a crop, uniformly over all that fit."""
-    room = [b - n * a for b, n, a in zip(part.shape, patch, average, strict=True)]
-    return triple(lo + int(rng.integers(r + 1)) for lo, r in zip(part.lo, room, strict=True))
+def flip(patch: Patch, rng: np.random.Generator) -> Patch:
+    """Flip each axis with probability 1/2."""
+    steps = np.where(rng.random(patch.ndim) < 0.5, -1, 1)  # noqa: PLR2004
+    return patch[tuple(slice(None, None, step) for step in steps)]
+
+
+def _batch(pairs: list[tuple[Patch, Patch]], factor: Fraction) -> Batch:
+    coarse, target = (
+        torch.from_numpy(np.stack(patches)[:, None]) for patches in zip(*pairs, strict=True)
+    )
+    return Batch(coarse, target, factor)
+
+
+def _read(
+    source: Source, part: Box, wanted: tuple[Triple, Triple, Triple], rng: np.random.Generator
+) -> Patch:
+    """Read a crop (patch, average, order) of a part, uniformly over all places where it fits."""
+    patch, average, order = wanted
+    shape = _stored(patch, order)
+    room = [b - n * a for b, n, a in zip(part.shape, shape, average, strict=True)]
+    lo = triple(lo + int(rng.integers(r + 1)) for lo, r in zip(part.lo, room, strict=True))
+    return read_crop(source, lo, shape, average).transpose(order)
+
+
+def _stored(patch: Triple, order: Triple) -> Triple:
+    """Return the extent of a crop along the volume's axes."""
+    return triple(patch[order.index(axis)] for axis in range(3))
+
+
+def _require_rooms(
+    sources: tuple[Source, ...], parts: tuple[Box, ...], sampling: Sampling, role: str
+) -> None:
+    for source, part in zip(sources, parts, strict=True):
+        for average in sampling.averages:
+            for order in sampling.orders:
+                shape = _stored(sampling.patch, order)
+                needed = triple(n * a for n, a in zip(shape, average, strict=True))
+                require_room(part, needed, source.volume.spec.url, role)
 
 
 def read_ahead(make: Callable[[int], T], steps: range, depth: int) -> Generator[T, None, None]:

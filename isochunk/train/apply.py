@@ -1,0 +1,150 @@
+"""Every network behind one call, coarse to fine; and the interpolations it is compared with.
+
+Tensors are (b, 1, z, y, x), in the network's own axes.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import l1_loss, mse_loss
+
+from isochunk.errors import UsageError
+from isochunk.geometry import Triple, reflected, triple
+from isochunk.models.axial import AxialNetwork, blended
+from isochunk.models.networks import Network, NetworkConfig, make
+from isochunk.models.placed import PlacedNetwork
+from isochunk.models.pssr import PSSR
+from isochunk.predict import INTERPOLATIONS, axis_taps
+from isochunk.spec import Phase
+from isochunk.train.config import Loss
+from isochunk.train.perceptual import perceptual_loss
+
+
+class Application(nn.Module):
+    """A network as training calls it; a module, so that torch can share it among processes."""
+
+    def __init__(self, network: Network, phase: Phase) -> None:
+        """Wrap a network that is taught that sections lie at ``phase``."""
+        super().__init__()
+        self.network = network
+        self.phase = phase
+
+    def forward(self, coarse: Tensor, factor: Fraction) -> Tensor:
+        """Restore whole crops."""
+        network = self.network
+        if isinstance(network, PSSR):
+            return network.sharpen(coarse[:, 0])[:, :, None]
+        if isinstance(network, AxialNetwork):
+            b, _, _, y, _ = coarse.shape
+            slices = coarse.movedim(3, 1).flatten(0, 1)  # (b y, 1, z, x)
+            restored = network.train_on(slices, factor, self.phase)
+            return restored.reshape(b, y, *restored.shape[1:]).movedim(1, 3)
+        answer: Tensor = network(coarse)
+        return answer
+
+
+def build(config: NetworkConfig, seed: int) -> Network:
+    """Make a network with seeded initial weights; torch's own generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make(config)
+
+
+def groups(network: Network) -> list[list[nn.Parameter]]:
+    """Return parameters by how far they are from the input, where rates differ by that.
+
+    PSSR's, as fastai splits a ResNet: stem and first two stages, last two stages, all else.
+    """
+    if not isinstance(network, PSSR):
+        return [list(network.parameters())]
+    first = [network.stem, *network.stages[:2]]
+    second = list(network.stages[2:])
+    encoder = [[p for module in part for p in module.parameters()] for part in (first, second)]
+    held = {id(p) for part in encoder for p in part}
+    return [*encoder, [p for p in network.parameters() if id(p) not in held]]
+
+
+def require_fit(network: Network, patch: Triple) -> None:
+    """Refuse crops that do not fit a network's pooling.
+
+    Raises:
+        UsageError: an extent is no multiple of what the network needs.
+    """
+    if not isinstance(network, PlacedNetwork):
+        return
+    needed = triple(f * a for f, a in zip(network.factor, network.alignment, strict=True))
+    if any(n % m for n, m in zip(patch, needed, strict=True)):
+        raise UsageError(
+            f"patch {patch} does not fit the network's pooling; choose multiples of {needed} "
+            "(z, y, x)"
+        )
+
+
+class Criterion:
+    """The loss of a training."""
+
+    def __init__(self, loss: Loss, shades: tuple[float, float], device: torch.device) -> None:
+        """Load what it needs; without a VGG file it is the pixels' error alone.
+
+        Args:
+            loss: which.
+            shades: the model's values of black and of white, between which features are taken.
+            device: where crops are.
+
+        Raises:
+            UsageError: the VGG file cannot be used.
+        """
+        self.loss = loss
+        self.black, self.white = shades
+        self._pixel = {"mse": mse_loss, "l1": l1_loss}[loss.pixel]
+        self._perceptual = None
+        if loss.perceptual != "none" and loss.vgg:
+            dists = Path(loss.dists) if loss.dists else None
+            self._perceptual = perceptual_loss(loss.perceptual, Path(loss.vgg), dists).to(device)
+
+    def __call__(self, predicted: Tensor, target: Tensor) -> Tensor:
+        """Return the loss of crops, a scalar."""
+        total: Tensor = self.loss.weight * self._pixel(predicted, target)
+        if self._perceptual is not None:
+            seen = (self._images(predicted), self._images(target))
+            total = total + self.loss.perceptual_weight * self._perceptual(*seen)
+        return total
+
+    def _images(self, x: Tensor) -> Tensor:
+        """Return the planes in which restoring shows, (n, 1, h, w) of 0..1."""
+        planes = x[:, :, 0] if x.shape[2] == 1 else x.movedim(3, 1).flatten(0, 1)
+        return (planes - self.black) / (self.white - self.black)
+
+
+def interpolated(application: Application, coarse: Tensor, factor: Fraction, kernel: str) -> Tensor:
+    """Return what interpolation makes of what a network sees, for comparison."""
+    if not isinstance(application.network, PSSR):
+        return along_z(coarse, factor, kernel, application.phase)
+    middle = coarse.shape[2] // 2
+    turned = coarse[:, :, middle : middle + 1]
+    for axis in (3, 4):
+        turned = along_z(turned.transpose(2, axis), factor, kernel, "mean").transpose(2, axis)
+    return turned
+
+
+def along_z(coarse: Tensor, factor: Fraction, kernel: str, phase: Phase) -> Tensor:
+    """Interpolate along z, continued by half-sample reflection.
+
+    Args:
+        coarse: (b, 1, z, y, x).
+        factor: target voxels per section.
+        kernel: linear or cubic.
+        phase: where a section lies.
+
+    Returns:
+        (b, 1, floor(factor * z), y, x).
+    """
+    n, rim = coarse.shape[2], INTERPOLATIONS[kernel]
+    index = torch.from_numpy(reflected(-rim, n + rim, 0, n)).to(coarse.device)
+    taps = axis_taps(kernel, (0, int(n * factor)), factor, -rim, phase)
+    rows = blended(coarse.index_select(2, index).flatten(3), taps)
+    return rows.reshape(*rows.shape[:3], *coarse.shape[3:])

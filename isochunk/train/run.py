@@ -1,0 +1,289 @@
+"""The state of one training: what a step changes, how it is judged, and how it is kept.
+
+State is written whole and atomically. On a CPU with the same number of threads, a run that was
+killed and resumed ends with bit-identical weights: crops are a function of (seed, step), rates of
+the step, and weights, moments and the moving average are all that a step changes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from copy import deepcopy
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from isochunk.atomic import write_atomically
+from isochunk.errors import TargetConflictError
+from isochunk.geometry import Triple
+from isochunk.models.checkpoint import MODEL_FILE, Card, save
+from isochunk.models.placed import PlacedNetwork
+from isochunk.models.pssr import PSSR
+from isochunk.spec import Phase
+from isochunk.train.apply import Application, Criterion, build, groups, interpolated, require_fit
+from isochunk.train.config import TrainConfig, differences, fingerprint
+from isochunk.train.data import Batch, Sectioned, pairing_of
+from isochunk.train.degrade import PHASES
+from isochunk.train.pictures import Picture, curves, side_by_side
+from isochunk.train.ranks import Ranks
+from isochunk.train.schedule import rates, spans
+
+log = logging.getLogger(__name__)
+
+REFERENCES = ("linear", "cubic")
+"""Interpolations judged on the same crops."""
+SHOWN = 4
+"""Validation crops drawn."""
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Run:
+    """One training."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        held_out: list[Batch],
+        ranks: Ranks,
+        shades: tuple[float, float],
+    ) -> None:
+        """Start fresh, or from the state in ``config.out``.
+
+        Args:
+            config: what to train, its factors filled in.
+            held_out: validation crops.
+            ranks: this process among those that train together.
+            shades: the model's values of black and of white.
+
+        Raises:
+            UsageError: crops do not fit the network, or the VGG file cannot be used.
+        """
+        self.config = config
+        self.ranks = ranks
+        self.device = ranks.device
+        self.shades = shades
+        self.held_out = [self._moved(batch) for batch in held_out]
+        self.step = 0
+        self.best_step = 0
+        self.best_psnr = -math.inf
+        self.history: list[dict[str, float]] = []
+        self.folder = Path(config.out) / "training"
+        self.phase = phase_of(config)
+        network = build(config.network, config.seed)
+        for span in spans(config):
+            require_fit(network, span.stage.patch)
+        if isinstance(network, PlacedNetwork):  # twice as fast as the default layout on a CPU
+            network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        self.trained = Application(network.to(self.device), self.phase)
+        averaged = config.optimisation.average > 0
+        self.judged = deepcopy(self.trained) if averaged else self.trained
+        self.optimizer = torch.optim.Adam(
+            [{"params": group} for group in groups(network)], lr=config.optimisation.lr
+        )
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
+        self.criterion = Criterion(config.loss, shades, self.device)
+        self.references = {
+            kernel: self._psnr(partial(self._interpolated, kernel=kernel)) for kernel in REFERENCES
+        }
+        self._resume()
+        self.shared = ranks.share(self.trained)
+
+    def update(self, batch: Batch) -> float:
+        """Take one step of Adam; returns the loss, and leaves the weights alone if it is NaN."""
+        self._set_rates()
+        batch = self._moved(batch)
+        self.trained.train()
+        with self._autocast():
+            predicted = self.shared(batch.coarse, batch.factor)
+        loss = self.criterion(self._inner(predicted.float()), self._inner(batch.target))
+        value = self.ranks.mean(float(loss.detach()))
+        if not math.isfinite(value):
+            return value
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.step += 1
+        if self.judged is not self.trained:
+            self._average()
+        return value
+
+    def validate(self, loss: float) -> None:
+        """Judge the weights, keep them as the last and, if none were better, as the best."""
+        psnr = self._psnr(self._predicted)
+        self.history.append({"step": self.step, "loss": loss, "validation_psnr": psnr})
+        log.info(
+            "step %d: loss %.5f, validation PSNR %.3f dB (cubic %.3f dB)",
+            self.step, loss, psnr, self.references["cubic"],
+        )  # fmt: skip
+        if psnr > self.best_psnr:
+            self.best_psnr, self.best_step = psnr, self.step
+            self._snapshot(Path(self.config.out))
+        self._snapshot(Path(self.config.out) / "last")
+        _save(curves(self.history, self.references), self.folder / "curves.png")
+        _save(self._samples(), self.folder / "samples.png")
+
+    def save(self) -> None:
+        """Write the whole state atomically."""
+        state = {
+            "step": self.step,
+            "network": self.trained.network.state_dict(),
+            "average": self.judged.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "best_step": self.best_step,
+            "best_psnr": self.best_psnr,
+            "history": self.history,
+        }
+        write_atomically(self.folder / "state.pt", lambda file: torch.save(state, file))
+
+    def claim(self) -> None:
+        """Write down whose folder this is, before anything else is written to it."""
+        told = json.dumps(fingerprint(self.config), indent=1)
+        write_atomically(self.folder / "config.json", lambda file: file.write(told.encode()))
+
+    def _set_rates(self) -> None:
+        chosen = rates(self.config, self.step, len(self.optimizer.param_groups))
+        for group, rate in zip(self.optimizer.param_groups, chosen.groups, strict=True):
+            group["lr"] = rate
+            group["betas"] = (chosen.momentum, group["betas"][1])
+
+    def _snapshot(self, folder: Path) -> None:
+        config = self.config
+        record = {
+            **fingerprint(config),
+            "steps": config.steps,
+            "anneal": config.optimisation.anneal,
+            "step": self.step,
+            "best_step": self.best_step,
+            "validation_psnr": self.history[-1]["validation_psnr"],
+            **{f"validation_psnr_{name}": figure for name, figure in self.references.items()},
+            "torch": torch.__version__,
+        }
+        card = Card(
+            config.model_name,
+            config.licence,
+            config.trained_on,
+            phase=self.phase,
+            normalisation=config.normalisation,
+            training=record,
+        )
+        save(folder, self.judged.network, card)
+
+    def _resume(self) -> None:
+        if not (self.folder / "state.pt").exists():
+            return
+        state = torch.load(self.folder / "state.pt", map_location=self.device, weights_only=True)
+        self.trained.network.load_state_dict(state["network"])
+        self.judged.network.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.step = state["step"]
+        self.best_step, self.best_psnr = state["best_step"], state["best_psnr"]
+        self.history = state["history"]
+        log.info("going on at step %d of %s", self.step, self.config.out)
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        # Early on the average follows the weights, else it would drag the initial ones along.
+        decay = min(self.config.optimisation.average, (1 + self.step) / (10 + self.step))
+        judged, trained = self.judged, self.trained
+        for mean, now in zip(judged.parameters(), trained.parameters(), strict=True):
+            mean.lerp_(now, 1 - decay)
+        for kept, new in zip(judged.buffers(), trained.buffers(), strict=True):
+            kept.copy_(new)
+
+    @torch.no_grad()
+    def _psnr(self, predict: Callable[[Batch], Tensor]) -> float:
+        """Return the PSNR in dB of the dtype's range over all validation crops, rims left out."""
+        total, count = 0.0, 0
+        for batch in self.held_out:
+            difference = self._inner(predict(batch) - batch.target)
+            total += float(difference.double().square().sum())
+            count += difference.numel()
+        black, white = self.shades
+        mse = total / count / (white - black) ** 2
+        return -10 * math.log10(mse) if mse > 0 else math.inf
+
+    def _predicted(self, batch: Batch) -> Tensor:
+        self.judged.eval()
+        with self._autocast():
+            answer: Tensor = self.judged(batch.coarse, batch.factor)
+        return answer.float()
+
+    def _interpolated(self, batch: Batch, kernel: str) -> Tensor:
+        return interpolated(self.judged, batch.coarse, batch.factor, kernel)
+
+    @torch.no_grad()
+    def _samples(self) -> Picture:
+        """Draw the slices in which restoring shows of some validation crops."""
+        rows = [
+            [self._slice(x) for x in (batch.coarse, self._predicted(batch), batch.target)]
+            for batch in self.held_out[:SHOWN]
+        ]
+        return side_by_side(rows, ("input", "prediction", "target"))
+
+    def _slice(self, x: Tensor) -> Any:  # noqa: ANN401 - a 2D array
+        """Return the middle section of what is made finer within sections, else an xz slice."""
+        black, white = self.shades
+        axis = 2 if isinstance(self.trained.network, PSSR) else 3
+        middle = x[:1, :1].select(axis, x.shape[axis] // 2)[0, 0]
+        return ((middle - black) / (white - black)).cpu().numpy()
+
+    def _moved(self, batch: Batch) -> Batch:
+        coarse = batch.coarse.to(self.device, non_blocking=True)
+        return Batch(coarse, batch.target.to(self.device, non_blocking=True), batch.factor)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        dtype = PRECISIONS[self.config.precision]
+        return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
+
+    def _inner(self, x: Tensor) -> Tensor:
+        """Leave the rims out."""
+        return inner(x, self.config.border)
+
+
+def require_free(config: TrainConfig) -> None:
+    """Refuse a folder that holds something else than this training.
+
+    Raises:
+        TargetConflictError: it holds another training, or a checkpoint that is none of ours.
+    """
+    out = Path(config.out)
+    try:
+        theirs = json.loads((out / "training" / "config.json").read_text())
+    except FileNotFoundError:
+        if (out / MODEL_FILE).exists():
+            raise TargetConflictError(
+                f"{out} holds a checkpoint, but no training that could go on; choose another out "
+                "folder"
+            ) from None
+        return
+    found = differences(fingerprint(config), theirs)
+    if found:
+        raise TargetConflictError(
+            f"{out} holds the training of another config ({found}); choose another out folder"
+        )
+
+
+def phase_of(config: TrainConfig) -> Phase:
+    """Return where the sections lie that a network is taught."""
+    pairing = pairing_of(config.degradation, config.augmentation)
+    return PHASES[pairing.degradation] if isinstance(pairing, Sectioned) else "mean"
+
+
+def inner(x: Tensor, border: Triple) -> Tensor:
+    """Leave rims out: (b, 1, z, y, x), smaller by ``border`` at every side."""
+    z, y, w = (slice(b, n - b) for b, n in zip(border, x.shape[2:], strict=True))
+    return x[:, :, z, y, w]
+
+
+def _save(picture: Picture, path: Path) -> None:
+    write_atomically(path, lambda file: picture.save(file, "PNG"))

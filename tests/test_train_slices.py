@@ -1,0 +1,443 @@
+"""Networks on slices: volumes that teach themselves, any ratio, PSSR, and several processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from jobs import write_source
+from PIL import Image
+
+from isochunk.errors import TargetConflictError, UsageError
+from isochunk.geometry import Box
+from isochunk.models.a2i import A2IConfig
+from isochunk.models.checkpoint import load_module, read_spec
+from isochunk.models.networks import make
+from isochunk.spec import Intensity
+from isochunk.storage.tensorstore import open_volume
+from isochunk.testing.synthetic import synthetic_pair
+from isochunk.train.apply import Application, along_z, groups
+from isochunk.train.config import Optimisation, TrainConfig, fingerprint
+from isochunk.train.data import LATERAL, UPRIGHT, Crops, Sampling, Sectioned, Source
+from isochunk.train.degrade import Augmentation, degrade
+from isochunk.train.loop import train
+from isochunk.train.presets import PRESETS, config_from_table, parse_value
+from isochunk.train.schedule import one_cycle, rates, spans
+from isochunk.train.sources import likeness
+
+torch.set_num_threads(1)
+
+SMALL = {
+    "a2i": {"width": 8, "levels": 2, "heads": [1, 2], "blocks": 1, "residual": True},
+    "niiv": {"blocks": 2, "width": 16, "hidden": 32, "layers": 2, "residual": True},
+    "srunet": {
+        "variant": "planar", "width": 4, "levels": 2, "convs": 1, "residual": "cubic", "factor": 4,
+    },
+    "fsrcnn": {
+        "variant": "planar", "maps": 16, "shrunk": 8, "mappings": 1, "residual": "cubic",
+        "factor": 4,
+    },
+    "pssr": {"width": 4, "depths": [1, 1, 1, 1]},
+    "pssr-mf": {"width": 4, "depths": [1, 1, 1, 1]},
+}  # fmt: skip
+"""Networks small enough to be taught in a test."""
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> str:
+    """An anisotropic volume, four times coarser along z."""
+    coarse, _ = synthetic_pair((8, 96, 440), 4)
+    return write_source(f"{tmp_path_factory.mktemp('volume')}/em", coarse, "32,8,8")
+
+
+def config(arch: str, source: str, out: Path, **changes) -> TrainConfig:
+    lateral = arch.startswith("pssr")
+    table = {
+        "arch": arch,
+        "sources": [source],
+        "out": str(out),
+        "mode": "supervised" if lateral else "self",
+        "network": SMALL[arch],
+        "steps": 40,
+        "patch": [5 if arch == "pssr-mf" else 1, 64, 64] if lateral else [32, 1, 32],
+        "batch": 4,
+        "device": "cpu",
+        "optimisation": {"lr": 3e-3},
+        "keeping": {"validate_every": 10, "crops": 4, "save_every": 5},
+    }
+    return config_from_table({**table, **changes})
+
+
+def history(out: Path) -> list[dict[str, float]]:
+    return torch.load(out / "training" / "state.pt", weights_only=True)["history"]
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return torch.load(out / "training" / "state.pt", weights_only=True)["network"]
+
+
+@pytest.mark.parametrize("arch", ["a2i", "niiv", "srunet", "fsrcnn"])
+def test_an_anisotropic_volume_teaches_itself(arch, source, tmp_path):
+    out = tmp_path / "out"
+    slow = {"steps": 30, "optimisation": {"lr": 1e-3}} if arch == "a2i" else {"steps": 60}
+    report = train(config(arch, source, out, **slow))
+    judged = [entry["validation_psnr"] for entry in history(out)]
+    assert report.stopped == "finished"
+    assert report.best_psnr > judged[0]
+    # Each starts from what it adds to.
+    assert report.best_psnr > (report.linear_psnr if arch == "niiv" else report.cubic_psnr) + 0.03
+    spec = read_spec(out)
+    free = arch in ("a2i", "niiv")
+    assert spec.factor[0] == (None if free else 4)
+    assert spec.plane == ("xz" if free else "3d")
+    record = json.loads((out / "model.json").read_text())["card"]["training"]
+    assert record["factors"] == ["4"]  # how much coarser z is, where nothing else is said
+    assert read_spec(out / "last").arch == arch
+
+
+@pytest.mark.parametrize("arch", ["pssr", "pssr-mf"])
+def test_pssr_learns_to_sharpen_sections(arch, source, tmp_path):
+    report = train(config(arch, source, tmp_path / "out", batch=2))
+    judged = [entry["validation_psnr"] for entry in history(tmp_path / "out")]
+    assert report.best_psnr > judged[0] + 1
+    spec = read_spec(tmp_path / "out")
+    assert spec.factor == (1, 4, 4)
+    assert spec.sections == (2 if arch == "pssr-mf" else 0)
+
+
+def test_one_niiv_takes_every_ratio_it_was_taught(source, tmp_path):
+    out = tmp_path / "out"
+    report = train(config("niiv", source, out, factor="2,5/2,4,225/23,10", steps=80))
+    assert report.best_psnr > report.linear_psnr
+    assert read_spec(out).factor[0] is None
+    slices = torch.rand(1, 1, 6, 40)
+    with torch.no_grad():
+        for factor in (Fraction(2), Fraction(7, 3), Fraction(225, 23)):
+            answer = load_module(out).train_on(slices, factor)
+            assert answer.shape == (1, 1, int(6 * factor), 40)
+
+
+def test_pictures_show_curves_and_slices(source, tmp_path):
+    train(config("niiv", source, tmp_path / "out", steps=20))
+    curves = Image.open(tmp_path / "out/training/curves.png")
+    samples = Image.open(tmp_path / "out/training/samples.png")
+    assert len(curves.getcolors(1 << 20)) > 3
+    assert samples.size[0] == 3 * (256 + 4)
+    shown = np.asarray(samples.convert("L"))[24 : 24 + 256, :256]
+    assert len({row.tobytes() for row in shown}) == 8  # eight sections, repeated
+
+
+def crops_of(voxels: np.ndarray, tmp_path: Path, orders, patch) -> Crops:
+    url = write_source(f"{tmp_path}/known", voxels)
+    augmentation = Augmentation()
+    pairing = Sectioned("avg", augmentation)
+    factors = (Fraction(5, 2),)
+    sampling = Sampling(patch, 2, factors, ((1, 1, 1),), augmentation, 0, pairing, orders)
+    box = Box.from_shape(voxels.shape)
+    return Crops((Source(open_volume(url), Intensity(0, 1)),), (box,), sampling)
+
+
+@pytest.mark.parametrize("orders", [LATERAL, UPRIGHT])
+def test_crops_have_the_networks_axes(orders, tmp_path):
+    shape = (20, 24, 28)
+    where = np.indices(shape)
+    voxels = (where[0] * 1 + where[1] * 50 + where[2] * 1500).astype(np.uint16)
+    crops = crops_of(voxels, tmp_path, orders, (12, 3, 9))
+    seen = set()
+    for step in range(12):
+        batch = crops.batch(step)
+        assert batch.coarse.shape == (2, 1, 4, 3, 9)  # floor(12 / 2.5) sections
+        assert batch.target.shape == (2, 1, 10, 3, 9)
+        torch.testing.assert_close(batch.coarse, degrade(batch.target, Fraction(5, 2), "avg"))
+        for crop in batch.target[:, 0].numpy():
+            along = [abs(np.diff(crop, axis=a)).reshape(-1)[0] for a in range(3)]
+            seen.add(tuple({1: 0, 50: 1, 1500: 2}[int(step)] for step in along))
+    assert seen == set(orders)
+
+
+@pytest.mark.parametrize(("degradation", "phase"), [("avg", "mean"), ("skip", "sample")])
+@pytest.mark.parametrize("factor", [Fraction(4), Fraction(5, 2)])
+def test_sections_lie_where_interpolation_puts_them(degradation, phase, factor):
+    ramp = torch.arange(40.0).reshape(1, 1, 40, 1, 1).expand(1, 1, 40, 2, 3)
+    restored = along_z(degrade(ramp, factor, degradation), factor, "linear", phase)
+    inner = slice(int(factor), 40 - 2 * int(factor))
+    # A mean over parts of voxels is that of steps, not of the ramp itself.
+    off = 1e-4 if factor == 4 or degradation == "skip" else 0.06
+    torch.testing.assert_close(restored[:, :, inner], ramp[:, :, inner], atol=off, rtol=0)
+
+
+def test_a2i_is_taught_on_slices_that_are_no_whole_windows():
+    network = Application(make(A2IConfig(width=8, levels=2, heads=(1, 2), blocks=1)), "mean")
+    answer = network(torch.rand(2, 1, 3, 2, 21), Fraction(225, 23))
+    assert answer.shape == (2, 1, 29, 2, 21)
+    assert answer.isfinite().all()
+
+
+RUN = """
+import sys, torch
+torch.set_num_threads(1)
+from isochunk.train.loop import train
+from isochunk.train.presets import config_from_table, read_recipe
+print(train(config_from_table(read_recipe(sys.argv[1]))).stopped)
+"""
+
+RECIPE = """
+arch = "{arch}"
+sources = ["{source}"]
+out = "{out}"
+mode = "self"
+factor = [2, "5/2", 4]
+steps = 200
+patch = [32, 1, 32]
+batch = 4
+device = "cpu"
+[network]
+{network}
+[augmentation]
+noise = 0.02
+[optimisation]
+lr = 1e-3
+average = 0.9
+[keeping]
+validate_every = 50
+crops = 4
+save_every = 10
+"""
+
+
+def start(recipe: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", RUN, str(recipe)],
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["a2i", "niiv"])
+def test_killed_training_ends_with_the_weights_of_an_undisturbed_one(arch, source, tmp_path):
+    network = "\n".join(f"{k} = {json.dumps(v)}" for k, v in SMALL[arch].items())
+    outs = tmp_path / "undisturbed" / "model", tmp_path / "killed" / "model"
+    recipes = []
+    for out in outs:
+        out.parent.mkdir()
+        recipes.append(out.parent / "recipe.toml")
+        recipes[-1].write_text(RECIPE.format(arch=arch, source=source, out=out, network=network))
+    assert start(recipes[0]).communicate(timeout=200)[0].strip() == "finished"
+    first = start(recipes[1])
+    limit = time.monotonic() + 120
+    while not (outs[1] / "training" / "state.pt").exists():
+        assert first.poll() is None, "training ended before it saved its state"
+        assert time.monotonic() < limit, "training saved no state"
+        time.sleep(0.01)
+    os.kill(first.pid, signal.SIGKILL)
+    first.communicate(timeout=60)
+    assert first.returncode == -signal.SIGKILL, "it was killed before it could finish"
+    assert start(recipes[1]).communicate(timeout=200)[0].strip() == "finished"
+    for name in ("weights.safetensors", "model.json", "last/weights.safetensors"):
+        assert (outs[0] / name).read_bytes() == (outs[1] / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_same_network_as_one(source, tmp_path):
+    options = [
+        "--arch", "niiv", "--mode", "self", "--source", source, "--out", "both",
+        "--blocks", "2", "--width", "16", "--hidden", "32", "--layers", "2",
+        "--steps", "8", "--patch", "32,1,32", "--batch", "4", "--device", "cpu", "--lr", "1e-3",
+    ]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+         "-m", "isochunk.cli", "train", *options, "--json"],
+        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=200,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)  # one of the two speaks
+    assert report["stopped"] == "finished"
+    alone = config(
+        "niiv", source, tmp_path / "alone", steps=8,
+        network={**SMALL["niiv"], "residual": False}, optimisation={"lr": 1e-3},
+    )  # fmt: skip
+    train(alone)
+    one, both = weights(tmp_path / "alone"), weights(tmp_path / "both")
+    for name, value in one.items():
+        torch.testing.assert_close(both[name], value, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_learns_too(precision, source, tmp_path):
+    report = train(config("niiv", source, tmp_path / "out", precision=precision, steps=20))
+    assert report.best_psnr > report.linear_psnr
+
+
+def test_training_without_a_vgg_file_says_so_and_records_it(source, tmp_path, caplog):
+    train(config("a2i", source, tmp_path / "out", steps=2))
+    said = [r.message for r in caplog.records if "no VGG file" in r.message]
+    assert len(said) == 1
+    assert "goes without pdl" in said[0]
+    record = json.loads((tmp_path / "out/model.json").read_text())["card"]["training"]
+    assert record["loss"]["perceptual"] == "pdl"
+    assert record["loss"]["vgg"] == "none given"
+
+
+def test_another_architecture_does_not_overwrite_a_training_or_a_checkpoint(source, tmp_path):
+    out = tmp_path / "out"
+    train(config("niiv", source, out, steps=5))
+    before = (out / "weights.safetensors").read_bytes()
+    with pytest.raises(TargetConflictError, match="arch: niiv there, a2i now"):
+        train(config("a2i", source, out, steps=5))
+    (out / "training" / "config.json").unlink()
+    with pytest.raises(TargetConflictError, match="holds a checkpoint, but no training"):
+        train(config("a2i", source, out, steps=5))
+    assert (out / "weights.safetensors").read_bytes() == before
+
+
+def turned(source: str, order: tuple[int, int, int], tmp_path: Path, spacing: str) -> str:
+    volume = open_volume(source)
+    voxels = np.ascontiguousarray(volume.read(volume.spec.box).transpose(order))
+    return write_source(f"{tmp_path}/turned", voxels, spacing)
+
+
+@pytest.mark.parametrize(("order", "axis"), [((1, 0, 2), "y"), ((2, 1, 0), "x")])
+def test_axes_in_a_wrong_order_are_refused(order, axis, tmp_path):
+    coarse, _ = synthetic_pair((64, 96, 96), 4)
+    plain = write_source(f"{tmp_path}/plain", coarse)
+    url = turned(plain, order, tmp_path, "32,8,8")
+    assert np.argmin(likeness(open_volume(plain))) == 0
+    with pytest.raises(UsageError, match=f"neighbours along {axis} are less alike.*order of its"):
+        train(config("niiv", url, tmp_path / "out", split_axis=0, patch=[8, 1, 8]))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("spacing", "arch", "says"),
+    [
+        ("11,8,8", "niiv", r"coarser by 1\.38, but .* needs at least 1\.5; choose mode supervised"),
+        ("32,8,16", "niiv", "needs y and x alike"),
+        ("32,8,16", "pssr", "needs y and x alike"),
+    ],
+)
+def test_voxels_of_wrong_proportions_are_refused(spacing, arch, says, source, tmp_path):
+    url = turned(source, (0, 1, 2), tmp_path, spacing)
+    with pytest.raises(UsageError, match=says):
+        train(config(arch, url, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_constant_and_small_volumes_are_refused(source, tmp_path):
+    flat = write_source(f"{tmp_path}/flat", np.full((8, 96, 440), 9, np.uint8), "32,8,8")
+    with pytest.raises(UsageError, match="constant"):
+        train(config("niiv", flat, tmp_path / "out"))
+    with pytest.raises(UsageError, match="has 96 voxels along y, but a crop needs 128"):
+        train(config("niiv", source, tmp_path / "out", patch=[128, 1, 32]))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arch", "changes", "says"),
+    [
+        ("niiv", {"mode": "supervised"}, "needs a factor"),
+        ("niiv", {"factor": "1/2"}, "below 1"),
+        ("niiv", {"factor": 20}, "fewer than two sections of 20"),
+        ("niiv", {"network": {"variant": "planar"}}, "has no variants"),
+        ("niiv", {"network": {"window": 8}}, "network niiv: unknown field window"),
+        ("a2i", {"degradation": "em"}, "choose avg, skip, psf"),
+        ("pssr", {"mode": "self"}, "mode supervised"),
+        ("pssr", {"factor": 2}, "has factor 4"),
+        ("pssr", {"degradation": "avg"}, "choose em, fluorescence"),
+        ("pssr", {"patch": [1, 40, 40]}, "multiples of 32 from 64"),
+        ("pssr-mf", {"patch": [1, 64, 64]}, "needs 5 along z"),
+        ("pssr", {"normalisation": "standard"}, "choose normalisation range"),
+        ("srunet", {"patch": [32, 1, 31]}, "multiples of"),
+    ],
+)
+def test_what_cannot_be_taught_is_refused(arch, changes, says, source, tmp_path):
+    with pytest.raises(UsageError, match=says):
+        train(config(arch, source, tmp_path / "out", **changes))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("arch", PRESETS)
+def test_every_architecture_trains_as_its_paper_says_by_default(arch):
+    paper = config_from_table(
+        {"arch": arch, "sources": ["a"], "out": "b"} | ({"factor": 8} if arch == "niiv" else {})
+    )
+    wanted = {
+        "srunet": ("supervised", "avg", 6, "mse", "none", "sqrt", 1e-4),
+        "fsrcnn": ("supervised", "avg", 6, "mse", "none", "sqrt", 1e-4),
+        "a2i": ("self", "avg", 8, "l1", "pdl", "constant", 1e-4),
+        "niiv": ("self", "avg", 8, "l1", "dists", "constant", 5e-5),
+        "pssr": ("supervised", "em", 8, "mse", "none", "onecycle", 1e-3),
+        "pssr-mf": ("supervised", "fluorescence", 8, "mse", "none", "onecycle", 4e-4),
+    }[arch]
+    told = (paper.mode, paper.degradation, paper.batch, paper.loss.pixel, paper.loss.perceptual)
+    assert (*told, paper.optimisation.schedule, paper.optimisation.lr) == wanted
+    weighed = {"a2i": (1, 0.01), "niiv": (30, 1)}.get(arch, (1, 0))
+    assert (paper.loss.weight, paper.loss.perceptual_weight) == weighed
+    assert paper.network == type(paper.network)() if arch in ("a2i", "niiv", "pssr") else True
+
+
+def test_stages_of_pssr_grow_crops_and_thaw_the_encoder():
+    paper = config_from_table({"arch": "pssr", "sources": ["a"], "out": "b", "steps": 37_000})
+    laid = spans(paper)
+    assert [span.stage.patch[1] for span in laid] == [128, 128, 256, 256, 512, 512]
+    assert [span.stage.batch for span in laid] == [64, 64, 16, 16, 8, 8]
+    assert [span.stop - span.first for span in laid] == [500, 500, 6000, 6000, 12000, 12000]
+    assert laid[-1].stop == 37_000
+    frozen = rates(paper, laid[0].first + 150, 3)
+    assert frozen.groups[:2] == (0, 0)
+    assert frozen.groups[2] == pytest.approx(1e-3, rel=0.01)  # where the cycle is highest
+    first, second, last = rates(paper, laid[1].first + 150, 3).groups
+    assert (second / first, last / second) == (pytest.approx(10), pytest.approx(10))
+    assert rates(paper, 36_999, 3).groups[2] < 1e-9
+
+
+def test_one_cycle_goes_up_and_down_and_momentum_the_other_way():
+    cycle = [one_cycle(step, 101) for step in range(101)]
+    rate, momentum = zip(*cycle, strict=True)
+    assert rate[0] == pytest.approx(1 / 25)
+    assert int(np.argmax(rate)) == int(np.argmin(momentum)) == 30
+    assert max(rate) == 1
+    assert rate[-1] == pytest.approx(1 / 2.5e5)
+    assert (momentum[0], momentum[30], momentum[-1]) == pytest.approx((0.95, 0.85, 0.95))
+
+
+def test_groups_of_pssr_hold_every_parameter_once():
+    network = make(config_from_table({"arch": "pssr", "sources": ["a"], "out": "b"}).network)
+    held = [id(p) for group in groups(network) for p in group]
+    assert len(groups(network)) == 3
+    assert sorted(held) == sorted(id(p) for p in network.parameters())
+
+
+def test_progressive_resizing_resumes_where_it_stopped(source, tmp_path):
+    stages = [
+        {"share": 1, "patch": [1, 64, 64], "batch": 2, "lr": 1e-3, "encoder_lr": 0},
+        {"share": 2, "patch": [1, 64, 64], "batch": 1, "lr": 1e-3, "encoder_lr": 1e-4},
+    ]
+    whole = config(
+        "pssr", source, tmp_path / "out", steps=10, stages=stages,
+        optimisation={"lr": 1e-3, "schedule": "onecycle"},
+    )  # fmt: skip
+    assert [span.stop for span in spans(whole)] == [2, 10]
+    train(whole)
+    assert fingerprint(whole)["steps"] == 10  # the rates depend on it
+    with pytest.raises(TargetConflictError, match="steps: 10 there, 12 now"):
+        train(replace(whole, steps=12))
+
+
+def test_constant_rates_and_words_of_the_command_line():
+    steady = replace(config_from_table({"arch": "a2i", "sources": ["a"], "out": "b"}))
+    assert {rates(steady, step, 1).groups for step in (0, 10, 199_999)} == {(1e-4,)}
+    assert steady.optimisation == Optimisation(lr=1e-4, schedule="constant")
+    assert [parse_value(text) for text in ("32", "true", "1,2,4", "cubic", "3e-4")] == [
+        32, True, [1, 2, 4], "cubic", 3e-4,
+    ]  # fmt: skip
