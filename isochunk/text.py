@@ -15,16 +15,24 @@ def as_text(value: Mapping[str, Any], indent: str = "") -> str:
         elif isinstance(item, list) and item and isinstance(item[0], Mapping):
             lines += [f"{indent}{key}:", as_table(item, indent + "  ")]
         else:
-            shown = ", ".join(map(str, item)) if isinstance(item, list) else item
-            lines.append(f"{indent}{key}: {'-' if shown is None else shown}")
+            lines.append(f"{indent}{key}: {as_word(item)}")
     return "\n".join(lines)
 
 
 def as_table(rows: Sequence[Mapping[str, Any]], indent: str) -> str:
     """Write rows of equal keys as aligned columns."""
-    cells = [[str(k) for k in rows[0]]] + [[str(v) for v in row.values()] for row in rows]
+    cells = [[str(k) for k in rows[0]]] + [
+        [f"{v:.6g}" if isinstance(v, float) else as_word(v) for v in row.values()] for row in rows
+    ]
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     return "\n".join(
         indent + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
         for row in cells
     )
+
+
+def as_word(value: Any) -> str:  # noqa: ANN401 - any JSON value
+    """Write a value on one line; what there is none of is a dash."""
+    if isinstance(value, list):
+        return ", ".join(map(as_word, value))
+    return "-" if value is None else str(value)

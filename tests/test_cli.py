@@ -21,6 +21,10 @@ from jobs import command, noise, read_all, slow_model, start, write_source
 
 import isochunk
 from isochunk.cli import main
+from isochunk.models import load
+from isochunk.models.checkpoint import Card, save
+from isochunk.models.networks import make
+from isochunk.models.niiv import NIIVConfig
 from isochunk.storage.tensorstore import open_store
 from isochunk.testing.synthetic import synthetic_pair
 
@@ -41,6 +45,7 @@ RUN = {
 BLOCKS = {"total", "done", "resumed", "empty", "failed"}
 AUDIT = {"complete", "expected", "missing", "corrupt"}
 EVALUATE = {"model", "psnr", "ssim", "wpsnr", "cf_psnr", "voxels", "seconds"}
+MEASURED = {"frc_nm", "frc_along_nm", "fsc_nm", "rse", "rsp", "snr"}
 MODELS = {"name", "arch", "factor", "halo", "exact", "parameters", "trained_on", "licence"}
 
 
@@ -176,6 +181,24 @@ def test_models(run: Command) -> None:
     assert shipped["trained_on"]
 
 
+def test_models_of_any_factor(
+    run: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = Card("niiv-small", "CC0-1.0", "nothing")
+    save(tmp_path / "niiv-small", make(NIIVConfig(blocks=1, width=2, hidden=2, layers=1)), card)
+    monkeypatch.setattr(load, "SHIPPED", tmp_path)
+    row = run("models")["rows"][-1]
+    assert row.keys() == MODELS
+    assert row == {
+        "name": "niiv-small", "arch": "niiv", "factor": ["any", 1, 1], "halo": [5, 0, 5],
+        "exact": True, "parameters": row["parameters"], "trained_on": "nothing",
+        "licence": "CC0-1.0",
+    }  # fmt: skip
+    assert row["parameters"] > 0
+    out, _ = run.text("models")
+    assert re.search(r"^  niiv-small +niiv +any, 1.0, 1.0 +5, 0, 5 +True", out, re.M)
+
+
 OPTIONS = {
     "spacing": ("--spacing=20,10,10", {"spacing_nm": [20, 10, 10], "shape": [18, 64, 70]}),
     "box": ("--box=3:8,4:24,-6:34", {"offset": [12, 4, -6], "shape": [20, 20, 40]}),
@@ -280,17 +303,25 @@ def truth(tmp_path: Path) -> str:
 
 def test_evaluate(run: Command, truth: str, tmp_path: Path) -> None:
     result = run(
-        "evaluate", "--truth", truth, "--model=nearest", "--factor=4", "--box=0:32,0:32,0:100",
-        "--report", f"{tmp_path}/report",
+        "evaluate", "--truth", truth, "--model=identity", "--factor=1", "--box=0:32,0:32,0:100",
+        "--report", f"{tmp_path}/report", "--prediction", truth, "--background=4:8,0:8,0:8",
     )  # fmt: skip
     rows = result["rows"]
-    assert [row["model"] for row in rows] == ["linear", "cubic", "nearest"]
-    assert all(row.keys() == EVALUATE for row in rows)
-    psnr = {row["model"]: row["psnr"] for row in rows}
-    assert psnr["cubic"] > psnr["nearest"]
-    assert {f.name for f in (tmp_path / "report").iterdir()} == {"evaluation.json", "evaluation.md"}
-    out, _ = run.text("evaluate", "--truth", truth)
-    assert re.search(r"^  model +psnr +ssim +wpsnr", out, re.M)
+    assert [row["model"] for row in rows] == ["nearest", "linear", "cubic", "identity", truth]
+    assert all(row.keys() == EVALUATE | MEASURED for row in rows)
+    assert all(row["psnr"] is None and row["snr"] > 0 for row in rows)  # nothing differs
+    pages = {"evaluation.json", "evaluation.md", "index.html"}
+    assert {f.name for f in (tmp_path / "report").iterdir()} == pages
+
+
+def test_evaluate_as_text(run: Command, truth: str) -> None:
+    out, _ = run.text("evaluate", "--truth", truth, "--factor=5/2", "--average=1,2,2")
+    assert re.search(r"^factor: 5/2$", out, re.M)
+    assert re.search(r"^average: 1, 2, 2$", out, re.M)
+    rows = r"^  model +psnr +ssim +wpsnr.*\n  nearest +(\S+).*\n  linear +(\S+)"
+    table = re.search(rows, out, re.M)
+    assert float(table.group(1)) < float(table.group(2))
+    assert re.search(r"^  cubic +3d +\d\d\.\d+ +0\.\d+$", out, re.M)
 
 
 def test_train_and_use_it(run: Command, truth: str, tmp_path: Path) -> None:
@@ -360,7 +391,7 @@ def test_a_bucket_by_endpoint_option(
     # A page over https may not read a server over http, so the client is served here too.
     assert look(f"{s3}/out", at).startswith("http://127.0.0.1")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # put back after the test
-    assert len(run("evaluate", "--truth", f"{s3}/in", at)["rows"]) == 2
+    assert len(run("evaluate", "--truth", f"{s3}/in", at)["rows"]) == 3
     assert os.environ["AWS_ENDPOINT_URL"] == s3_server.endpoint_url
     assert "provenance" in open_store(f"{s3}/out").keys()  # noqa: SIM118
 
