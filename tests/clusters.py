@@ -63,7 +63,7 @@ def cluster(folder: Path, workers: int = 2) -> Iterator[Cluster]:
         for number in range(workers):
             made.nannies.append(start(
                 f"worker-{number}", "worker", address, "--host", "127.0.0.1", "--nthreads", "1",
-                "--memory-limit", "0", "--no-dashboard", "--death-timeout", "20",
+                "--memory-limit", "0", "--no-dashboard", "--death-timeout", "60",
                 "--local-directory", str(folder),
             ))  # fmt: skip
         yield made

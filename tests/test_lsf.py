@@ -139,6 +139,21 @@ def test_the_submit_script(lsf: StandIn, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_an_interrupted_run_does_not_pass_for_done(lsf: StandIn, tmp_path: Path) -> None:
+    folder = here(tmp_path, workers=1, processes=1)
+    source = write_source(f"file://{tmp_path}/in", noise((6, 48, 48)))
+    process = start(
+        "run", source, f"{tmp_path}/out", "--model", "cubic",
+        "--cluster", str(folder / "cluster.toml"), *BLOCKS,
+    )  # fmt: skip
+    wait_until(lambda: lsf.jobs() == 1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1, err.decode()
+    assert "interrupted; the same command resumes" in err.decode()
+
+
+@pytest.mark.slow
 def test_jobs_that_end_are_asked_for_again(lsf: StandIn, tmp_path: Path) -> None:
     """A job of two worker processes is killed; a job queue does not say that it is gone."""
     folder = here(tmp_path, workers=2, processes=2)

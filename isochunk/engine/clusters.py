@@ -8,6 +8,7 @@ import inspect
 import ipaddress
 import logging
 import os
+import signal
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stdout
@@ -302,6 +303,7 @@ def cluster_class(spec: ClusterSpec) -> Any:  # noqa: ANN401 - cluster classes s
         UsageError: it cannot be imported.
     """
     module, _, name = spec.path.rpartition(".")
+    interrupt = signal.getsignal(signal.SIGINT)
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
@@ -310,6 +312,10 @@ def cluster_class(spec: ClusterSpec) -> Any:  # noqa: ANN401 - cluster classes s
         raise UsageError(
             f"{spec.origin} wants {spec.path}, which cannot be imported: {first}; {advice}"
         ) from error
+    finally:
+        # dask-jobqueue, once imported, has Ctrl-C end the process as if all were done.
+        if signal.getsignal(signal.SIGINT) is not interrupt:
+            signal.signal(signal.SIGINT, interrupt)
 
 
 def check_options(spec: ClusterSpec, made: Any) -> None:  # noqa: ANN401

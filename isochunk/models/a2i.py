@@ -177,7 +177,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply to whole windows."""
         x = x.movedim(1, -1)  # (n, z, x, c)
-        y = self.attention(self.before_attention(x))
+        y: Tensor = self.attention(self.before_attention(x))
         if self.form == "residual":
             y = x + y
         gated: Tensor = self.gate(self.before_gate(y))

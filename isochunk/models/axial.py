@@ -19,7 +19,7 @@ from isochunk.models.placed import Placed
 from isochunk.predict import Taps
 from isochunk.spec import Grid, Phase, Plane
 
-PIXELS_AT_ONCE = 1 << 20
+PIXELS_AT_ONCE = 1 << 18
 """Pixels of slices that pass through a network together: memory does not grow with the tile."""
 
 
