@@ -17,6 +17,7 @@ import pytest
 import torch
 from jobs import write_source
 from PIL import Image
+from safetensors.torch import save_file
 
 from isochunk.errors import TargetConflictError, UsageError
 from isochunk.geometry import Box
@@ -26,14 +27,16 @@ from isochunk.models.networks import make
 from isochunk.spec import Intensity
 from isochunk.storage.tensorstore import open_volume
 from isochunk.testing.synthetic import synthetic_pair
-from isochunk.train.apply import Application, along_z, groups
-from isochunk.train.config import Optimisation, TrainConfig, fingerprint
-from isochunk.train.data import LATERAL, UPRIGHT, Crops, Sampling, Sectioned, Source
+from isochunk.train.apply import Application, Criterion, along_z
+from isochunk.train.config import Loss, TrainConfig, fingerprint
+from isochunk.train.data import IN_PLACE, LATERAL, UPRIGHT, Crops, Sampling, Sectioned, Source
 from isochunk.train.degrade import Augmentation, degrade
 from isochunk.train.loop import train
-from isochunk.train.presets import PRESETS, config_from_table, parse_value
-from isochunk.train.schedule import one_cycle, rates, spans
+from isochunk.train.perceptual import perceptual_loss
+from isochunk.train.presets import config_from_table
+from isochunk.train.schedule import spans
 from isochunk.train.sources import likeness
+from isochunk.train.vgg import SHAPES
 
 torch.set_num_threads(1)
 
@@ -165,6 +168,42 @@ def test_crops_have_the_networks_axes(orders, tmp_path):
     assert seen == set(orders)
 
 
+def test_turned_crops_have_no_empty_corners(tmp_path):
+    plane = np.add.outer(np.zeros(3), np.add.outer(7 * np.arange(64), 3 * np.arange(64)) + 1)
+    crops = crops_of(plane.astype(np.uint16), tmp_path, IN_PLACE, (3, 32, 32))
+    turned = replace(crops.sampling, augmentation=Augmentation(rotation=30.0, zoom=0.5))
+    assert turned.read == (3, 44, 44)
+    crops = Crops(crops.sources, crops.parts, replace(turned, factors=(Fraction(3, 2),)))
+    slopes = set()
+    for step in range(8):
+        for crop in crops.batch(step).target[:, 0].numpy():
+            assert crop.shape == (3, 32, 32)
+            assert crop.min() >= 1
+            # A ramp stays one, turned and less steep: nothing was made up beyond the volume.
+            across, along = np.diff(crop[0], axis=0), np.diff(crop[0], axis=1)
+            assert np.ptp(across) < 0.01
+            assert np.ptp(along) < 0.01
+            slopes.add(round(float(np.hypot(across.mean(), along.mean())), 2))
+    assert max(slopes) <= np.hypot(7, 3) + 0.01
+    assert min(slopes) < np.hypot(7, 3) / 1.2
+    assert len(slopes) == 16
+
+
+def test_sections_seen_may_be_shifted_or_missing_but_not_the_target(tmp_path):
+    voxels = np.random.default_rng(0).integers(1, 255, (8, 32, 64)).astype(np.uint8)
+    plain = crops_of(voxels, tmp_path, LATERAL, (20, 1, 24))
+    spoilt = Sectioned("avg", Augmentation(jitter=0.7, missing=0.4))
+    crops = Crops(plain.sources, plain.parts, replace(plain.sampling, pairing=spoilt))
+    lost = 0
+    for step in range(6):
+        good, bad = plain.batch(step), crops.batch(step)
+        assert torch.equal(good.target, bad.target)
+        gone = (bad.coarse == 0).flatten(3).all(3)
+        lost += int(gone.sum())
+        assert not torch.isclose(good.coarse, bad.coarse).flatten(3).all(3).any()
+    assert 0.25 < lost / (6 * 2 * 8) < 0.55
+
+
 @pytest.mark.parametrize(("degradation", "phase"), [("avg", "mean"), ("skip", "sample")])
 @pytest.mark.parametrize("factor", [Fraction(4), Fraction(5, 2)])
 def test_sections_lie_where_interpolation_puts_them(degradation, phase, factor):
@@ -289,6 +328,52 @@ def test_training_without_a_vgg_file_says_so_and_records_it(source, tmp_path, ca
     assert record["loss"]["vgg"] == "none given"
 
 
+@pytest.fixture(scope="module")
+def vgg(tmp_path_factory) -> Path:
+    """A VGG16 of random weights."""
+    rng = torch.Generator().manual_seed(0)
+    path = tmp_path_factory.mktemp("vgg") / "vgg16.safetensors"
+    scale = {name: 0.1 if len(shape) == 1 else (2 / (9 * shape[1])) ** 0.5
+             for name, shape in SHAPES.items()}  # fmt: skip
+    save_file({n: scale[n] * torch.randn(s, generator=rng) for n, s in SHAPES.items()}, path)
+    return path
+
+
+@pytest.mark.parametrize("name", ["pdl", "dists"])
+def test_the_loss_is_the_weighted_sum_of_its_parts(name, vgg, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cpu, shades = torch.device("cpu"), (-2.0, 3.0)
+    rng = torch.Generator().manual_seed(1)
+    target = torch.randn(2, 1, 16, 3, 20, generator=rng)
+    predicted = (target + 0.1 * torch.randn(target.shape, generator=rng)).requires_grad_()
+    both = Loss("l1", 30.0, name, 0.5, str(vgg))
+    whole = Criterion(both, shades, cpu)(predicted, target)
+    seen = perceptual_loss(name, vgg)
+    xz = [
+        torch.stack([x[b, :, :, y] for b in range(2) for y in range(3)]).add(2).div(5)
+        for x in (predicted, target)
+    ]
+    parts = 30 * (predicted - target).abs().mean() + 0.5 * seen(*xz)
+    torch.testing.assert_close(whole, parts)
+    whole.backward()
+    assert predicted.grad.isfinite().all()
+    without = Criterion(replace(both, vgg=""), shades, cpu)(predicted, target)
+    torch.testing.assert_close(without, 30 * (predicted - target).abs().mean())
+
+
+def test_training_with_a_vgg_file(source, vgg, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    wrong = {"perceptual": "pdl", "vgg": str(tmp_path / "none.pth")}
+    with pytest.raises(UsageError, match=r"none\.pth"):
+        train(config("a2i", source, tmp_path / "out", steps=1, loss=wrong))
+    assert not (tmp_path / "out").exists()
+    report = train(config("a2i", source, tmp_path / "out", steps=1, loss={"vgg": str(vgg)}))
+    assert report.stopped == "finished"
+    record = json.loads((tmp_path / "out/model.json").read_text())["card"]["training"]
+    assert record["loss"]["vgg"] == "given"
+    assert str(vgg) not in (tmp_path / "out/model.json").read_text()
+
+
 def test_another_architecture_does_not_overwrite_a_training_or_a_checkpoint(source, tmp_path):
     out = tmp_path / "out"
     train(config("niiv", source, out, steps=5))
@@ -357,6 +442,9 @@ def test_constant_and_small_volumes_are_refused(source, tmp_path):
         ("pssr", {"patch": [1, 40, 40]}, "multiples of 32 from 64"),
         ("pssr-mf", {"patch": [1, 64, 64]}, "needs 5 along z"),
         ("pssr", {"normalisation": "standard"}, "choose normalisation range"),
+        ("pssr", {"augmentation": {"jitter": 1.0}}, "which pssr does not make"),
+        ("niiv", {"augmentation": {"rotation": 5.0}}, "of mode supervised"),
+        ("niiv", {"augmentation": {"missing": 1.5}}, "missing of at most 1"),
         ("srunet", {"patch": [32, 1, 31]}, "multiples of"),
     ],
 )
@@ -364,58 +452,6 @@ def test_what_cannot_be_taught_is_refused(arch, changes, says, source, tmp_path)
     with pytest.raises(UsageError, match=says):
         train(config(arch, source, tmp_path / "out", **changes))
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("arch", PRESETS)
-def test_every_architecture_trains_as_its_paper_says_by_default(arch):
-    paper = config_from_table(
-        {"arch": arch, "sources": ["a"], "out": "b"} | ({"factor": 8} if arch == "niiv" else {})
-    )
-    wanted = {
-        "srunet": ("supervised", "avg", 6, "mse", "none", "sqrt", 1e-4),
-        "fsrcnn": ("supervised", "avg", 6, "mse", "none", "sqrt", 1e-4),
-        "a2i": ("self", "avg", 8, "l1", "pdl", "constant", 1e-4),
-        "niiv": ("self", "avg", 8, "l1", "dists", "constant", 5e-5),
-        "pssr": ("supervised", "em", 8, "mse", "none", "onecycle", 1e-3),
-        "pssr-mf": ("supervised", "fluorescence", 8, "mse", "none", "onecycle", 4e-4),
-    }[arch]
-    told = (paper.mode, paper.degradation, paper.batch, paper.loss.pixel, paper.loss.perceptual)
-    assert (*told, paper.optimisation.schedule, paper.optimisation.lr) == wanted
-    weighed = {"a2i": (1, 0.01), "niiv": (30, 1)}.get(arch, (1, 0))
-    assert (paper.loss.weight, paper.loss.perceptual_weight) == weighed
-    assert paper.network == type(paper.network)() if arch in ("a2i", "niiv", "pssr") else True
-
-
-def test_stages_of_pssr_grow_crops_and_thaw_the_encoder():
-    paper = config_from_table({"arch": "pssr", "sources": ["a"], "out": "b", "steps": 37_000})
-    laid = spans(paper)
-    assert [span.stage.patch[1] for span in laid] == [128, 128, 256, 256, 512, 512]
-    assert [span.stage.batch for span in laid] == [64, 64, 16, 16, 8, 8]
-    assert [span.stop - span.first for span in laid] == [500, 500, 6000, 6000, 12000, 12000]
-    assert laid[-1].stop == 37_000
-    frozen = rates(paper, laid[0].first + 150, 3)
-    assert frozen.groups[:2] == (0, 0)
-    assert frozen.groups[2] == pytest.approx(1e-3, rel=0.01)  # where the cycle is highest
-    first, second, last = rates(paper, laid[1].first + 150, 3).groups
-    assert (second / first, last / second) == (pytest.approx(10), pytest.approx(10))
-    assert rates(paper, 36_999, 3).groups[2] < 1e-9
-
-
-def test_one_cycle_goes_up_and_down_and_momentum_the_other_way():
-    cycle = [one_cycle(step, 101) for step in range(101)]
-    rate, momentum = zip(*cycle, strict=True)
-    assert rate[0] == pytest.approx(1 / 25)
-    assert int(np.argmax(rate)) == int(np.argmin(momentum)) == 30
-    assert max(rate) == 1
-    assert rate[-1] == pytest.approx(1 / 2.5e5)
-    assert (momentum[0], momentum[30], momentum[-1]) == pytest.approx((0.95, 0.85, 0.95))
-
-
-def test_groups_of_pssr_hold_every_parameter_once():
-    network = make(config_from_table({"arch": "pssr", "sources": ["a"], "out": "b"}).network)
-    held = [id(p) for group in groups(network) for p in group]
-    assert len(groups(network)) == 3
-    assert sorted(held) == sorted(id(p) for p in network.parameters())
 
 
 def test_progressive_resizing_resumes_where_it_stopped(source, tmp_path):
@@ -432,12 +468,3 @@ def test_progressive_resizing_resumes_where_it_stopped(source, tmp_path):
     assert fingerprint(whole)["steps"] == 10  # the rates depend on it
     with pytest.raises(TargetConflictError, match="steps: 10 there, 12 now"):
         train(replace(whole, steps=12))
-
-
-def test_constant_rates_and_words_of_the_command_line():
-    steady = replace(config_from_table({"arch": "a2i", "sources": ["a"], "out": "b"}))
-    assert {rates(steady, step, 1).groups for step in (0, 10, 199_999)} == {(1e-4,)}
-    assert steady.optimisation == Optimisation(lr=1e-4, schedule="constant")
-    assert [parse_value(text) for text in ("32", "true", "1,2,4", "cubic", "3e-4")] == [
-        32, True, [1, 2, 4], "cubic", 3e-4,
-    ]  # fmt: skip

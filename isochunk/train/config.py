@@ -240,6 +240,16 @@ class TrainConfig:
             not lateral or self.normalisation == "range",
             "pssr's inputs are made of values in 0..1; choose normalisation range",
         )
+        varied = self.augmentation
+        _require(
+            not lateral or not (varied.jitter or varied.missing),
+            "jitter and missing are for coarse sections, which pssr does not make",
+        )
+        _require(
+            not (varied.rotation or varied.zoom)
+            or (self.mode == "supervised" and self.patch[1] == self.patch[2]),
+            "rotation and zoom are for crops that are square in y and x, of mode supervised",
+        )
         if self.mode == "supervised":
             return
         _require(

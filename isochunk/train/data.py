@@ -25,13 +25,20 @@ from isochunk.errors import UsageError
 from isochunk.geometry import AXES, Box, Triple, triple
 from isochunk.spec import Intensity
 from isochunk.storage.volume import Volume
-from isochunk.train.crappify import CRAPPIFIERS, Step, crappify
+from isochunk.train.crappify import (
+    CRAPPIFIERS,
+    JitteredSections,
+    MissingSections,
+    Step,
+    crappify,
+)
 from isochunk.train.degrade import (
     Augmentation,
     Degradation,
     Patch,
     degrade,
     input_noise,
+    rotate,
     turn,
     vary_intensity,
 )
@@ -72,7 +79,7 @@ class Sectioned:
     degradation: Degradation
     """How sections are made."""
     augmentation: Augmentation = field(default_factory=Augmentation)
-    """Its noise is added to the sections."""
+    """Its noise is added to the sections, and its defects happen to them."""
 
     def __call__(
         self, patch: Patch, factor: Fraction, rng: np.random.Generator
@@ -81,8 +88,8 @@ class Sectioned:
         sections = len(patch) // factor
         used = np.ascontiguousarray(patch[: math.ceil(sections * factor)])
         coarse = degrade(torch.from_numpy(used)[None, None], factor, self.degradation)[0, 0].numpy()
-        noise = input_noise(coarse.shape, self.augmentation, rng)
-        return coarse + noise, used[: int(sections * factor)]
+        coarse = coarse + input_noise(coarse.shape, self.augmentation, rng)
+        return crappify(coarse, defects(self.augmentation), rng), used[: int(sections * factor)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +142,13 @@ class Sampling:
     ranks: int = 1
     """Processes that share a batch."""
 
+    @property
+    def read(self) -> Triple:
+        """Extent of what is read for a crop: wider where crops are turned."""
+        z, y, x = self.patch
+        spread = self.augmentation.spread
+        return (z, math.ceil(y * spread), math.ceil(x * spread))
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -146,6 +160,16 @@ class Batch:
     """What it is to answer, float32 (b, 1, z', y', x')."""
     factor: Fraction
     """Target voxels per section."""
+
+
+def defects(augmentation: Augmentation) -> tuple[Step, ...]:
+    """Return what goes wrong with the sections a network sees."""
+    steps: list[Step] = []
+    if augmentation.jitter:
+        steps.append(JitteredSections(augmentation.jitter))
+    if augmentation.missing:
+        steps.append(MissingSections(augmentation.missing))
+    return tuple(steps)
 
 
 def pairing_of(degradation: str, augmentation: Augmentation) -> Pairing:
@@ -246,8 +270,10 @@ class Crops:
         chosen = int(rng.choice(len(self.sources), p=self._shares))
         average = sampling.averages[int(rng.integers(len(sampling.averages)))]
         order = sampling.orders[int(rng.integers(len(sampling.orders)))]
-        wanted = (sampling.patch, average, order)
+        wanted = (sampling.read, average, order)
         patch = _read(self.sources[chosen], self.parts[chosen], wanted, rng)
+        if sampling.augmentation.rotation or sampling.augmentation.zoom:
+            patch = rotate(patch, sampling.patch[2], sampling.augmentation, rng)
         # Where orders are drawn, they have exchanged y and x already, or those are not alike.
         patch = turn(patch, rng) if sampling.orders == IN_PLACE else flip(patch, rng)
         return sampling.pairing(vary_intensity(patch, sampling.augmentation, rng), factor, rng)
@@ -313,7 +339,7 @@ def _require_rooms(
     for source, part in zip(sources, parts, strict=True):
         for average in sampling.averages:
             for order in sampling.orders:
-                shape = _stored(sampling.patch, order)
+                shape = _stored(sampling.read, order)
                 needed = triple(n * a for n, a in zip(shape, average, strict=True))
                 require_room(part, needed, source.volume.spec.url, role)
 

@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import ndimage
 from torch import Tensor
 from torch.nn.functional import avg_pool3d
 
@@ -32,6 +33,9 @@ PHASES: dict[Degradation, Phase] = {"avg": "mean", "skip": "sample", "psf": "mea
 FWHM_SIGMAS = 2 * math.sqrt(2 * math.log(2))
 """Full width of a Gaussian at half maximum, in standard deviations."""
 
+MOST_DEGREES = 45.0
+"""Largest rotation: by more, crops are flipped and transposed."""
+
 
 @dataclass(frozen=True, slots=True)
 class Augmentation:
@@ -43,6 +47,33 @@ class Augmentation:
     """A constant, uniform in [-brightness, brightness], is added."""
     noise: float = 0.0
     """Input sections get Gaussian noise of a deviation uniform in [0, noise]."""
+    rotation: float = 0.0
+    """Crops are turned in y, x by an angle uniform in [-rotation, rotation], in degrees."""
+    zoom: float = 0.0
+    """Crops are magnified in y, x by a factor uniform in [1, 1 + zoom]."""
+    jitter: float = 0.0
+    """Input sections are shifted, each by itself; standard deviation in pixels."""
+    missing: float = 0.0
+    """Chance of an input section to be lost: it is 0 then, in the model's values."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges.
+
+        Raises:
+            UsageError: a number that varies nothing.
+        """
+        numbers = (self.contrast, self.brightness, self.noise, self.zoom, self.jitter)
+        if min(numbers) < 0 or not (0 <= self.missing <= 1 and 0 <= self.rotation <= MOST_DEGREES):
+            raise UsageError(
+                "augmentation needs numbers of at least 0, missing of at most 1 and rotation of "
+                f"at most {MOST_DEGREES} degrees; got {self}"
+            )
+
+    @property
+    def spread(self) -> float:
+        """How much wider crops must be read so that turned ones have no empty corners."""
+        angle = math.radians(self.rotation)
+        return math.cos(angle) + math.sin(angle)
 
 
 def degrade(isotropic: Tensor, factor: Fraction | int, degradation: Degradation) -> Tensor:
@@ -141,6 +172,34 @@ def turn(patch: Patch, rng: np.random.Generator) -> Patch:
     if flip_x:
         patch = patch[:, :, ::-1]
     return patch.transpose(0, 2, 1) if transpose else patch
+
+
+def rotate(
+    patch: Patch, side: int, augmentation: Augmentation, rng: np.random.Generator
+) -> Patch:
+    """Turn and magnify sections about their middle, all alike, by linear interpolation.
+
+    Args:
+        patch: z, y, x; wider than the crop by ``augmentation.spread``.
+        side: extent of the crop along y and x.
+        augmentation: how far.
+        rng: consumed by exactly two draws.
+
+    Returns:
+        (z, side, side).
+    """
+    angle = math.radians(augmentation.rotation * rng.uniform(-1, 1))
+    scale = 1 / (1 + augmentation.zoom * rng.random())
+    matrix = scale * np.array(
+        [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
+    )
+    middle = (np.array(patch.shape[1:]) - 1) / 2
+    offset = middle - matrix @ np.full(2, (side - 1) / 2)
+    made: list[Patch] = [
+        ndimage.affine_transform(section, matrix, offset, (side, side), order=1, mode="nearest")
+        for section in patch
+    ]
+    return np.stack(made)
 
 
 def vary_intensity(patch: Patch, augmentation: Augmentation, rng: np.random.Generator) -> Patch:
