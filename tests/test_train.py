@@ -230,6 +230,16 @@ def test_divergence_stops_and_keeps_the_last_good_snapshot(source, tmp_path):
     assert (tmp_path / "out" / "weights.safetensors").read_bytes() == good
 
 
+def test_weights_that_are_not_finite_are_never_kept(source, tmp_path):
+    wanted = config(source, tmp_path / "out", 40)
+    often = replace(wanted.keeping, save_every=1, validate_every=1)
+    wild = replace(wanted.optimisation, lr=math.inf)
+    report = train(replace(wanted, keeping=often, optimisation=wild))
+    assert report.stopped == "diverged"
+    assert not (tmp_path / "out" / "training" / "state.pt").exists()
+    assert not (tmp_path / "out" / "last").exists()
+
+
 def test_training_leaves_torchs_generator_alone(source, tmp_path):
     torch.manual_seed(11)
     expected = torch.rand(3)

@@ -13,6 +13,7 @@ from isochunk.errors import UsageError
 from isochunk.geometry import AXES, Triple
 from isochunk.models.fsrcnn import FSRCNNConfig
 from isochunk.models.networks import CONFIGS, NetworkConfig
+from isochunk.models.niiv import NIIVConfig
 from isochunk.models.pssr import CELL, FACTOR, PSSRConfig
 from isochunk.models.srunet import SRUNetConfig
 from isochunk.spec import Normalisation
@@ -282,6 +283,11 @@ class TrainConfig:
                     f"patch {patch} does not fit pssr, which needs {frames} along z and multiples "
                     f"of {CELL} from {2 * CELL} along y and x; choose e.g. {(frames, 256, 256)}"
                 )
+        elif isinstance(self.network, NIIVConfig) and self.network.tile > min(patch[0], patch[2]):
+            raise UsageError(
+                f"niiv measures positions in tiles of {self.network.tile} pixels, but sees only "
+                f"those of patch {patch}; choose a patch or a network tile to match"
+            )
         elif own is not None and patch[0] % own:
             raise UsageError(
                 f"patch of {patch[0]} voxels along z is no multiple of the network's factor "

@@ -183,7 +183,11 @@ def _steps(run: Run, batches: Batches, terminated: threading.Event) -> Stopped:
     try:
         for batch in ahead:
             loss = run.update(batch)
-            if not math.isfinite(loss):
+            asked = run.ranks.mean(float(terminated.is_set())) > 0
+            last = run.step == steps
+            judge = last or run.step % keeping.validate_every == 0
+            keep = last or asked or run.step % keeping.save_every == 0
+            if not math.isfinite(loss) or ((judge or keep) and not run.healthy()):
                 log.error(
                     "the loss is %s at step %d; keeping the snapshot of step %d; "
                     "try a lower lr or a warmup",
@@ -191,13 +195,11 @@ def _steps(run: Run, batches: Batches, terminated: threading.Event) -> Stopped:
                 )  # fmt: skip
                 return "diverged"
             recent = loss if math.isnan(recent) else 0.98 * recent + 0.02 * loss
-            last = run.step == steps
-            if first and (last or run.step % keeping.validate_every == 0):
+            if first and judge:
                 run.validate(recent)
-            progress(run.step, recent, run.best_psnr)
-            asked = run.ranks.mean(float(terminated.is_set())) > 0
-            if first and (last or asked or run.step % keeping.save_every == 0):
+            if first and keep:
                 run.save()
+            progress(run.step, recent, run.best_psnr)
             if asked and not last:
                 log.warning("terminated at step %d; the same command goes on there", run.step)
                 return "terminated"

@@ -57,7 +57,7 @@ def config_from_table(table: Mapping[str, Any]) -> TrainConfig:
         table: fields of :class:`TrainConfig`; ``arch`` and ``factor`` beside a table ``network``
             of its hyperparameters. ``factor`` is a number, ``"225/23"`` or a list. Of srunet and
             fsrcnn, ``network.variant`` is ``paper`` (default), ``compact`` or ``planar``; single
-            kernels given there replace the variant's.
+            kernels given there replace the variant's. niiv's ``tile`` follows the patch.
 
     Raises:
         UsageError: a field is unknown or missing, or its value does not fit.
@@ -69,7 +69,10 @@ def config_from_table(table: Mapping[str, Any]) -> TrainConfig:
     values.pop("arch")
     given = values.pop("factor", None)
     factors = () if given is None else _factors(given)
-    network = _network(arch.partition("-")[0], factors, values.pop("network", {}))
+    hyperparameters = values.pop("network", {})
+    if arch == "niiv" and isinstance(values["patch"], list):
+        hyperparameters = {"tile": min(values["patch"][::2]), **hyperparameters}
+    network = _network(arch.partition("-")[0], factors, hyperparameters)
     _refuse_unknown(values, TrainConfig, "training")
     for key in ("sources", "out"):
         if key not in values:

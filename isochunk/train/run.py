@@ -115,6 +115,10 @@ class Run:
             self._average()
         return value
 
+    def healthy(self) -> bool:
+        """Tell whether all weights are finite, so that they may be judged and kept."""
+        return all(bool(p.isfinite().all()) for p in self.trained.parameters())
+
     def validate(self, loss: float) -> None:
         """Judge the weights, keep them as the last and, if none were better, as the best."""
         psnr = self._psnr(self._predicted)

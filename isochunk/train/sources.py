@@ -61,7 +61,7 @@ def with_factors(config: TrainConfig, volumes: tuple[Volume, ...]) -> TrainConfi
     found = {anisotropy(v, a) for v in volumes for a in config.averages}
     if config.factors or own is not None:
         factors = config.factors or (own or Fraction(1),)
-        if config.mode == "self" and not found & {*factors}:
+        if config.mode == "self" and any(not min(factors) <= a <= max(factors) for a in found):
             log.warning(
                 "z is coarser by %s, but the network learns x %s", _listed(found), _listed(factors)
             )
