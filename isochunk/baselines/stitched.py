@@ -2,9 +2,10 @@
 
 Fang et al. 2021 (Nature Methods 18:406) and the authors' code: tiles of 1024 restored pixels that
 overlap by 5%, each restored alone; half the overlap is cut off, and a Gaussian of sigma 1 is drawn
-over five pixels on either side of each seam. A tile that reaches beyond the section is filled with
-zeros. The code leaves out the first seam along y, which looks like an oversight; here every seam is
-blurred, as the paper says.
+over five pixels on either side of each seam. The code leaves out the first seam along y, which
+looks like an oversight; here every seam is blurred, as the paper says. A tile that reaches beyond
+the section is filled by repetition: the authors fill with zeros, but after interpolating the whole
+section, and here interpolation is the network's business.
 """
 
 from __future__ import annotations
@@ -81,9 +82,8 @@ def stitched(
     starts = [range(0, max(1, n - 2 * trim), step) for n in (height, width)]
     for y, x in product(*starts):
         part = section[:, y : y + tile, x : x + tile]
-        padded = np.zeros((len(section), tile, tile), np.float32)
-        padded[:, : part.shape[1], : part.shape[2]] = part
-        restored = sharpen(padded)
+        beyond = [(0, tile - n) for n in part.shape[1:]]
+        restored = sharpen(np.pad(part, [(0, 0), *beyond], mode="edge"))
         kept, place = [], []
         for start, n in ((y, height), (x, width)):
             lo = start + trim if start > 0 else 0
