@@ -334,6 +334,10 @@ def add_training(add: Callable[..., argparse.ArgumentParser]) -> None:
         "--prediction", dest="predictions", action="append", default=[],
         help="volume restored elsewhere, on the truth's grid; repeat for more",
     )  # fmt: skip
+    sub.add_argument(
+        "--reference", dest="references", action="append", default=[],
+        choices=("dictionary", "siren"), help="published method fitted on the spot; repeat",
+    )  # fmt: skip
     for name, text in EVALUATE_OPTIONS.items():
         sub.add_argument(f"--{name}", help=text, choices=EVALUATE_CHOICES.get(name))
     sub.add_argument("--trust", action="store_true", help=JOB_SWITCHES["trust"])
@@ -374,13 +378,15 @@ def evaluate(options: argparse.Namespace) -> Result:
     readers = {"factor": read_ratio, "average": read_shape, "box": read_box, "background": read_box}
     given: dict[str, Any] = {}
     for name in EVALUATE_OPTIONS:
-        value = getattr(options, name)
+        field = field_of(name)
+        value = getattr(options, field)
         if value is not None:
-            given[name] = readers[name](value, name) if name in readers else value
+            given[field] = readers[name](value, name) if name in readers else value
     config = EvaluateConfig(
         options.truth,
         tuple(options.models),
         tuple(options.predictions),
+        tuple(options.references),
         trust=options.trust,
         **given,
     )

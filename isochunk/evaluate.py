@@ -7,9 +7,10 @@ as a run, and values are rounded to the volume's dtype before they are compared.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from isochunk.geometry import Box, Factor, Triple, cells, target_box
 from isochunk.intensity import measure_intensity
 from isochunk.models.load import Runtime, describe, load
 from isochunk.predict import INTERPOLATIONS, Interpolation, Predictor, Voxels, interpolation_spec
+from isochunk.references import Reference, Task, check_reference, restore_by
 from isochunk.spec import AXIAL, ModelSpec, Plane, VolumeSpec
 from isochunk.storage.tensorstore import check_supported, open_volume
 from isochunk.storage.volume import Volume, read_reflected
@@ -51,6 +53,10 @@ class EvaluateConfig:
     """Models as ``--model`` takes them, besides the interpolations."""
     predictions: tuple[str, ...] = ()
     """URLs of volumes on the truth's grid that were restored elsewhere."""
+    references: tuple[Reference, ...] = ()
+    """Published methods that are fitted or learnt on the spot: ``dictionary``, ``siren``."""
+    learn_from: str | None = None
+    """URL of the isotropic volume that a dictionary is learnt from."""
     factor: Fraction = Fraction(4)
     """Truth voxels that become one section: any number of at least 1 that the models take. For
     models that refine y and x, truth voxels that become one pixel, along both."""
@@ -102,26 +108,30 @@ def judge(config: EvaluateConfig, truth: Volume) -> Evaluation:
     specs = {name: _describe(name, config) for name in names}
     factor = degraded_factor(specs, config.factor)
     specs = {name: _fixed(spec, factor, config) for name, spec in specs.items()}
+    learn_from = open_volume(config.learn_from) if config.learn_from else None
+    for reference in config.references:
+        check_reference(reference, factor, learn_from)
     given = {url: _open_prediction(url, truth.spec, config) for url in config.predictions}
     asked = config.box or truth.spec.box
     box = whole_sections(truth.spec, asked, factor, config.degradation)
     inner = compared(box.shape, factor, config.degradation)
     background = _background(config, inner.shift(box.lo), truth.spec)
     true = truth.read(box)
-    source = ArrayVolume(
-        degraded_spec(truth.spec, box, factor), degrade_voxels(true, factor, config.degradation)
-    )
+    sections = degrade_voxels(true, factor, config.degradation)
+    source = ArrayVolume(degraded_spec(truth.spec, box, factor), sections)
+    task = Task(sections, factor, config.degradation)
+    restorers: dict[str, Callable[[], Voxels]] = {
+        **{name: partial(_predict, name, specs[name], config, source) for name in names},
+        **{name: partial(restore_by, name, task, learn_from) for name in config.references},
+        **{url: partial(volume.read, box) for url, volume in given.items()},
+    }
     where = inner.slices((0, 0, 0))
     judged: dict[str, Judged] = {}
     cubic: Voxels | None = None
-    for name in sorted((*names, *given), key=lambda name: name != "cubic"):  # wPSNR needs it first
+    for name in sorted(restorers, key=lambda name: name != "cubic"):  # wPSNR needs it first
         started = time.perf_counter()
-        if name in given:
-            predicted, seconds = given[name].read(inner.shift(box.lo)), 0.0
-        else:
-            predictor = _predictor(name, specs[name], config, source)
-            predicted = predict_volume(predictor, source, config.block)[where]
-            seconds = time.perf_counter() - started
+        predicted = restorers[name]()[where]
+        seconds = time.perf_counter() - started
         cubic = predicted if cubic is None else cubic
         ground = None if background is None else predicted[background]
         voxels = Measured(
@@ -130,7 +140,7 @@ def judge(config: EvaluateConfig, truth: Volume) -> Evaluation:
         )  # fmt: skip
         judged[name] = measure(name, voxels, seconds)
     return Evaluation(
-        judged=tuple(judged[name] for name in (*names, *given)),
+        judged=tuple(judged[name] for name in restorers),
         cards=tuple(specs[name] for name in names if name not in INTERPOLATIONS),
         view=view_of(true[where]),
         truth=config.truth,
@@ -223,9 +233,10 @@ def _fixed(spec: ModelSpec, factor: Factor, config: EvaluateConfig) -> ModelSpec
     return spec
 
 
-def _predictor(name: str, spec: ModelSpec, config: EvaluateConfig, source: Volume) -> Predictor:
+def _predict(name: str, spec: ModelSpec, config: EvaluateConfig, source: Volume) -> Voxels:
+    """Load a model and predict all of a volume."""
     if name in INTERPOLATIONS:
-        return Interpolation(spec)
+        return predict_volume(Interpolation(spec), source, config.block)
     runtime = Runtime(
         factor=spec.resolved_factor,
         intensity=measure_intensity(source, spec.normalisation),
@@ -235,7 +246,7 @@ def _predictor(name: str, spec: ModelSpec, config: EvaluateConfig, source: Volum
         allow_inexact=True,  # seams cost what they cost in the figures
         plane=spec.plane if spec.plane in AXIAL else None,
     )
-    return load(name, runtime)
+    return predict_volume(load(name, runtime), source, config.block)
 
 
 def _ceiling(

@@ -56,7 +56,7 @@ class Row:
     voxels: int
     """Voxels compared."""
     seconds: float
-    """Time of prediction, reading from memory included; 0 for a prediction that was given."""
+    """Time of loading or learning, and prediction; of reading a prediction that was given."""
     frc_nm: float
     """Resolution in nm: where the Fourier ring correlation of xz planes falls below 1/7."""
     frc_along_nm: float

@@ -195,7 +195,7 @@ def _curves(evaluation: Evaluation) -> str:
               {}),
         _plot(rings, ("Fourier ring correlation with the truth, xz planes", frequency, ""),
               {"1/7": THRESHOLD, "sampled": sampled}),
-        _plot(along, (f"The same within 30 degrees of {axis}", frequency, ""),
+        _plot(along, (f"Ring correlation within 30 degrees of {axis}", frequency, ""),
               {"1/7": THRESHOLD, "sampled": sampled}),
         _plot(shells, ("Fourier shell correlation with the truth", frequency, ""),
               {"1/7": THRESHOLD, "sampled": sampled}),

@@ -104,6 +104,7 @@ EVALUATE_OPTIONS: Mapping[str, str] = {
     "degradation": "how: avg is the mean over a section, skip its first voxel",
     "plane": JOB_OPTIONS["plane"],
     "average": "Z,Y,X voxels of the truth averaged to one first; boxes count those",
+    "learn-from": "isotropic volume that a dictionary is learnt from",
     "box": "part of the truth, z0:z1,y0:y1,x0:x1",
     "background": "part of the truth without signal, to measure SNR against",
     "device": JOB_OPTIONS["device"],

@@ -12,7 +12,7 @@ import torch
 from jobs import write_source
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from isochunk import truth
+from isochunk import references, truth
 from isochunk.errors import GeometryError, ModelError, UsageError
 from isochunk.evaluate import EvaluateConfig, evaluate, predict_volume
 from isochunk.geometry import Box
@@ -153,7 +153,7 @@ def test_summary_has_the_promised_keys_and_is_json(tmp_path):
     config = EvaluateConfig(truth, degradation="skip", report=f"{tmp_path}/report")
     told = json.loads(json.dumps(evaluate(config).summary(), allow_nan=False))
     keys = ["model", "psnr", "ssim", "wpsnr", "cf_psnr", "voxels", "seconds"]
-    more = ["frc_nm", "fsc_nm", "rse", "rsp", "snr"]
+    more = ["frc_nm", "frc_along_nm", "fsc_nm", "rse", "rsp", "snr"]
     assert [list(row) for row in told["rows"]] == [keys + more] * 3
     assert told["rows"][1]["psnr"] is None  # nothing differs: no finite figure
     assert (told["factor"], told["axes"]) == (4, "z")
@@ -219,7 +219,6 @@ def test_a_prediction_that_exists_is_judged_beside_the_others(tmp_path):
     found = rows(EvaluateConfig(truth, predictions=(url,)))
     assert list(found) == ["nearest", "linear", "cubic", url]
     assert found[url].psnr == pytest.approx(psnr(voxels[8:-8], made[8:-8]))
-    assert found[url].seconds == 0
 
 
 def test_a_result_of_whole_sections_is_judged_in_a_box(tmp_path):
@@ -258,6 +257,24 @@ def test_signal_to_noise_against_a_background(tmp_path):
     assert rows(config)[url].snr == pytest.approx((voxels[8:-8].max() - 22) / 2)
     with pytest.raises(UsageError, match=r"background .* must hold voxels and lie inside"):
         evaluate(replace(config, background=Box((0, 0, 0), (20, 24, 4))))
+
+
+def test_references_are_fitted_on_the_spot(tmp_path, monkeypatch):
+    small = replace(references.DICTIONARY, atoms=16, nonzero=4, pairs=1000, epochs=1)
+    monkeypatch.setattr(references, "DICTIONARY", small)
+    quick = replace(references.SIREN, width=32, layers=1, steps=60, lr=1e-3)
+    monkeypatch.setattr(references, "SIREN", quick)
+    truth = write_source(f"{tmp_path}/truth", texture(seed=1), "10,10,10")
+    other = write_source(f"{tmp_path}/other", texture((64, 40, 40), seed=2), "10,10,10")
+    config = EvaluateConfig(truth, references=("dictionary", "siren"), learn_from=other)
+    found = rows(config)
+    assert list(found) == ["nearest", "linear", "cubic", "dictionary", "siren"]
+    assert found["dictionary"].psnr > found["cubic"].psnr + 0.5  # the same waves
+    assert found["siren"].psnr > 15
+    with pytest.raises(UsageError, match="--learn-from"):
+        evaluate(replace(config, learn_from=None))
+    with pytest.raises(UsageError, match="siren restores whole factors along z"):
+        evaluate(replace(config, references=("siren",), factor=Fraction(5, 2)))
 
 
 def checkpoint(folder, config) -> str:

@@ -31,7 +31,7 @@ RANKS = {
     "2.1": "baselines.dictionary evaluation models.axial models.fsrcnn models.srunet "
     "storage.arrays storage.keys storage.volume train.crappify",
     "2.2": "intensity layout models.a2i models.niiv models.probe models.pssr storage.ome "
-    "evaluation_report truth",
+    "evaluation_report references truth",
     "2.3": "models.networks planning storage.precomputed train.vgg viewer",
     "2.4": "background train.config train.perceptual",
     "3.0": "models.checkpoint process storage.events storage.ledger storage.objects train.apply "

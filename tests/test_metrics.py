@@ -276,6 +276,19 @@ def test_curve_crosses_where_power_of_signal_and_noise_say(correlate, limit):
     assert np.allclose(curve.value[8:], (power / (power + 0.25))[8:], atol=0.1)
 
 
+def test_correlation_along_an_axis_sees_that_axis_alone():
+    truth = white((64, 24, 64), 7)
+    blurred = gaussian_filter(truth, (2, 0, 0)) + 0.1 * white(truth.shape, 8)
+    z, x, both = (frc(truth, blurred, along=axis) for axis in ("z", "x", None))
+    assert x.resolution() == 2
+    assert z.resolution() > 3
+    assert np.mean(z.value) + 0.2 < np.mean(both.value) < np.mean(x.value) - 0.2
+    turned = (v.transpose(2, 1, 0) for v in (truth, blurred))
+    assert np.allclose(frc(*turned, along="x").value, z.value, atol=1e-5)
+    with pytest.raises(UsageError, match="xz planes have no axis 'y'"):
+        frc(truth, blurred, along="y")
+
+
 def test_correlation_of_blank_volumes_resolves_nothing():
     blank = np.full((16, 16, 16), 7, np.uint8)
     assert frc(blank, blank).resolution() == math.inf
