@@ -110,10 +110,10 @@ def fit(config: TrainConfig, volumes: tuple[Volume, ...]) -> TrainReport:
         held_out = validation_crops(
             sources,
             tuple(part[1] for part in parts),
-            _sampling(config, validation=True),
+            sampling_of(replace(config, augmentation=Augmentation())),
             config.keeping.crops,
         )
-        run = Run(config, held_out, ranks, _shades(sources[0]))
+        run = Run(config, held_out, ranks, shades_of(sources[0]))
         if ranks.first:
             run.claim()
         stopped = _steps(run, batches, terminated)
@@ -141,7 +141,7 @@ class Batches:
             UsageError: a part is smaller than a crop, or a batch cannot be shared.
         """
         self.config = config
-        usual = replace(_sampling(config), rank=ranks.rank, ranks=ranks.size)
+        usual = replace(sampling_of(config), rank=ranks.rank, ranks=ranks.size)
         self._stages = []
         for span in spans(config):
             if span.stage.batch % ranks.size:
@@ -157,8 +157,8 @@ class Batches:
         return self._stages[span_at(self.config, step)].batch(step)
 
 
-def _sampling(config: TrainConfig, *, validation: bool = False) -> Sampling:
-    augmentation = Augmentation() if validation else config.augmentation
+def sampling_of(config: TrainConfig) -> Sampling:
+    """Return how the crops of a config are drawn."""
     if config.mode == "self":
         orders = LATERAL
     else:
@@ -168,9 +168,9 @@ def _sampling(config: TrainConfig, *, validation: bool = False) -> Sampling:
         batch=config.batch,
         factors=config.factors,
         averages=config.averages,
-        augmentation=augmentation,
+        augmentation=config.augmentation,
         seed=config.seed,
-        pairing=pairing_of(config.degradation, augmentation),
+        pairing=pairing_of(config.degradation, config.augmentation),
         orders=orders,
     )
 
@@ -256,7 +256,7 @@ def _sigterm() -> Iterator[threading.Event]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _shades(source: Source) -> tuple[float, float]:
+def shades_of(source: Source) -> tuple[float, float]:
     """Return the model's values of black and of white."""
     full = Intensity.full_range(source.volume.spec.dtype).scale
     intensity = source.intensity
