@@ -60,7 +60,7 @@ class DictionaryConfig:
     """Size of the dictionary; 200 to 1024 in the papers."""
     penalty: float = 0.05
     """Lambda of the codes while learning; 0.05 to 0.09 in the papers."""
-    nonzero: int = 8
+    nonzero: int = 16
     """Atoms per patch when restoring, chosen by orthogonal matching pursuit."""
     pairs: int = 32_000
     """Patches taken; a quarter of them makes the dictionary, and all fit its fine part."""
