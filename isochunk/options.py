@@ -60,6 +60,7 @@ TRAIN_OPTIONS: Mapping[str, str] = {
     "seed": "seed of weights and crops",
     "patch": "Z,Y,X target voxels of a crop, the coarse axis first",
     "batch": "crops per step, over all processes",
+    "encoder": "pssr: file of ResNet34 weights to start from",
     "licence": "licence the weights are given",
     "trained-on": "the data in words, with attribution",
 }

@@ -35,7 +35,7 @@ RANKS = {
     "2.3": "models.networks planning storage.precomputed train.vgg viewer",
     "2.4": "background train.config train.perceptual",
     "3.0": "models.checkpoint process storage.events storage.ledger storage.objects train.apply "
-    "train.data train.presets train.ranks train.schedule",
+    "train.data train.encoder train.presets train.ranks train.schedule",
     "3.1": "storage.cloudvolume storage.recognise storage.source",
     "3.2": "storage.target",
     "3.3": "storage.tensorstore",

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
+from isochunk.errors import UsageError
 from isochunk.models.networks import make
+from isochunk.models.pssr import PSSRConfig
 from isochunk.train.apply import groups
 from isochunk.train.config import Optimisation
+from isochunk.train.encoder import load_encoder, their_name
 from isochunk.train.presets import PRESETS, config_from_table, parse_value, with_options
 from isochunk.train.schedule import one_cycle, rates, spans
 
@@ -87,3 +91,35 @@ def test_options_win_over_the_recipe_and_fill_its_tables():
     assert [str(factor) for factor in made.factors] == ["2", "5/2"]
     assert (made.optimisation.lr, made.keeping.save_every) == (1e-3, 7)
     assert recipe["network"] == {"blocks": 6}
+
+
+@pytest.mark.parametrize("sections", [0, 2])
+def test_the_encoder_starts_from_a_file(sections, tmp_path):
+    network = make(PSSRConfig(sections=sections, width=4, depths=(1, 1, 1, 1)))
+    names = {
+        "stem.0.weight": "conv1.weight",
+        "stem.1.running_var": "bn1.running_var",
+        "stages.0.0.body.3.weight": "layer1.0.conv2.weight",
+        "stages.3.0.body.1.bias": "layer4.0.bn1.bias",
+        "stages.2.0.short.0.weight": "layer3.0.downsample.0.weight",
+    }
+    assert {name: their_name(name) for name in names} == names
+    encoder = {
+        name: value for name, value in network.state_dict().items()
+        if name.startswith(("stem", "stages")) and "num_batches" not in name
+    }  # fmt: skip
+    theirs = {their_name(n): torch.rand(v.shape) for n, v in encoder.items()}
+    theirs["conv1.weight"] = torch.rand(4, 3, 7, 7)
+    theirs["fc.bias"] = torch.zeros(1000)
+    torch.save(theirs, tmp_path / "resnet.pth")
+    load_encoder(network, tmp_path / "resnet.pth")
+    state = network.state_dict()
+    for name in encoder:
+        if name != "stem.0.weight":
+            assert torch.equal(state[name], theirs[their_name(name)])
+    stem = state["stem.0.weight"]
+    torch.testing.assert_close(stem.sum(1), theirs["conv1.weight"].sum(1))
+    del theirs["layer4.0.bn1.bias"]
+    torch.save(theirs, tmp_path / "other.pth")
+    with pytest.raises(UsageError, match=r"layer4\.0\.bn1\.bias of .* is missing"):
+        load_encoder(network, tmp_path / "other.pth")

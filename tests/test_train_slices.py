@@ -103,6 +103,8 @@ def test_an_anisotropic_volume_teaches_itself(arch, source, tmp_path):
     free = arch in ("a2i", "niiv")
     assert spec.factor[0] == (None if free else 4)
     assert spec.plane == ("xz" if free else "3d")
+    assert spec.halo[1] == 0  # slices know nothing of each other
+    assert spec.halo[2] > 0
     record = json.loads((out / "model.json").read_text())["card"]["training"]
     assert record["factors"] == ["4"]  # how much coarser z is, where nothing else is said
     assert read_spec(out / "last").arch == arch
@@ -444,6 +446,8 @@ def test_constant_and_small_volumes_are_refused(source, tmp_path):
         ("pssr-mf", {"patch": [1, 64, 64]}, "needs 5 along z"),
         ("pssr", {"normalisation": "standard"}, "choose normalisation range"),
         ("pssr", {"augmentation": {"jitter": 1.0}}, "which pssr does not make"),
+        ("niiv", {"encoder": "resnet.pth"}, "only pssr has an encoder file"),
+        ("pssr", {"encoder": "/dev/null"}, "weights /dev/null"),
         ("niiv", {"augmentation": {"rotation": 5.0}}, "of mode supervised"),
         ("niiv", {"augmentation": {"missing": 1.5}}, "missing of at most 1"),
         ("srunet", {"patch": [32, 1, 31]}, "multiples of"),

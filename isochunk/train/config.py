@@ -201,6 +201,8 @@ class TrainConfig:
     """How weights are changed."""
     keeping: Keeping = DEFAULT_KEEPING
     """How often the run is judged and saved."""
+    encoder: str = ""
+    """File of ResNet34 weights from which pssr's encoder starts; random ones without."""
     precision: Precision = "fp32"
     """Arithmetic of the layers; weights and loss stay fp32."""
     device: str = "auto"
@@ -241,6 +243,7 @@ class TrainConfig:
             not lateral or self.normalisation == "range",
             "pssr's inputs are made of values in 0..1; choose normalisation range",
         )
+        _require(lateral or not self.encoder, f"only pssr has an encoder file, not {self.arch}")
         varied = self.augmentation
         _require(
             not lateral or not (varied.jitter or varied.missing),
@@ -348,8 +351,8 @@ def fingerprint(config: TrainConfig) -> dict[str, Any]:
     told["arch"] = config.arch
     for name in ("out", "name", "device", "keeping", "licence", "trained_on"):
         del told[name]
-    for name in ("vgg", "dists"):
-        told["loss"][name] = "given" if told["loss"][name] else "none given"
+    for table, name in ((told["loss"], "vgg"), (told["loss"], "dists"), (told, "encoder")):
+        table[name] = "given" if table[name] else "none given"
     if config.optimisation.schedule in ("sqrt", "constant") and not config.stages:
         del told["steps"], told["optimisation"]["anneal"]
     return told

@@ -46,7 +46,7 @@ VARIANTS = ("paper", "compact", "planar")
 """Kernels of srunet and fsrcnn; planar ones are compact and keep xz slices apart."""
 
 
-WORDS = ("out", "factor", "licence", "trained_on")
+WORDS = ("out", "factor", "encoder", "licence", "trained_on")
 """Options that are text, whatever they look like."""
 
 

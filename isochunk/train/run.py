@@ -31,6 +31,7 @@ from isochunk.train.apply import Application, Criterion, build, groups, interpol
 from isochunk.train.config import TrainConfig, differences, fingerprint
 from isochunk.train.data import Batch, Sectioned, pairing_of
 from isochunk.train.degrade import PHASES
+from isochunk.train.encoder import load_encoder
 from isochunk.train.pictures import Picture, curves, side_by_side
 from isochunk.train.ranks import Ranks
 from isochunk.train.schedule import rates, spans
@@ -77,6 +78,8 @@ class Run:
         self.folder = Path(config.out) / "training"
         self.phase = phase_of(config)
         network = build(config.network, config.seed)
+        if isinstance(network, PSSR) and config.encoder:
+            load_encoder(network, Path(config.encoder))
         for span in spans(config):
             require_fit(network, span.stage.patch)
         if isinstance(network, PlacedNetwork):  # twice as fast as the default layout on a CPU
