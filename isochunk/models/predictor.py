@@ -20,6 +20,7 @@ from isochunk.geometry import Box, Triple, add, ceil_div, sub, triple
 from isochunk.models.axial import AxialEngine, AxialNetwork
 from isochunk.models.networks import Network
 from isochunk.models.placed import Placed, PlacedNetwork
+from isochunk.models.pssr import PSSR
 from isochunk.predict import Voxels
 from isochunk.spec import Intensity, ModelSpec
 
@@ -122,6 +123,29 @@ class SameSizeEngine:
         return Placed(answer, (z, y, x)).crop(want).data
 
 
+@dataclass(frozen=True, slots=True)
+class LateralEngine:
+    """PSSR: sections in, finer sections out; the halo is cropped away."""
+
+    module: PSSR
+    """The network."""
+    spec: ModelSpec
+    """Its spec with its factor resolved."""
+    largest: Triple | None = None
+    """Any tile will do."""
+
+    def needs(self, want: Box) -> Box:
+        """Return the aligned source voxels under ``want`` and the halo."""
+        return self.spec.read_box(want)
+
+    def __call__(self, tile: Tensor, want: Box) -> Tensor:
+        """Predict ``want``."""
+        z, y, x = self.needs(want).lo
+        _, fy, fx = self.module.factor
+        origin = (z + self.spec.sections, y * fy, x * fx)
+        return Placed(self.module(tile), origin).crop(want).data
+
+
 def engine_for(network: Network, spec: ModelSpec) -> Engine:
     """Choose how a network of ours is run on tiles.
 
@@ -133,7 +157,7 @@ def engine_for(network: Network, spec: ModelSpec) -> Engine:
         return AxialEngine(network, spec.plane, spec.resolved_factor[0], spec.phase)
     if isinstance(network, PlacedNetwork):
         return ValidEngine(network, spec.halo)
-    return SameSizeEngine(network, spec)
+    return LateralEngine(network, spec)
 
 
 class TorchPredictor:

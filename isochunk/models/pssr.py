@@ -56,7 +56,7 @@ class PSSRConfig:
 class PSSR(nn.Module):
     """The network of a :class:`PSSRConfig`.
 
-    Maps float (1, 1, z, y, x) to (1, 1, z, 4 y, 4 x).
+    Maps float (1, 1, z + 2 sections, y, x) to (1, 1, z, 4 y, 4 x).
     """
 
     factor: Triple = (1, FACTOR, FACTOR)
@@ -103,11 +103,8 @@ class PSSR(nn.Module):
         self.last = nn.Conv2d(whole, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply to all sections of a tile; neighbours beyond its ends are repeated."""
-        s, n = self.config.sections, x.shape[2]
-        around = torch.arange(-s, s + 1, device=x.device)
-        index = (torch.arange(n, device=x.device)[:, None] + around).clamp(0, n - 1)
-        frames = x[0, 0][index]  # (z, 2 s + 1, y, x)
+        """Apply to the sections of a tile that have all their neighbours."""
+        frames = x[0, 0].unfold(0, 2 * self.config.sections + 1, 1).movedim(3, 1)  # (z, f, y, x)
         pixels = FACTOR**2 * x.shape[3] * x.shape[4]
         parts = torch.split(frames, max(1, PIXELS_AT_ONCE // pixels))
         return torch.cat([self.sharpen(part) for part in parts])[:, 0][None, None]
