@@ -35,7 +35,7 @@ class SirenConfig:
     """Learning rate of Adam."""
     steps: int = 2000
     """Steps of the fit."""
-    batch: int = 1 << 14
+    batch: int = 1 << 13
     """Voxels per step, drawn anew each time; all of them where there are fewer."""
 
 
