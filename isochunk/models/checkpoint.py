@@ -22,6 +22,7 @@ from isochunk.spec import ModelSpec, Normalisation, Phase
 
 if TYPE_CHECKING:
     from isochunk.models.networks import Geometry, Network
+    from isochunk.models.probe import Cost
 
 MODEL_FILE = "model.json"
 WEIGHTS_FILE = "weights.safetensors"
@@ -47,13 +48,16 @@ class Card:
     """Training record: recipe, steps, seed, figures reached; anything JSON holds."""
 
 
-def save(folder: Path, network: Network, card: Card) -> ModelSpec:
+def save(
+    folder: Path, network: Network, card: Card, counted: Cost | None = None
+) -> ModelSpec:
     """Write a checkpoint; each file appears whole or not at all, ``model.json`` last.
 
     Args:
         folder: created where needed; an older checkpoint in it is replaced.
         network: one of :mod:`isochunk.models.networks`.
         card: what it says of itself.
+        counted: what the network costs, where it was counted before: counting can take a minute.
 
     Raises:
         ModelError: the network is of another class.
@@ -72,7 +76,7 @@ def save(folder: Path, network: Network, card: Card) -> ModelSpec:
         "normalisation": card.normalisation,
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
     }
-    counted = cost_of(network)
+    counted = counted or cost_of(network)
     described = {
         "name": card.name,
         "licence": card.licence,

@@ -24,7 +24,9 @@ from isochunk.atomic import write_atomically
 from isochunk.errors import TargetConflictError
 from isochunk.geometry import Triple
 from isochunk.models.checkpoint import MODEL_FILE, Card, save
+from isochunk.models.networks import cost_of
 from isochunk.models.placed import PlacedNetwork
+from isochunk.models.probe import Cost
 from isochunk.models.pssr import PSSR
 from isochunk.spec import Phase
 from isochunk.train.apply import Application, Criterion, build, groups, interpolated, require_fit
@@ -75,6 +77,7 @@ class Run:
         self.best_step = 0
         self.best_psnr = -math.inf
         self.history: list[dict[str, float]] = []
+        self.cost: Cost | None = None
         self.folder = Path(config.out) / "training"
         self.phase = phase_of(config)
         network = build(config.network, config.seed)
@@ -182,7 +185,9 @@ class Run:
             normalisation=config.normalisation,
             training=record,
         )
-        save(folder, self.judged.network, card)
+        if self.cost is None:
+            self.cost = cost_of(self.judged.network)
+        save(folder, self.judged.network, card, self.cost)
 
     def _resume(self) -> None:
         if not (self.folder / "state.pt").exists():
