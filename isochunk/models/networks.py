@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, TypeAlias
+
+from torch.nn.functional import pad
 
 from isochunk.errors import ModelError
 from isochunk.geometry import Triple
@@ -128,7 +131,8 @@ def cost_of(network: Network) -> Cost:
     if isinstance(network, AxialNetwork):
         return axial_cost(network)
     if isinstance(network, PSSR):
-        probe = Probe(network.eval(), network.factor)
+        mine, sections = copy.deepcopy(network).eval(), network.config.sections
+        probe = Probe(lambda x: mine(pad(x, (0, 0, 0, 0, sections, sections))), network.factor)
         return measured_cost(probe, Reach(network.halo, network.alignment))
     return cost(network)
 

@@ -41,6 +41,9 @@ COST_TILE: Triple = (32, 128, 128)
 AXIAL_TILE = 128
 """The same for networks on slices: target voxels on each axis."""
 
+AXIAL_SLICES = 8
+"""Slices of that tile that are counted; more do not pass through a network together."""
+
 WHOLE_TILE = (
     nn.GroupNorm,
     nn.AdaptiveAvgPool1d,
@@ -257,7 +260,7 @@ def axial_cost(network: AxialNetwork) -> Cost:
     """Count the same of a network on the xz slices of a tile, four times finer along z."""
     hollow = copy.deepcopy(network).to("meta").eval()
     factor, side = Fraction(4), math.ceil(AXIAL_TILE / network.alignment) * network.alignment
-    want = Box.from_shape((side, side, side))
+    want = Box.from_shape((side, AXIAL_SLICES, side))
     tile = hollow.needs(want, factor, "mean")
     pixels = 16 * side  # large, so that rims do not count
     with torch.no_grad():
@@ -267,7 +270,8 @@ def axial_cost(network: AxialNetwork) -> Cost:
             empty = torch.empty(1, 1, *tile.shape, device="meta")
             hollow.restore(Placed(empty, tile.lo), want, factor, "mean")
     macs = counter.get_total_flops() / 2 / pixels**2
-    return Cost(macs, WORKSPACE * live.peak / want.size)
+    others = (side - AXIAL_SLICES) * side**2 * 2 * 4  # float32 of what they are made of, and become
+    return Cost(macs, WORKSPACE * (live.peak + others) / side**3)
 
 
 def measured_cost(probe: Probe, reach: Reach) -> Cost:
