@@ -142,6 +142,7 @@ PLANES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "spacing", "plane"), PLANES)
 def test_axial_blocks_equal_the_whole(
     tmp_path: Path, name: str, spacing: str, plane: str
@@ -163,6 +164,7 @@ def test_axial_blocks_equal_the_whole(
         assert_equals_whole(read_all(job.target), exact)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pssr", "pssr-mf"])
 def test_lateral_blocks_equal_the_whole(tmp_path: Path, name: str) -> None:
     network = network_of(SMALL[name])
@@ -202,6 +204,7 @@ def touched_beyond_cell(network: torch.nn.Module, length: int) -> int:
     return farthest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "halo"),
     [(A2IConfig(width=8), 305), (SMALL["a2i"], None), (SMALL["a2i-printed"], None)],
