@@ -20,6 +20,8 @@ from isochunk.models.pssr import PSSR, PSSRConfig
 from isochunk.predict import quantise
 from isochunk.storage.tensorstore import open_volume
 
+pytestmark = pytest.mark.slow
+
 torch.set_num_threads(1)
 
 FACTOR = 4

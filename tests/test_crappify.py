@@ -25,6 +25,8 @@ from isochunk.train.crappify import (
     crappify,
 )
 
+pytestmark = pytest.mark.slow
+
 STEPS = [
     GaussianNoise(0.1),
     LocalGaussianNoise(0.05, 3.0),

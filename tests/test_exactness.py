@@ -25,6 +25,8 @@ from isochunk.models.fsrcnn import FSRCNNConfig
 from isochunk.models.srunet import SRUNetConfig
 from isochunk.spec import ModelSpec
 
+pytestmark = pytest.mark.slow
+
 torch.set_num_threads(1)
 
 SHAPE = (8, 40, 36)

@@ -21,6 +21,8 @@ from isochunk.errors import UsageError
 from isochunk.train.perceptual import CHANNELS, max_pool, perceptual_loss, read_dists
 from isochunk.train.vgg import IMAGENET_MEAN, IMAGENET_STD, SHAPES, VGG16, WIDTHS, read_vgg
 
+pytestmark = pytest.mark.slow
+
 torch.set_num_threads(1)
 
 PUBLISHED = Path(theirs.__file__).parent / "dists_models" / "weights.pt"

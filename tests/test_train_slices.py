@@ -229,6 +229,8 @@ import sys, torch
 torch.set_num_threads(1)
 from isochunk.train.loop import train
 from isochunk.train.presets import config_from_table, read_recipe
+
+pytestmark = pytest.mark.slow
 print(train(config_from_table(read_recipe(sys.argv[1]))).stopped)
 """
 
