@@ -274,10 +274,12 @@ def view(options: argparse.Namespace) -> Result:
     """``isochunk view``: prints the link, then serves local volumes until interrupted."""
     from isochunk.api import view_result
 
-    with view_result(options.target, options.source, options.endpoint_url) as viewer:
+    with (
+        suppress(KeyboardInterrupt),
+        view_result(options.target, options.source, options.endpoint_url) as viewer,
+    ):
         announce(options, viewer.url)
-        with suppress(KeyboardInterrupt):
-            viewer.wait()
+        viewer.wait()
     return None, DONE
 
 
@@ -287,10 +289,9 @@ def serve(options: argparse.Namespace) -> Result:
 
     names = ("source", "model", "endpoint_url", *JOB_OPTIONS, *JOB_SWITCHES)
     job = Job.from_mapping({**given(options, names), "target": "preview"})
-    with preview(job, options.port) as viewer:
+    with suppress(KeyboardInterrupt), preview(job, options.port) as viewer:
         announce(options, viewer.url)
-        with suppress(KeyboardInterrupt):
-            viewer.wait()
+        viewer.wait()
     return None, DONE
 
 

@@ -252,6 +252,7 @@ def test_configuration_files(run: Command, source: str, tmp_path: Path) -> None:
     assert run("audit", f"{tmp_path}/out")["complete"] is True
 
 
+@pytest.mark.slow
 def test_exit_codes_and_streams_of_the_program(source: str, tmp_path: Path) -> None:
     """Nothing but the object is on standard output, also from workers of a cluster."""
     target = f"{tmp_path}/out"

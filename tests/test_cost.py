@@ -406,6 +406,7 @@ def test_a_price_list_that_is_wrong(tmp_path: Path, old: str, new: str, message:
         read_prices(str(tmp_path / "missing.toml"))
 
 
+@pytest.mark.slow
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wanted = job(tmp_path)
     mine = tmp_path / "mine.toml"

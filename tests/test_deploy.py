@@ -225,10 +225,12 @@ def test_manifests_keep_to_the_schemas_of_kubernetes(kind: str) -> None:
     kubernetes_validate.validate(manifest(kind), KUBERNETES_VERSION, strict=True)
 
 
+@pytest.mark.slow
 def test_the_dask_cluster_keeps_to_the_schema_of_the_operator() -> None:
     jsonschema.validate(manifest("DaskCluster"), cluster_schema())
 
 
+@pytest.mark.slow
 def test_the_schemas_refuse_what_is_misspelt() -> None:
     """Else the two tests above would show nothing."""
     job, cluster = manifest("Job"), manifest("DaskCluster")
@@ -417,12 +419,14 @@ def done(tmp_path: Path) -> bool:
     return bool((read_all(f"{tmp_path}/out") == noise((6, 48, 48))).all())
 
 
+@pytest.mark.slow
 def test_the_script_for_one_machine(small: str, tmp_path: Path) -> None:
     cluster = DEPLOY / "local" / "cluster.toml"
     submit(DEPLOY / "local/submit.py", str(cluster), small, f"{tmp_path}/out", "identity")
     assert done(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_script_of_the_image(small: str, tmp_path: Path) -> None:
     submit(DEPLOY / "docker/submit.py", small, f"{tmp_path}/out", "identity")
     assert done(tmp_path)
@@ -455,6 +459,7 @@ def pods_here(tmp_path: Path) -> Iterator[str]:
         yield address
 
 
+@pytest.mark.slow
 def test_the_script_for_kubernetes(pods_here: str, small: str, tmp_path: Path) -> None:
     submit(KUBERNETES / "submit.py", pods_here, small, f"{tmp_path}/out", "identity")
     assert done(tmp_path)

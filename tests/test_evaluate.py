@@ -259,6 +259,7 @@ def test_signal_to_noise_against_a_background(tmp_path):
         evaluate(replace(config, background=Box((0, 0, 0), (20, 24, 4))))
 
 
+@pytest.mark.slow
 def test_references_are_fitted_on_the_spot(tmp_path, monkeypatch):
     small = replace(references.DICTIONARY, atoms=16, nonzero=4, pairs=1000, epochs=1)
     monkeypatch.setattr(references, "DICTIONARY", small)
@@ -283,6 +284,7 @@ def checkpoint(folder, config) -> str:
     return str(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a2i", "niiv"])
 def test_axial_models_at_a_rational_factor_on_every_plane(tmp_path, name):
     configs = {
@@ -373,6 +375,7 @@ def test_reference_floor_of_the_interpolations(shared_data, degradation, linear,
         assert psnr(true[where], found[where]) == pytest.approx(expected, abs=0.5)
 
 
+@pytest.mark.slow
 def test_shipped_network_beats_cubic_on_a_cube_it_never_saw(shared_data):
     truth = str(shared_data / "medulla_fibsem_250.ome.zarr")
     box = Box((60, 60, 60), (156, 156, 156))
@@ -384,6 +387,7 @@ def test_shipped_network_beats_cubic_on_a_cube_it_never_saw(shared_data):
     assert cubic.cf_psnr < network.cf_psnr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["darker", "gamma", "16 bits"])
 def test_shipped_network_beats_cubic_at_other_contrasts(shared_data, tmp_path, change):
     volume = open_volume(str(shared_data / "medulla_fibsem_250.ome.zarr"))

@@ -104,6 +104,7 @@ def assert_same_picture(got: Voxels, wanted: Voxels) -> None:
     assert (difference == 0).mean() >= 0.9999
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["device", "host"])
 def test_a_run_halves_its_tile_and_says_so(
     job: isochunk.Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str

@@ -38,6 +38,8 @@ from isochunk.train.schedule import spans
 from isochunk.train.sources import likeness
 from isochunk.train.vgg import SHAPES
 
+pytestmark = pytest.mark.slow
+
 torch.set_num_threads(1)
 
 SMALL = {
@@ -229,8 +231,6 @@ import sys, torch
 torch.set_num_threads(1)
 from isochunk.train.loop import train
 from isochunk.train.presets import config_from_table, read_recipe
-
-pytestmark = pytest.mark.slow
 print(train(config_from_table(read_recipe(sys.argv[1]))).stopped)
 """
 
@@ -265,7 +265,6 @@ def start(recipe: Path) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["a2i", "niiv"])
 def test_killed_training_ends_with_the_weights_of_an_undisturbed_one(arch, source, tmp_path):
     network = "\n".join(f"{k} = {json.dumps(v)}" for k, v in SMALL[arch].items())
@@ -290,7 +289,6 @@ def test_killed_training_ends_with_the_weights_of_an_undisturbed_one(arch, sourc
         assert (outs[0] / name).read_bytes() == (outs[1] / name).read_bytes()
 
 
-@pytest.mark.slow
 def test_two_processes_train_the_same_network_as_one(source, tmp_path):
     options = [
         "--arch", "niiv", "--mode", "self", "--source", source, "--out", "both",
