@@ -337,7 +337,7 @@ def add_training(add: Callable[..., argparse.ArgumentParser]) -> None:
     )  # fmt: skip
     sub.add_argument(
         "--reference", dest="references", action="append", default=[],
-        choices=("dictionary", "siren"), help="published method fitted on the spot; repeat",
+        choices=("dictionary", "siren", "stitched"), help="published method; repeat for more",
     )  # fmt: skip
     for name, text in EVALUATE_OPTIONS.items():
         sub.add_argument(f"--{name}", help=text, choices=EVALUATE_CHOICES.get(name))

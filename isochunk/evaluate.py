@@ -23,7 +23,7 @@ from isochunk.geometry import Box, Factor, Triple, cells, target_box
 from isochunk.intensity import measure_intensity
 from isochunk.models.load import Runtime, describe, load
 from isochunk.predict import INTERPOLATIONS, Interpolation, Predictor, Voxels, interpolation_spec
-from isochunk.references import Reference, Task, check_reference, restore_by
+from isochunk.references import Means, Reference, Task, check_reference, restore_by
 from isochunk.spec import AXIAL, ModelSpec, Plane, VolumeSpec
 from isochunk.storage.tensorstore import check_supported, open_volume
 from isochunk.storage.volume import Volume, read_reflected
@@ -54,7 +54,8 @@ class EvaluateConfig:
     predictions: tuple[str, ...] = ()
     """URLs of volumes on the truth's grid that were restored elsewhere."""
     references: tuple[Reference, ...] = ()
-    """Published methods that are fitted or learnt on the spot: ``dictionary``, ``siren``."""
+    """Published methods: ``dictionary`` and ``siren`` are learnt or fitted on the spot,
+    ``stitched`` is the pssr model's tiles joined with blurred seams, as its authors do."""
     learn_from: str | None = None
     """URL of the isotropic volume that a dictionary is learnt from."""
     factor: Fraction = Fraction(4)
@@ -109,8 +110,9 @@ def judge(config: EvaluateConfig, truth: Volume) -> Evaluation:
     factor = degraded_factor(specs, config.factor)
     specs = {name: _fixed(spec, factor, config) for name, spec in specs.items()}
     learn_from = open_volume(config.learn_from) if config.learn_from else None
+    means = Means(specs, learn_from, config.device)
     for reference in config.references:
-        check_reference(reference, factor, learn_from)
+        check_reference(reference, factor, means)
     given = {url: _open_prediction(url, truth.spec, config) for url in config.predictions}
     asked = config.box or truth.spec.box
     box = whole_sections(truth.spec, asked, factor, config.degradation)
@@ -122,7 +124,7 @@ def judge(config: EvaluateConfig, truth: Volume) -> Evaluation:
     task = Task(sections, factor, config.degradation)
     restorers: dict[str, Callable[[], Voxels]] = {
         **{name: partial(_predict, name, specs[name], config, source) for name in names},
-        **{name: partial(restore_by, name, task, learn_from) for name in config.references},
+        **{name: partial(restore_by, name, task, means) for name in config.references},
         **{url: partial(volume.read, box) for url, volume in given.items()},
     }
     where = inner.slices((0, 0, 0))

@@ -187,21 +187,23 @@ class ModelSpec:
         )  # fmt: skip
 
     def on_plane(self, plane: Plane) -> ModelSpec:
-        """Run an axial network on other slices: ``xz``, ``yz``, or the mean of both.
+        """Run a network for slices on others: ``xz``, ``yz``, or the mean of both.
 
         Raises:
-            ModelError: the model is no axial network.
+            ModelError: the model is not for slices that are coarse along z.
         """
         if plane == self.plane:
             return self
         if self.plane not in AXIAL or plane not in AXIAL:
             raise ModelError(
                 f"model {self.name!r} runs on {self.plane}, not on {plane}; leave --plane out, or "
-                f"choose an axial model (a2i, niiv), which runs on {', '.join(AXIAL)}"
+                "choose an axial model (a2i, niiv, or srunet and fsrcnn of variant planar), which "
+                f"runs on {', '.join(AXIAL)}"
             )
-        reach, cell = self.halo[0], self.alignment[0]
-        halo = (reach, reach * ("yz" in plane), reach * ("xz" in plane))
-        alignment = (cell, cell if "yz" in plane else 1, cell if "xz" in plane else 1)
+        (z, *lateral), (cell, *cells) = self.halo, self.alignment
+        in_yz, in_xz = "yz" in plane, "xz" in plane
+        halo = (z, max(lateral) * in_yz, max(lateral) * in_xz)
+        alignment = (cell, max(cells) if in_yz else 1, max(cells) if in_xz else 1)
         return replace(self, plane=plane, halo=halo, alignment=alignment)
 
     @property

@@ -326,6 +326,12 @@ def test_lateral_models_get_lateral_pixels(tmp_path):
     nearest = small.repeat(4, 1).repeat(4, 2)[:, 8:40, 8:56]
     expected = peak_signal_noise_ratio(voxels[:, 8:40, 8:56], nearest, data_range=255)
     assert found.rows[0].psnr == pytest.approx(expected, abs=0.02)  # rounding of halves
+    # One tile holds a whole section here, so what its authors do is the same but at the rim.
+    stitched = evaluate(EvaluateConfig(truth, (model,), references=("stitched",))).judged[-1]
+    assert stitched.row.model == "stitched"
+    assert stitched.row.psnr == pytest.approx(found.rows[-1].psnr, abs=1)
+    with pytest.raises(UsageError, match=r"one pssr model .* hold 0 of them"):
+        evaluate(EvaluateConfig(truth, references=("stitched",)))
     with pytest.raises(ModelError, match="restore y and x, but srunet-z4-small restore z"):
         evaluate(EvaluateConfig(truth, (model, SHIPPED)))
 

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 from jobs import read_all, write_source
-from test_exactness import assert_equals_whole
+from test_exactness import Model, assert_equals_whole
+from test_predictor import network_of as placed_network_of
 from test_predictor import tissue
 from torch.nn import functional
 
@@ -23,10 +24,13 @@ from isochunk.errors import ModelError
 from isochunk.geometry import Box, Spacing
 from isochunk.models.a2i import A2I, A2IConfig
 from isochunk.models.checkpoint import Card, load_module, read_spec, save
+from isochunk.models.fsrcnn import FSRCNNConfig
 from isochunk.models.load import Runtime, load
 from isochunk.models.networks import NetworkConfig, geometry, make
 from isochunk.models.niiv import NIIV, NIIVConfig
 from isochunk.models.pssr import PSSR, PSSRConfig
+from isochunk.models.srunet import SRUNetConfig
+from isochunk.train.presets import planar
 
 torch.set_num_threads(1)
 
@@ -162,6 +166,38 @@ def test_axial_blocks_equal_the_whole(
         assert plan.model.exact
         assert isochunk.run(plan).complete
         assert_equals_whole(read_all(job.target), exact)
+
+
+PLANAR = {
+    "srunet": planar(SRUNetConfig.compact(3, 3, 1, residual="cubic")),
+    "fsrcnn": planar(FSRCNNConfig.compact(3, 2, 2)),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("plane", ["xz", "yz", "xz+yz"])
+@pytest.mark.parametrize("name", PLANAR)
+def test_planar_blocks_equal_the_whole(tmp_path: Path, name: str, plane: str) -> None:
+    network = placed_network_of(PLANAR[name])
+    spec = save(tmp_path / "m", network, Card(name, "none", "nothing"))
+    assert spec.plane == "xz"
+    assert spec.halo[1] == 0 < spec.halo[2]
+    model = Model(name, spec, network)
+    voxels = tissue((5, 21, 26), "uint8")
+    source = write_source(f"file://{tmp_path}/in", voxels, "40,10,10")
+    answers = []
+    if "xz" in plane:
+        answers.append(model.whole(voxels, (0, 0, 0), Fraction(4)))
+    if "yz" in plane:
+        turned = model.whole(voxels.transpose(0, 2, 1), (0, 0, 0), Fraction(4))
+        answers.append(turned.transpose(0, 2, 1))
+    for place, chunk in enumerate(("16,12,20", "7,21,9")):
+        job = isochunk.Job(
+            source=source, target=f"{tmp_path}/{place}", model=f"{tmp_path}/m", plane=plane,
+            shard="none", block=chunk, chunk=chunk, levels=1,
+        )  # fmt: skip
+        assert isochunk.run(isochunk.plan(job)).complete
+        assert_equals_whole(read_all(job.target), np.mean(answers, axis=0))
 
 
 @pytest.mark.slow

@@ -19,7 +19,14 @@ from torch.nn import functional
 
 from isochunk.errors import ModelError
 from isochunk.geometry import Box, ceil_div, reflected
-from isochunk.models.axial import AxialNetwork, blended, few_at_a_time, slices, volume
+from isochunk.models.axial import (
+    AxialNetwork,
+    Corner,
+    blended,
+    few_at_a_time,
+    slices,
+    volume,
+)
 from isochunk.models.placed import Placed
 from isochunk.predict import axis_taps
 from isochunk.spec import INTERPOLATION_REACH, Grid, Phase
@@ -115,7 +122,9 @@ class A2I(AxialNetwork):
         refined: Tensor = self.last(y + features)
         return x + refined if self.config.residual else refined
 
-    def train_on(self, coarse: Tensor, factor: Fraction, phase: Phase = "mean") -> Tensor:
+    def train_on(
+        self, coarse: Tensor, factor: Fraction, phase: Phase = "mean", _corner: Corner = (0, 0)
+    ) -> Tensor:
         """Interpolate whole slices, continued by half-sample reflection, and refine them.
 
         To make whole windows, the interpolated slices are continued by repetition.

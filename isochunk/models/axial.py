@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from isochunk.geometry import Box, triple
 from isochunk.models.placed import Placed
 from isochunk.predict import Taps
 from isochunk.spec import Grid, Phase, Plane
+
+Corner: TypeAlias = tuple[int, int]
+"""Target coordinates z, x of the first pixel of a slice."""
 
 PIXELS_AT_ONCE = 1 << 18
 """Pixels of slices that pass through a network together: memory does not grow with the tile."""
@@ -36,13 +39,16 @@ class AxialNetwork(nn.Module, ABC):
     """Grid of halo and alignment: the source's, or the target's where z is interpolated first."""
 
     @abstractmethod
-    def train_on(self, coarse: Tensor, factor: Fraction, phase: Phase = "mean") -> Tensor:
+    def train_on(
+        self, coarse: Tensor, factor: Fraction, phase: Phase = "mean", corner: Corner = (0, 0)
+    ) -> Tensor:
         """Restore whole training slices, padded as the network likes.
 
         Args:
             coarse: (n, 1, z, x), float.
             factor: target pixels per source pixel along z.
             phase: where a source section lies.
+            corner: where a network that minds positions is to take the slices to lie.
 
         Returns:
             (n, 1, floor(factor * z), x).
@@ -69,12 +75,10 @@ class AxialNetwork(nn.Module, ABC):
 
 @dataclass(frozen=True, slots=True)
 class AxialEngine:
-    """An axial network on the xz slices, the yz slices or both: then the mean of the answers."""
+    """An axial network on the xz slices of a tile."""
 
     module: AxialNetwork
     """The network."""
-    plane: Plane
-    """xz, yz or xz+yz."""
     factor: Fraction
     """Target voxels per source voxel along z."""
     phase: Phase
@@ -84,8 +88,50 @@ class AxialEngine:
 
     def needs(self, want: Box) -> Box:
         """Return the source voxels under ``want`` and the halo."""
-        boxes = [_turned(self.module.needs(_turned(want, p), self.factor, self.phase), p)
-                 for p in self._planes()]  # fmt: skip
+        return self.module.needs(want, self.factor, self.phase)
+
+    def __call__(self, tile: Tensor, want: Box) -> Tensor:
+        """Predict ``want``, (1, 1, z, y, x)."""
+        placed = Placed(tile, self.needs(want).lo)
+        return self.module.restore(placed, want, self.factor, self.phase)
+
+
+class SliceEngine(Protocol):
+    """What restores xz slices, each by itself."""
+
+    @property
+    def module(self) -> nn.Module:
+        """The network itself."""
+        ...
+
+    def needs(self, want: Box) -> Box:
+        """Return the source voxels needed for the xz slices of ``want``."""
+        ...
+
+    def __call__(self, tile: Tensor, want: Box) -> Tensor:
+        """Restore ``want`` from the source voxels ``needs(want)``, both (1, 1, z, y, x)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PlanesEngine:
+    """A network for slices on xz slices, yz slices or both: then the mean of the answers."""
+
+    engine: SliceEngine
+    """What restores xz slices."""
+    plane: Plane
+    """xz, yz or xz+yz."""
+    largest: None = None
+    """Any tile will do."""
+
+    @property
+    def module(self) -> nn.Module:
+        """The network itself."""
+        return self.engine.module
+
+    def needs(self, want: Box) -> Box:
+        """Return the source voxels under ``want`` and the halo."""
+        boxes = [self._needs(want, plane) for plane in self._planes()]
         return Box(
             triple(map(min, zip(*(box.lo for box in boxes), strict=True))),
             triple(map(max, zip(*(box.hi for box in boxes), strict=True))),
@@ -97,14 +143,14 @@ class AxialEngine:
         answers = [self._restore(placed, want, plane) for plane in self._planes()]
         return answers[0] if len(answers) == 1 else (answers[0] + answers[1]) / 2
 
+    def _needs(self, want: Box, plane: str) -> Box:
+        return _turned(self.engine.needs(_turned(want, plane)), plane)
+
     def _restore(self, tile: Placed, want: Box, plane: str) -> Tensor:
-        turned = _turned(want, plane)
-        if plane == "yz":
-            z, y, x = tile.origin
-            tile = Placed(tile.data.transpose(3, 4), (z, x, y))
-        part = tile.crop(self.module.needs(turned, self.factor, self.phase))
-        answer = self.module.restore(part, turned, self.factor, self.phase)
-        return answer.transpose(3, 4) if plane == "yz" else answer
+        part = tile.crop(self._needs(want, plane)).data
+        if plane == "xz":
+            return self.engine(part, want)
+        return self.engine(part.transpose(3, 4), _turned(want, plane)).transpose(3, 4)
 
     def _planes(self) -> list[str]:
         return self.plane.split("+")

@@ -76,6 +76,11 @@ class FSRCNNConfig:
         expand = (2 * factor, 5, 5)
         return cls(maps, shrunk, mappings, (3, 5, 5), (3, 3, 3), expand, factor, residual)
 
+    @property
+    def planar(self) -> bool:
+        """Whether xz slices stay apart: no kernel reaches along y."""
+        return all(kernel[1] == 1 for kernel in (self.feature, self.mapping, self.expand))
+
 
 class FSRCNN(PlacedNetwork):
     """The network of an :class:`FSRCNNConfig`; PReLU per channel after every layer but the last.

@@ -61,7 +61,7 @@ def describe(name: str, *, trust: bool = False) -> ModelSpec:
         from isochunk.models.foreign import open_foreign
 
         return open_foreign(name, trust=trust).spec
-    return read_spec(_checkpoint_folder(name))
+    return read_spec(checkpoint_folder(name))
 
 
 def load(name: str, runtime: Runtime) -> Predictor:
@@ -80,7 +80,7 @@ def load(name: str, runtime: Runtime) -> Predictor:
         return Interpolation(interpolation_spec(name).for_factor(runtime.factor))
     from isochunk.models.predictor import Engine, SameSizeEngine, TorchPredictor, engine_for
 
-    device = _device(runtime.device)
+    device = device_of(runtime.device)
     engine: Engine
     if _is_foreign(name):
         from isochunk.models.foreign import open_foreign
@@ -90,7 +90,7 @@ def load(name: str, runtime: Runtime) -> Predictor:
         _require_exact(spec, foreign.reason, runtime)
         engine = SameSizeEngine(foreign.on(device, runtime.precision), spec, foreign.shape)
     else:
-        folder = _checkpoint_folder(name)
+        folder = checkpoint_folder(name)
         spec = read_spec(folder)
         spec = spec.on_plane(runtime.plane or spec.plane).for_factor(runtime.factor)
         _require_exact(spec, "it attends to the whole section", runtime)
@@ -116,8 +116,12 @@ def _is_foreign(name: str) -> bool:
     return name.endswith((".pt2", ".py")) or ".py:" in name
 
 
-def _checkpoint_folder(name: str) -> Path:
-    """Find a checkpoint: a folder that exists, else one that is shipped."""
+def checkpoint_folder(name: str) -> Path:
+    """Find a checkpoint: a folder that exists, else one that is shipped.
+
+    Raises:
+        ModelError: there is none.
+    """
     folder = Path(name)
     if folder.is_dir():
         return folder
@@ -145,7 +149,7 @@ def limit_device(wanted: Device, share: float) -> int | None:
     """
     import torch
 
-    device = _device(wanted)
+    device = device_of(wanted)
     if device.type != "cuda":
         return None
     torch.cuda.set_per_process_memory_fraction(share, device)
@@ -153,7 +157,7 @@ def limit_device(wanted: Device, share: float) -> int | None:
     return min(free, int(share * total))
 
 
-def _device(wanted: Device) -> torch.device:
+def device_of(wanted: Device) -> torch.device:
     """Choose where to run.
 
     Raises:

@@ -123,7 +123,8 @@ def geometry(network: Network) -> Geometry:
             (z, y, x), network.halo, network.alignment, "xy",
             sections=sections, exact=network.exact,
         )  # fmt: skip
-    return Geometry((z, y, x), derived_halo(network), network.alignment)
+    plane: Plane = "xz" if network.config.planar else "3d"
+    return Geometry((z, y, x), derived_halo(network), network.alignment, plane)
 
 
 def cost_of(network: Network) -> Cost:

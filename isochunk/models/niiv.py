@@ -23,7 +23,14 @@ from torch.nn import functional
 
 from isochunk.errors import ModelError
 from isochunk.geometry import Box
-from isochunk.models.axial import AxialNetwork, blended, few_at_a_time, slices, volume
+from isochunk.models.axial import (
+    AxialNetwork,
+    Corner,
+    blended,
+    few_at_a_time,
+    slices,
+    volume,
+)
 from isochunk.models.placed import Placed
 from isochunk.predict import axis_taps
 from isochunk.spec import Grid, Phase
@@ -94,13 +101,15 @@ class NIIV(AxialNetwork):
         rim = (first.shape[2] - x.shape[2]) // 2
         return x + first[..., rim:-rim, rim:-rim]
 
-    def train_on(self, coarse: Tensor, factor: Fraction, phase: Phase = "mean") -> Tensor:
+    def train_on(
+        self, coarse: Tensor, factor: Fraction, phase: Phase = "mean", corner: Corner = (0, 0)
+    ) -> Tensor:
         """Restore whole slices, continued at their rims by repetition."""
         nz, nx = coarse.shape[2:]
         rim = self.halo - 1
         padded = functional.pad(coarse, (rim, rim, rim + 1, rim + 1), mode="replicate")
         values = padded[..., rim:-rim, rim:-rim]  # one section more than known at either end
-        asked = Query(-1, (0, int(nz * factor)), (0, nx), factor, phase)
+        asked = Query(-1, (0, int(nz * factor)), (0, nx), factor, phase, corner)
         return self.query(self.encode(padded), values, asked)
 
     def needs(self, want: Box, factor: Fraction, phase: Phase) -> Box:
@@ -133,7 +142,7 @@ class NIIV(AxialNetwork):
         """
         taps = axis_taps("linear", asked.rows, asked.factor, asked.top, asked.phase)
         value = blended(values, taps)
-        where = positions(asked.rows, asked.columns, self.config.tile).to(features)
+        where = positions(asked, self.config.tile).to(features)
         where = where.expand(len(features), -1, -1, -1)
         x = torch.cat([blended(features, taps), value, where], 1).movedim(1, -1)  # (n, z, x, c)
         for layer in self.field.children():
@@ -156,18 +165,20 @@ class Query:
     """Target pixels per section."""
     phase: Phase = "mean"
     """Where a section lies."""
+    corner: Corner = (0, 0)
+    """Where row 0 and column 0 are taken to lie, for positions alone."""
 
 
-def positions(rows: tuple[int, int], columns: tuple[int, int], tile: int) -> Tensor:
+def positions(asked: Query, tile: int) -> Tensor:
     """Encode the centres of target pixels, measured in training tiles.
 
     Returns:
         float32 (8, z, x): sine and cosine of each period, of z and then of x.
     """
     waves = []
-    for span in (rows, columns):
+    for span, shift in zip((asked.rows, asked.columns), asked.corner, strict=True):
         # Whole turns are taken out in integers: far from the origin nothing is lost.
-        turn = 2 * math.pi * ((2 * np.arange(*span) + 1) % (2 * tile)) / (2 * tile)
+        turn = 2 * math.pi * ((2 * (np.arange(*span) + shift) + 1) % (2 * tile)) / (2 * tile)
         waves.append([wave(period * turn) for period in PERIODS for wave in (np.sin, np.cos)])
     z, x = (torch.from_numpy(np.array(w, np.float32)) for w in waves)
     size = (-1, z.shape[1], x.shape[1])

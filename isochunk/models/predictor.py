@@ -17,7 +17,7 @@ from torch.nn import functional
 from isochunk.config import Precision
 from isochunk.errors import PredictionError, UsageError
 from isochunk.geometry import Box, Triple, add, ceil_div, sub, triple
-from isochunk.models.axial import AxialEngine, AxialNetwork
+from isochunk.models.axial import AxialEngine, AxialNetwork, PlanesEngine
 from isochunk.models.networks import Network
 from isochunk.models.placed import Placed, PlacedNetwork
 from isochunk.models.pssr import PSSR
@@ -154,9 +154,12 @@ def engine_for(network: Network, spec: ModelSpec) -> Engine:
         spec: its spec with factor and plane fixed.
     """
     if isinstance(network, AxialNetwork):
-        return AxialEngine(network, spec.plane, spec.resolved_factor[0], spec.phase)
+        axial = AxialEngine(network, spec.resolved_factor[0], spec.phase)
+        return PlanesEngine(axial, spec.plane)
     if isinstance(network, PlacedNetwork):
-        return ValidEngine(network, spec.halo)
+        if spec.plane == "3d":
+            return ValidEngine(network, spec.halo)
+        return PlanesEngine(ValidEngine(network, spec.on_plane("xz").halo), spec.plane)
     return LateralEngine(network, spec)
 
 
@@ -198,7 +201,7 @@ class TorchPredictor:
         engine.module.to(device)
         if precision != "fp32":
             engine.module.to(DTYPES[precision])
-        if isinstance(engine, ValidEngine):
+        if isinstance(engine.module, PlacedNetwork):
             engine.module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self._black_stays: bool | None = None
 

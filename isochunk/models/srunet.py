@@ -135,10 +135,15 @@ class SRUNetConfig:
         return (z, self.lateral_stride, 2)
 
     @property
-    def lateral_stride(self) -> int:
-        """Pooling along y: none where no kernel reaches along y, so that xz slices stay apart."""
+    def planar(self) -> bool:
+        """Whether xz slices stay apart: no kernel reaches along y."""
         kernels = (*self.encoder, *self.decoder, *self.skip, *self.up)
-        return 1 if all(kernel[1] == 1 for kernel in kernels) else 2
+        return all(kernel[1] == 1 for kernel in kernels)
+
+    @property
+    def lateral_stride(self) -> int:
+        """Pooling along y."""
+        return 1 if self.planar else 2
 
 
 def _ratios(factor: int, levels: int) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from torch.nn.functional import l1_loss, mse_loss
 
 from isochunk.errors import UsageError
 from isochunk.geometry import Triple, reflected, triple
-from isochunk.models.axial import AxialNetwork, blended
+from isochunk.models.axial import AxialNetwork, Corner, blended
 from isochunk.models.networks import Network, NetworkConfig, make
 from isochunk.models.placed import PlacedNetwork
 from isochunk.models.pssr import PSSR
@@ -33,15 +33,15 @@ class Application(nn.Module):
         self.network = network
         self.phase = phase
 
-    def forward(self, coarse: Tensor, factor: Fraction) -> Tensor:
-        """Restore whole crops."""
+    def forward(self, coarse: Tensor, factor: Fraction, corner: Corner = (0, 0)) -> Tensor:
+        """Restore whole crops, that are to be taken to lie at ``corner``."""
         network = self.network
         if isinstance(network, PSSR):
             return network.sharpen(coarse[:, 0])[:, :, None]
         if isinstance(network, AxialNetwork):
             b, _, _, y, _ = coarse.shape
             slices = coarse.movedim(3, 1).flatten(0, 1)  # (b y, 1, z, x)
-            restored = network.train_on(slices, factor, self.phase)
+            restored = network.train_on(slices, factor, self.phase, corner)
             return restored.reshape(b, y, *restored.shape[1:]).movedim(1, 3)
         answer: Tensor = network(coarse)
         return answer

@@ -260,7 +260,7 @@ class TrainConfig:
             not lateral,
             "pssr makes y and x finer, so it needs a volume that is fine there: mode supervised",
         )
-        if isinstance(self.network, SRUNetConfig | FSRCNNConfig) and not is_planar(self.network):
+        if isinstance(self.network, SRUNetConfig | FSRCNNConfig) and not self.network.planar:
             raise UsageError(
                 f"mode self teaches {self.arch} on slices, so its kernels must not reach across "
                 "them; choose network variant planar, or mode supervised with an isotropic volume"
@@ -331,13 +331,6 @@ class TrainConfig:
     def model_name(self) -> str:
         """Name the checkpoint gets."""
         return self.name or Path(self.out).name
-
-
-def is_planar(network: SRUNetConfig | FSRCNNConfig) -> bool:
-    """Tell whether a network keeps xz slices apart: no kernel reaches along y."""
-    if isinstance(network, SRUNetConfig):
-        return network.lateral_stride == 1
-    return all(kernel[1] == 1 for kernel in (network.feature, network.mapping, network.expand))
 
 
 def fingerprint(config: TrainConfig) -> dict[str, Any]:

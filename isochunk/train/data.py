@@ -23,6 +23,7 @@ from torch import Tensor
 
 from isochunk.errors import UsageError
 from isochunk.geometry import AXES, Box, Triple, triple
+from isochunk.models.axial import Corner
 from isochunk.spec import Intensity
 from isochunk.storage.volume import Volume
 from isochunk.train.crappify import (
@@ -52,6 +53,9 @@ LATERAL: tuple[Triple, ...] = ((1, 0, 2), (2, 0, 1))
 """y or x of the volume becomes the crop's coarse axis, and z its second."""
 UPRIGHT: tuple[Triple, ...] = ((0, 1, 2), (0, 2, 1))
 """xz or yz slices: z is the coarse axis."""
+
+FARTHEST = 1 << 20
+"""Positions are drawn below it; they matter to a network modulo its tile."""
 
 T = TypeVar("T")
 
@@ -160,6 +164,8 @@ class Batch:
     """What it is to answer, float32 (b, 1, z', y', x')."""
     factor: Fraction
     """Target voxels per section."""
+    corner: Corner = (0, 0)
+    """Where networks that mind positions are to take crops to lie: z', x' in target voxels."""
 
 
 def defects(augmentation: Augmentation) -> tuple[Step, ...]:
@@ -257,12 +263,12 @@ class Crops:
     def batch(self, step: int) -> Batch:
         """Return this process's part of the batch of one step: a pure function of the step."""
         sampling = self.sampling
-        factor = sampling.factors[0]
-        if len(sampling.factors) > 1:
-            rng = np.random.default_rng([sampling.seed, step])
-            factor = sampling.factors[int(rng.integers(len(sampling.factors)))]
+        rng = np.random.default_rng([sampling.seed, step])
+        factor = sampling.factors[int(rng.integers(len(sampling.factors)))]
+        corner = (int(rng.integers(FARTHEST)), int(rng.integers(FARTHEST)))
         places = range(sampling.rank, sampling.batch, sampling.ranks)
-        return _batch([self._pair(step, place, factor) for place in places], factor)
+        pairs = [self._pair(step, place, factor) for place in places]
+        return replace(_batch(pairs, factor), corner=corner)
 
     def _pair(self, step: int, place: int, factor: Fraction) -> tuple[Patch, Patch]:
         sampling = self.sampling

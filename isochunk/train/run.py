@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,7 @@ class Run:
         batch = self._moved(batch)
         self.trained.train()
         with self._autocast():
-            predicted = self.shared(batch.coarse, batch.factor)
+            predicted = self.shared(batch.coarse, batch.factor, batch.corner)
         loss = self.criterion(self._inner(predicted.float()), self._inner(batch.target))
         value = self.ranks.mean(float(loss.detach()))
         if not math.isfinite(value):
@@ -251,7 +252,8 @@ class Run:
 
     def _moved(self, batch: Batch) -> Batch:
         coarse = batch.coarse.to(self.device, non_blocking=True)
-        return Batch(coarse, batch.target.to(self.device, non_blocking=True), batch.factor)
+        target = batch.target.to(self.device, non_blocking=True)
+        return replace(batch, coarse=coarse, target=target)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         dtype = PRECISIONS[self.config.precision]
