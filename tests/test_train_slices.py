@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from jobs import write_source
+from jobs import noise, write_source
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -102,9 +102,8 @@ def test_an_anisotropic_volume_teaches_itself(arch, source, tmp_path):
     # Each starts from what it adds to.
     assert report.best_psnr > (report.linear_psnr if arch == "niiv" else report.cubic_psnr) + 0.03
     spec = read_spec(out)
-    free = arch in ("a2i", "niiv")
-    assert spec.factor[0] == (None if free else 4)
-    assert spec.plane == ("xz" if free else "3d")
+    assert spec.factor[0] == (None if arch in ("a2i", "niiv") else 4)
+    assert spec.plane == "xz"
     assert spec.halo[1] == 0  # slices know nothing of each other
     assert spec.halo[2] > 0
     record = json.loads((out / "model.json").read_text())["card"]["training"]
@@ -132,6 +131,34 @@ def test_one_niiv_takes_every_ratio_it_was_taught(source, tmp_path):
         for factor in (Fraction(2), Fraction(7, 3), Fraction(225, 23)):
             answer = load_module(out).train_on(slices, factor)
             assert answer.shape == (1, 1, int(6 * factor), 40)
+
+
+def test_positions_are_those_of_a_tile_and_crops_lie_anywhere_in_it(source, tmp_path):
+    out = tmp_path / "out"
+    train(config("niiv", source, out, steps=40))
+    network, slices = load_module(out), torch.rand(1, 1, 6, 40)
+    with torch.no_grad():
+        here, there, one_tile_on = (
+            network.train_on(slices, Fraction(4), "mean", corner)
+            for corner in ((0, 0), (5, 9), (32, -64))
+        )
+    assert torch.equal(here, one_tile_on)
+    assert not torch.allclose(here, there, atol=1e-4)
+    crops = crops_of(noise((12, 20, 30)), tmp_path, LATERAL, (10, 1, 8))
+    corners = [crops.batch(step).corner for step in range(40)]
+    assert corners == [crops.batch(step).corner for step in range(40)]
+    assert len({z % 32 for z, _ in corners}) > 15
+    assert len({x % 32 for _, x in corners}) > 15
+
+
+def test_judging_on_smaller_crops_than_are_trained_on(source, tmp_path):
+    with pytest.raises(UsageError, match=r"validation part .* has 66 voxels along x"):
+        train(config("niiv", source, tmp_path / "out", steps=2, patch=[80, 1, 80]))
+    keeping = {"crops": 2, "patch": [48, 1, 40]}
+    report = train(
+        config("niiv", source, tmp_path / "out", steps=2, patch=[80, 1, 80], keeping=keeping)
+    )
+    assert report.stopped == "finished"
 
 
 def test_pictures_show_curves_and_slices(source, tmp_path):

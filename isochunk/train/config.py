@@ -133,6 +133,8 @@ class Keeping:
     """Steps between validations."""
     crops: int = 16
     """Fixed validation crops."""
+    patch: Triple | None = None
+    """Their target voxels, where the validation part of a volume is too narrow for ``patch``."""
     save_every: int = 500
     """Steps between saves of the whole state; a killed run repeats at most these."""
 
@@ -228,7 +230,7 @@ class TrainConfig:
         _require(self.split_axis in (0, 1, 2), f"split_axis {self.split_axis} is not 0, 1 or 2")
         self._check_task()
         self._check_factors()
-        for patch in {self.patch, *(stage.patch for stage in self.stages)}:
+        for patch in {self.patch, self.judged_patch, *(stage.patch for stage in self.stages)}:
             self._check_patch(patch)
 
     def _check_task(self) -> None:
@@ -286,7 +288,11 @@ class TrainConfig:
                     f"patch {patch} does not fit pssr, which needs {frames} along z and multiples "
                     f"of {CELL} from {2 * CELL} along y and x; choose e.g. {(frames, 256, 256)}"
                 )
-        elif isinstance(self.network, NIIVConfig) and self.network.tile > min(patch[0], patch[2]):
+        elif (
+            isinstance(self.network, NIIVConfig)
+            and patch != self.keeping.patch
+            and self.network.tile > min(patch[0], patch[2])
+        ):
             raise UsageError(
                 f"niiv measures positions in tiles of {self.network.tile} pixels, but sees only "
                 f"those of patch {patch}; choose a patch or a network tile to match"
@@ -312,6 +318,11 @@ class TrainConfig:
                     f"border {rim} leaves nothing of a patch of {extent} voxels along {axis}; "
                     "choose a larger patch or a smaller border"
                 )
+
+    @property
+    def judged_patch(self) -> Triple:
+        """Target voxels of a validation crop."""
+        return self.keeping.patch or self.patch
 
     @property
     def own_factor(self) -> Fraction | None:

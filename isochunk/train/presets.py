@@ -86,7 +86,9 @@ def config_from_table(table: Mapping[str, Any]) -> TrainConfig:
                 values[key] = triple(values[key])
         if "averages" in values:
             values["averages"] = tuple(map(triple, values["averages"]))
-        values["stages"] = tuple(map(_stage, values.get("stages", ())))
+        values["stages"] = tuple(
+            _made(Stage, stage, "stages") for stage in values.get("stages", ())
+        )
         values["sources"] = tuple(values["sources"])
         return TrainConfig(network=network, factors=factors, **values)
     except UsageError:
@@ -232,14 +234,10 @@ def _flat(kernel: Triple) -> Triple:
     return (kernel[0], 1, kernel[2])
 
 
-def _stage(table: Mapping[str, Any]) -> Stage:
-    values = {**table, "patch": triple(table["patch"])} if "patch" in table else table
-    made: Stage = _made(Stage, values, "stages")
-    return made
-
-
 def _made(kind: type[Any], values: Mapping[str, Any], what: str) -> Any:  # noqa: ANN401
     _refuse_unknown(values, kind, what)
+    if "patch" in values:
+        values = {**values, "patch": triple(values["patch"])}
     return kind(**values)
 
 

@@ -84,8 +84,8 @@ class Run:
         network = build(config.network, config.seed)
         if isinstance(network, PSSR) and config.encoder:
             load_encoder(network, Path(config.encoder))
-        for span in spans(config):
-            require_fit(network, span.stage.patch)
+        for patch in (config.judged_patch, *(span.stage.patch for span in spans(config))):
+            require_fit(network, patch)
         if isinstance(network, PlacedNetwork):  # twice as fast as the default layout on a CPU
             network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.trained = Application(network.to(self.device), self.phase)
