@@ -184,16 +184,17 @@ def test_patch_off_the_pooling_grid_is_refused():
         build(SRUNetConfig.compact(2, 3, 1))(torch.rand(1, 1, 8, 16, 18))
 
 
+@pytest.mark.parametrize("phase", ["mean", "sample"])
 @pytest.mark.parametrize("name", ["linear", "cubic"])
 @pytest.mark.parametrize("factor", [1, 3, 4, 10])
-def test_residual_interpolation_is_isochunks_own(name, factor):
+def test_residual_interpolation_is_isochunks_own(name, factor, phase):
     rng = np.random.default_rng(0)
     voxels = rng.integers(0, 256, (20, 3, 4), np.uint8)
     x = Placed(torch.from_numpy(voxels)[None, None].double(), (5, 1, 2))
-    valid = VALID.interpolate(x, factor, name)
-    same = SAME.interpolate(x, factor, name)
+    valid = VALID.interpolate(x, factor, name, phase)
+    same = SAME.interpolate(x, factor, name, phase)
     torch.testing.assert_close(same.crop(valid.box).data, valid.data)
-    spec = interpolation_spec(name).for_factor((factor, 1, 1))
+    spec = interpolation_spec(name, phase).for_factor((factor, 1, 1))
     wanted = Interpolation(spec)(voxels, x.box, valid.box)
     got = valid.data[0, 0].round().clamp(0, 255).numpy()
     assert np.abs(got - wanted).max() <= 1  # float32 there, float64 here
@@ -203,7 +204,7 @@ def test_residual_interpolation_is_isochunks_own(name, factor):
 def test_residual_starts_as_the_interpolation():
     network = SRUNet(SRUNetConfig.compact(2, 3, 1, residual="cubic"))
     x = torch.rand(1, 1, 8, 8, 8)
-    wanted = SAME.interpolate(Placed(x, (0, 0, 0)), 4, "cubic").data
+    wanted = SAME.interpolate(Placed(x, (0, 0, 0)), 4, "cubic", "mean").data
     torch.testing.assert_close(network(x), wanted)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import signal
@@ -22,10 +23,11 @@ from jobs import write_source
 from isochunk.errors import TargetConflictError, UsageError
 from isochunk.geometry import Box
 from isochunk.models.checkpoint import read_spec
+from isochunk.models.load import SHIPPED, shipped
 from isochunk.spec import Intensity
 from isochunk.storage.tensorstore import open_volume
 from isochunk.train.apply import build
-from isochunk.train.config import Keeping, Optimisation, TrainConfig
+from isochunk.train.config import Keeping, Optimisation, TrainConfig, fingerprint
 from isochunk.train.data import (
     Crops,
     Sampling,
@@ -404,6 +406,7 @@ def test_defaults_are_the_papers():
         ({"augmentation": {"blur": 1}}, "augmentation: unknown field blur"),
         ({"optimisation": {"lr": -1}}, "lr > 0"),
         ({"optimisation": {"schedule": "step"}}, "'step' is unknown"),
+        ({"degradation": "skip", "network": {"phase": "mean"}}, "lie at network phase 'sample'"),
     ],
 )
 def test_configs_that_cannot_train_are_refused(changes, says):
@@ -413,15 +416,24 @@ def test_configs_that_cannot_train_are_refused(changes, says):
 
 
 def test_unknown_recipe_names_the_committed_ones():
-    with pytest.raises(UsageError, match=r"there are a2i, heinrich-fsrcnn.*srunet-z4-small"):
+    with pytest.raises(UsageError, match=r"there are a2i, .*heinrich-fsrcnn.*srunet-z4-small"):
         read_recipe("no-such-recipe")
 
 
-def test_committed_recipe_parses():
-    shipped = config_from_table(read_recipe("srunet-z4-small"))
-    assert shipped.arch == "srunet"
-    assert shipped.network.factor == 4
-    assert "10.1371/journal.pone.0125825" in shipped.trained_on
+@pytest.mark.parametrize("name", [name for name, _ in shipped()])
+def test_recipe_of_a_shipped_network_is_the_one_it_records(name):
+    recipe = config_from_table(read_recipe(name))
+    card = json.loads((SHIPPED / name / "model.json").read_text())["card"]
+    assert "10.1371/journal.pone.0125825" in recipe.trained_on == card["trained_on"]
+    assert recipe.name == name
+    assert recipe.steps == card["training"]["steps"]
+    told = fingerprint(recipe)
+    del told["sources"]
+    for key in card["training"].keys() & told.keys():
+        mine, theirs = told[key], card["training"][key]
+        if isinstance(theirs, dict):  # what older checkpoints did not yet have to say
+            mine = {field: mine[field] for field in theirs}
+        assert mine == theirs, key
 
 
 def test_committed_recipe_runs_on_its_volume(shared_data, tmp_path):

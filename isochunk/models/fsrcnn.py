@@ -21,6 +21,7 @@ from isochunk.models.placed import (
     with_residual,
     zero_for_residual,
 )
+from isochunk.spec import Phase
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,8 @@ class FSRCNNConfig:
     """Target voxels per section."""
     residual: Residual = "none"
     """Interpolation of the input along z that is added to the answer; none in the paper."""
+    phase: Phase = "mean"
+    """Where sections lie that are interpolated."""
 
     def __post_init__(self) -> None:
         """Check counts and the transposed kernel.
@@ -112,4 +115,4 @@ class FSRCNN(PlacedNetwork):
             x = padding.conv(x, layer)
             x = Placed(functional.prelu(x.data, slope), x.origin)
         x = padding.transposed(x, self.expand, want)
-        return with_residual(x, source, self.config.factor, self.config.residual, padding)
+        return with_residual(x, source, self.config, padding)

@@ -23,6 +23,7 @@ from torch.nn import functional
 
 from isochunk.errors import ModelError
 from isochunk.geometry import Box, Triple, add, ceil_div, reflected, sub, triple
+from isochunk.spec import Phase
 
 Kernel: TypeAlias = Literal["linear", "cubic"]
 Residual: TypeAlias = Literal["none", "linear", "cubic"]
@@ -65,8 +66,8 @@ class Padding(Protocol):
         """Take the maximum of each cell of the absolute grid of ``stride``."""
         ...
 
-    def interpolate(self, x: Placed, factor: int, kernel: Kernel) -> Placed:
-        """Interpolate along z; target centre j lies at source (j + 0.5)/factor - 0.5."""
+    def interpolate(self, x: Placed, factor: int, kernel: Kernel, phase: Phase) -> Placed:
+        """Interpolate along z; where a section lies is as in :func:`isochunk.predict.axis_taps`."""
         ...
 
 
@@ -103,12 +104,13 @@ class Same:
         origin = triple(o // s for o, s in zip(x.origin, stride, strict=True))
         return Placed(functional.max_pool3d(x.data, stride), origin)
 
-    def interpolate(self, x: Placed, factor: int, kernel: Kernel) -> Placed:
+    def interpolate(self, x: Placed, factor: int, kernel: Kernel, phase: Phase) -> Placed:
         """Interpolate the tile continued by half-sample reflection along z."""
         n = x.data.shape[2]
         index = torch.from_numpy(reflected(-_REACH[kernel], n + _REACH[kernel], 0, n))
         padded = x.data.index_select(2, index.to(x.data.device))
-        return Placed(_interpolate(padded, factor, kernel), _scaled(x.origin, (factor, 1, 1)))
+        data = _interpolate(padded, factor, _phases(factor, kernel, phase))
+        return Placed(data, _scaled(x.origin, (factor, 1, 1)))
 
 
 class Valid:
@@ -146,10 +148,10 @@ class Valid:
         whole = x.crop(Box(_scaled(lo, stride), _scaled(hi, stride)))
         return Placed(functional.max_pool3d(whole.data, stride), lo)
 
-    def interpolate(self, x: Placed, factor: int, kernel: Kernel) -> Placed:
+    def interpolate(self, x: Placed, factor: int, kernel: Kernel, phase: Phase) -> Placed:
         """Interpolate where all taps are known."""
         z, y, x_ = x.origin
-        data = _interpolate(x.data, factor, kernel)
+        data = _interpolate(x.data, factor, _phases(factor, kernel, phase))
         return Placed(data, ((z + _REACH[kernel]) * factor, y, x_))
 
 
@@ -207,13 +209,30 @@ def concatenate(*parts: Placed) -> Placed:
     return Placed(torch.cat([part.crop(common).data for part in parts], 1), common.lo)
 
 
-def with_residual(
-    x: Placed, source: Placed, factor: int, residual: Residual, padding: Padding
-) -> Placed:
+class Refined(Protocol):
+    """Hyperparameters that say what a network's answer is added to."""
+
+    @property
+    def factor(self) -> int:
+        """Target voxels per section."""
+        ...
+
+    @property
+    def residual(self) -> Residual:
+        """Interpolation along z that is added; none where the answer stands by itself."""
+        ...
+
+    @property
+    def phase(self) -> Phase:
+        """Where a section lies."""
+        ...
+
+
+def with_residual(x: Placed, source: Placed, config: Refined, padding: Padding) -> Placed:
     """Add the interpolation of ``source`` along z to a network's answer, where both are known."""
-    if residual == "none":
+    if config.residual == "none":
         return x
-    base = padding.interpolate(source, factor, residual)
+    base = padding.interpolate(source, config.factor, config.residual, config.phase)
     common = x.box & base.box
     return Placed(x.crop(common).data + base.crop(common).data, common.lo)
 
@@ -296,21 +315,23 @@ def _scaled(origin: Triple, by: Triple) -> Triple:
     return (origin[0] * by[0], origin[1] * by[1], origin[2] * by[2])
 
 
-def _interpolate(x: Tensor, factor: int, kernel: Kernel) -> Tensor:
+def _interpolate(x: Tensor, factor: int, taps: Tensor) -> Tensor:
     """Interpolate along z without padding; 1 or 2 sections at either end are used up."""
     b, c, _, ny, nx = x.shape
-    weight = _phases(factor, kernel).to(x)[:, None, :, None, None]  # (phase, 1, tap, 1, 1)
+    weight = taps.to(x)[:, None, :, None, None]  # (phase, 1, tap, 1, 1)
     phases = functional.conv3d(x.reshape(b * c, 1, *x.shape[2:]), weight)  # (b*c, phase, z, y, x)
     return phases.transpose(1, 2).reshape(b, c, -1, ny, nx)
 
 
-def _phases(factor: int, kernel: Kernel) -> Tensor:
+def _phases(factor: int, kernel: Kernel, phase: Phase) -> Tensor:
     """Return the taps of each of the ``factor`` target voxels of a section.
 
     Cubic is Keys' kernel with a = -0.5 (Keys 1981, IEEE Trans. ASSP 29:1153).
     """
     reach = _REACH[kernel]
-    target = (torch.arange(factor, dtype=torch.float64) + 0.5) / factor - 0.5
+    target = torch.arange(factor, dtype=torch.float64) / factor
+    if phase == "mean":
+        target += 0.5 / factor - 0.5
     taps = torch.arange(-reach, reach + 1, dtype=torch.float64)
     t = (target[:, None] - taps).abs()
     if kernel == "linear":

@@ -26,6 +26,7 @@ from isochunk.models.placed import (
     with_residual,
     zero_for_residual,
 )
+from isochunk.spec import Phase
 
 CUBE: Triple = (3, 3, 3)
 
@@ -52,6 +53,8 @@ class SRUNetConfig:
     """Target voxels per section."""
     residual: Residual = "none"
     """Interpolation of the input along z that is added to the answer; none in the paper."""
+    phase: Phase = "mean"
+    """Where sections lie that are interpolated."""
 
     def __post_init__(self) -> None:
         """Check counts and kernels.
@@ -216,7 +219,7 @@ class SRUNet(PlacedNetwork):
             del skip  # the memory of the widest tensors counts
             x = _apply(x, self.decoder[level], padding)
         x = padding.conv(x, self.last)
-        return with_residual(x, source, self.config.factor, self.config.residual, padding)
+        return with_residual(x, source, self.config, padding)
 
     def _wanted(self, want: Box | None) -> list[Box | None]:
         """Return, per level, the decoder's input voxels that ``want`` needs."""

@@ -18,7 +18,7 @@ from isochunk.models.pssr import CELL, FACTOR, PSSRConfig
 from isochunk.models.srunet import SRUNetConfig
 from isochunk.spec import Normalisation
 from isochunk.train.crappify import CRAPPIFIERS
-from isochunk.train.degrade import Augmentation, Degradation
+from isochunk.train.degrade import PHASES, Augmentation, Degradation
 
 Mode: TypeAlias = Literal["supervised", "self"]
 Schedule: TypeAlias = Literal["constant", "sqrt", "cosine", "onecycle"]
@@ -246,6 +246,13 @@ class TrainConfig:
             "pssr's inputs are made of values in 0..1; choose normalisation range",
         )
         _require(lateral or not self.encoder, f"only pssr has an encoder file, not {self.arch}")
+        phase = PHASES.get(self.degradation, "mean")
+        _require(
+            not isinstance(self.network, SRUNetConfig | FSRCNNConfig)
+            or self.network.phase == phase,
+            f"sections of degradation {self.degradation!r} lie at network phase {phase!r}; leave "
+            "phase out",
+        )
         varied = self.augmentation
         _require(
             not lateral or not (varied.jitter or varied.missing),

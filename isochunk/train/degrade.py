@@ -10,6 +10,7 @@ They are different problems; a network taught on one is not a network for the ot
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal, TypeAlias, get_args
@@ -27,7 +28,7 @@ from isochunk.spec import Phase
 Degradation: TypeAlias = Literal["avg", "skip", "psf"]
 Patch: TypeAlias = NDArray[np.float32]
 
-PHASES: dict[Degradation, Phase] = {"avg": "mean", "skip": "sample", "psf": "mean"}
+PHASES: Mapping[str, Phase] = {"avg": "mean", "skip": "sample", "psf": "mean"}
 """Where the sections of a degradation lie."""
 
 FWHM_SIGMAS = 2 * math.sqrt(2 * math.log(2))
