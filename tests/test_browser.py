@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -45,33 +44,11 @@ SOURCE_SHAPE = (16, 128, 128)
 # In source voxels; covers the volume's centre and is symmetric about nothing.
 MARKER_BOX = Box((7, 56, 60), (10, 80, 90))
 SPECK_BOX = Box((2, 60, 62), (4, 100, 110))
-ARGS = [
-    "--no-sandbox",
-    "--use-gl=angle",
-    "--use-angle=swiftshader",
-    "--enable-unsafe-swiftshader",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-default-apps",
-    "--disable-sync",
-    "--no-first-run",
-]
 
 
 @pytest.fixture(scope="module")
-def page() -> Iterator[Any]:
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        message = "needs a browser: apt install chromium"
-        if os.environ.get("ISOCHUNK_REQUIRE_BROWSER"):
-            pytest.fail(message)
-        pytest.skip(message)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=ARGS)
-        yield browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
-        browser.close()
+def page(browser: Any) -> Any:
+    return browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
 
 
 def stored(folder: Path, format_: str, spacing: Spacing, corner_nm: Corner) -> VolumeSpec:

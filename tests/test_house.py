@@ -31,9 +31,9 @@ RANKS = {
     "2.1": "baselines.dictionary evaluation models.axial models.fsrcnn models.srunet "
     "storage.arrays storage.keys storage.volume train.crappify",
     "2.2": "intensity layout models.a2i models.niiv models.probe models.pssr storage.ome "
-    "evaluation_report references truth",
+    "evaluation_report truth",
     "2.3": "models.networks planning storage.precomputed train.vgg viewer",
-    "2.4": "background train.config train.perceptual",
+    "2.4": "background models.engines train.config train.perceptual",
     "3.0": "models.checkpoint process storage.events storage.ledger storage.objects train.apply "
     "train.data train.encoder train.presets train.ranks train.schedule",
     "3.1": "storage.cloudvolume storage.recognise storage.source",
@@ -42,8 +42,8 @@ RANKS = {
     "3.4": "engine.keeper engine.metrics engine.patience engine.report train.run train.sources",
     "4.0": "auditing models.foreign models.predictor serve",
     "4.1": "engine.clusters engine.flock engine.loop models.load progress train.loop",
-    "4.2": "cost engine.local evaluate",
-    "4.3": "calibrating engine.dask engine.lazy preview",
+    "4.2": "cost engine.local references",
+    "4.3": "calibrating engine.dask engine.lazy evaluate preview",
     "5.0": "api testing.synthetic",
     "5.1": "demo results",
     "5.2": "cli",

@@ -17,10 +17,11 @@ from torch import nn
 from isochunk.errors import ModelError, PredictionError, UsageError
 from isochunk.geometry import Box, Spacing, cells, target_box, triple
 from isochunk.models.checkpoint import Card, save
+from isochunk.models.engines import ValidEngine
 from isochunk.models.fsrcnn import FSRCNN, FSRCNNConfig
 from isochunk.models.load import Runtime, describe, load
 from isochunk.models.placed import Placed, PlacedNetwork
-from isochunk.models.predictor import TorchPredictor, ValidEngine
+from isochunk.models.predictor import TorchPredictor
 from isochunk.models.probe import derived_halo
 from isochunk.models.srunet import SRUNet, SRUNetConfig
 from isochunk.predict import Predictor, Voxels

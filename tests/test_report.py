@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import base64
-import os
 import re
-import shutil
-from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -132,22 +129,6 @@ def test_without_matplotlib_it_is_said_before_anything_is_read(
     with pytest.raises(UsageError, match=r"pip install 'isochunk\[view\]'"):
         evaluate(EvaluateConfig("/nowhere", report=f"{tmp_path}/out"))
     assert not (tmp_path / "out").exists()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        message = "needs a browser: apt install chromium"
-        if os.environ.get("ISOCHUNK_REQUIRE_BROWSER"):
-            pytest.fail(message)
-        pytest.skip(message)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.mark.browser

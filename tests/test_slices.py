@@ -300,6 +300,17 @@ def test_parameters_are_those_of_the_papers(name: str) -> None:
     assert sum(p.numel() for p in make(config).parameters()) == count
 
 
+def test_positions_are_those_in_a_tile() -> None:
+    network, slices = network_of(SMALL["niiv-tile"]), torch.rand(1, 1, 6, 40)
+    with torch.inference_mode():
+        here, there, tiles_on = (
+            network.train_on(slices, Fraction(4), "mean", corner)
+            for corner in ((0, 0), (5, 9), (20, -40))
+        )
+    assert torch.equal(here, tiles_on)
+    assert not torch.allclose(here, there, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_a_checkpoint_comes_back(tmp_path: Path, name: str) -> None:
     network = network_of(SMALL[name])

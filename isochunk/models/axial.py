@@ -7,17 +7,16 @@ slices are xz slices of the volume with y and x exchanged.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from isochunk.geometry import Box, triple
+from isochunk.geometry import Box
 from isochunk.models.placed import Placed
 from isochunk.predict import Taps
-from isochunk.spec import Grid, Phase, Plane
+from isochunk.spec import Grid, Phase
 
 Corner: TypeAlias = tuple[int, int]
 """Target coordinates z, x of the first pixel of a slice."""
@@ -71,97 +70,6 @@ class AxialNetwork(nn.Module, ABC):
         Returns:
             (1, 1, z, y, x) of the shape of ``want``.
         """
-
-
-@dataclass(frozen=True, slots=True)
-class AxialEngine:
-    """An axial network on the xz slices of a tile."""
-
-    module: AxialNetwork
-    """The network."""
-    factor: Fraction
-    """Target voxels per source voxel along z."""
-    phase: Phase
-    """Where a source section lies."""
-    largest: None = None
-    """Any tile will do."""
-
-    def needs(self, want: Box) -> Box:
-        """Return the source voxels under ``want`` and the halo."""
-        return self.module.needs(want, self.factor, self.phase)
-
-    def __call__(self, tile: Tensor, want: Box) -> Tensor:
-        """Predict ``want``, (1, 1, z, y, x)."""
-        placed = Placed(tile, self.needs(want).lo)
-        return self.module.restore(placed, want, self.factor, self.phase)
-
-
-class SliceEngine(Protocol):
-    """What restores xz slices, each by itself."""
-
-    @property
-    def module(self) -> nn.Module:
-        """The network itself."""
-        ...
-
-    def needs(self, want: Box) -> Box:
-        """Return the source voxels needed for the xz slices of ``want``."""
-        ...
-
-    def __call__(self, tile: Tensor, want: Box) -> Tensor:
-        """Restore ``want`` from the source voxels ``needs(want)``, both (1, 1, z, y, x)."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class PlanesEngine:
-    """A network for slices on xz slices, yz slices or both: then the mean of the answers."""
-
-    engine: SliceEngine
-    """What restores xz slices."""
-    plane: Plane
-    """xz, yz or xz+yz."""
-    largest: None = None
-    """Any tile will do."""
-
-    @property
-    def module(self) -> nn.Module:
-        """The network itself."""
-        return self.engine.module
-
-    def needs(self, want: Box) -> Box:
-        """Return the source voxels under ``want`` and the halo."""
-        boxes = [self._needs(want, plane) for plane in self._planes()]
-        return Box(
-            triple(map(min, zip(*(box.lo for box in boxes), strict=True))),
-            triple(map(max, zip(*(box.hi for box in boxes), strict=True))),
-        )
-
-    def __call__(self, tile: Tensor, want: Box) -> Tensor:
-        """Predict ``want``, (1, 1, z, y, x)."""
-        placed = Placed(tile, self.needs(want).lo)
-        answers = [self._restore(placed, want, plane) for plane in self._planes()]
-        return answers[0] if len(answers) == 1 else (answers[0] + answers[1]) / 2
-
-    def _needs(self, want: Box, plane: str) -> Box:
-        return _turned(self.engine.needs(_turned(want, plane)), plane)
-
-    def _restore(self, tile: Placed, want: Box, plane: str) -> Tensor:
-        part = tile.crop(self._needs(want, plane)).data
-        if plane == "xz":
-            return self.engine(part, want)
-        return self.engine(part.transpose(3, 4), _turned(want, plane)).transpose(3, 4)
-
-    def _planes(self) -> list[str]:
-        return self.plane.split("+")
-
-
-def _turned(box: Box, plane: str) -> Box:
-    """Exchange y and x for yz slices."""
-    if plane == "xz":
-        return box
-    (z0, y0, x0), (z1, y1, x1) = box.lo, box.hi
-    return Box((z0, x0, y0), (z1, x1, y1))
 
 
 def slices(tile: Tensor) -> Tensor:

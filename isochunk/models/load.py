@@ -78,7 +78,8 @@ def load(name: str, runtime: Runtime) -> Predictor:
     """
     if name in INTERPOLATIONS:
         return Interpolation(interpolation_spec(name).for_factor(runtime.factor))
-    from isochunk.models.predictor import Engine, SameSizeEngine, TorchPredictor, engine_for
+    from isochunk.models.engines import Engine, SameSizeEngine, engine_for
+    from isochunk.models.predictor import TorchPredictor
 
     device = device_of(runtime.device)
     engine: Engine

@@ -6,21 +6,15 @@ import logging
 import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
 
 from isochunk.config import Precision
 from isochunk.errors import PredictionError, UsageError
-from isochunk.geometry import Box, Triple, add, ceil_div, sub, triple
-from isochunk.models.axial import AxialEngine, AxialNetwork, PlanesEngine
-from isochunk.models.networks import Network
-from isochunk.models.placed import Placed, PlacedNetwork
-from isochunk.models.pssr import PSSR
+from isochunk.geometry import Box, Triple, ceil_div, triple
+from isochunk.models.engines import Engine
+from isochunk.models.placed import PlacedNetwork
 from isochunk.predict import Voxels
 from isochunk.spec import Intensity, ModelSpec
 
@@ -30,137 +24,6 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 _NO_MEMORY = re.compile(r"DefaultCPUAllocator: (can't allocate|not enough) memory|_ALLOC_FAILED\b")
 """What errors say that are of a more general type."""
-
-
-class Engine(Protocol):
-    """A network that answers exactly inside a tile."""
-
-    @property
-    def module(self) -> nn.Module:
-        """The network itself."""
-        ...
-
-    @property
-    def largest(self) -> Triple | None:
-        """Largest tile in target voxels; None for any."""
-        ...
-
-    def needs(self, want: Box) -> Box:
-        """Return the source voxels needed for the target box ``want``."""
-        ...
-
-    def __call__(self, tile: Tensor, want: Box) -> Tensor:
-        """Predict ``want`` from the source voxels ``needs(want)``, both (1, 1, z, y, x)."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class ValidEngine:
-    """One of our networks, by valid convolutions: least work, exact at any position."""
-
-    module: PlacedNetwork
-    """The network."""
-    halo: Triple
-    """Source voxels needed on each side."""
-    largest: Triple | None = None
-    """Any tile will do."""
-
-    def needs(self, want: Box) -> Box:
-        """Return the source voxels under ``want`` and the halo."""
-        z, y, x = self.module.factor
-        lo = triple(a // f for a, f in zip(want.lo, (z, y, x), strict=True))
-        hi = triple(map(ceil_div, want.hi, (z, y, x)))
-        return Box(lo, hi).grow(self.halo)
-
-    def __call__(self, tile: Tensor, want: Box) -> Tensor:
-        """Predict ``want``."""
-        return self.module.predict(Placed(tile, self.needs(want).lo), want).crop(want).data
-
-
-@dataclass(frozen=True, slots=True)
-class SameSizeEngine:
-    """Any module that maps a tile to ``factor`` times its size; the halo is cropped away."""
-
-    module: nn.Module
-    """Maps (1, 1, z, y, x) to (1, 1, fz*z, fy*y, fx*x)."""
-    spec: ModelSpec
-    """Its factor, its halo (whole cells of its alignment) and its alignment."""
-    shape: Triple | None = None
-    """The only input shape it takes; None for any multiple of its alignment."""
-
-    @property
-    def largest(self) -> Triple | None:
-        """Largest tile that fits the only input shape."""
-        if self.shape is None:
-            return None
-        inner = sub(self.shape, add(self.spec.halo, self.spec.halo))
-        z, y, x = (
-            int(n // g * g * f)
-            for n, g, f in zip(inner, self.spec.alignment, self.spec.resolved_factor, strict=True)
-        )
-        return (z, y, x)
-
-    def needs(self, want: Box) -> Box:
-        """Return the aligned source voxels under ``want`` and the halo."""
-        return self.spec.read_box(want)
-
-    def __call__(self, tile: Tensor, want: Box) -> Tensor:
-        """Predict ``want``; a tile smaller than the only input shape is padded and cropped."""
-        read, got = self.needs(want), tile.shape[2:]
-        if self.shape is not None:
-            rims = [n for a, b in zip(self.shape, got, strict=True) for n in (a - b, 0)]
-            tile = functional.pad(tile, rims[::-1])
-        answer = self.module(tile)
-        factor = triple(self.spec.resolved_factor)
-        wanted = (1, 1, *(n * f for n, f in zip(tile.shape[2:], factor, strict=True)))
-        if not isinstance(answer, Tensor) or tuple(answer.shape) != wanted:
-            shape = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
-            raise PredictionError(
-                f"model {self.spec.name!r} answered {shape} to an input of {tuple(tile.shape)}; "
-                f"with factor {factor} it must answer {wanted}"
-            )
-        z, y, x = (lo * f for lo, f in zip(read.lo, factor, strict=True))
-        return Placed(answer, (z, y, x)).crop(want).data
-
-
-@dataclass(frozen=True, slots=True)
-class LateralEngine:
-    """PSSR: sections in, finer sections out; the halo is cropped away."""
-
-    module: PSSR
-    """The network."""
-    spec: ModelSpec
-    """Its spec with its factor resolved."""
-    largest: Triple | None = None
-    """Any tile will do."""
-
-    def needs(self, want: Box) -> Box:
-        """Return the aligned source voxels under ``want`` and the halo."""
-        return self.spec.read_box(want)
-
-    def __call__(self, tile: Tensor, want: Box) -> Tensor:
-        """Predict ``want``."""
-        z, y, x = self.needs(want).lo
-        _, fy, fx = self.module.factor
-        origin = (z + self.spec.sections, y * fy, x * fx)
-        return Placed(self.module(tile), origin).crop(want).data
-
-
-def engine_for(network: Network, spec: ModelSpec) -> Engine:
-    """Choose how a network of ours is run on tiles.
-
-    Args:
-        network: the network.
-        spec: its spec with factor and plane fixed.
-    """
-    if isinstance(network, AxialNetwork):
-        axial = AxialEngine(network, spec.resolved_factor[0], spec.phase)
-        return PlanesEngine(axial, spec.plane)
-    if isinstance(network, PlacedNetwork):
-        if spec.plane == "3d":
-            return ValidEngine(network, spec.halo)
-        return PlanesEngine(ValidEngine(network, spec.on_plane("xz").halo), spec.plane)
-    return LateralEngine(network, spec)
 
 
 class TorchPredictor:
