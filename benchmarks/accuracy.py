@@ -104,6 +104,7 @@ def config_of(case: Case) -> EvaluateConfig:
         degradation=case.degradation,
         plane="xz+yz",
         average=case.average,
+        block=(256, 256, 256),  # halos cost less
     )
 
 
