@@ -21,7 +21,7 @@ from isochunk.models.checkpoint import (
     save,
 )
 from isochunk.models.fsrcnn import FSRCNN, FSRCNNConfig
-from isochunk.models.load import Runtime, describe, load, shipped
+from isochunk.models.load import describe
 from isochunk.models.srunet import SRUNet, SRUNetConfig
 
 torch.set_num_threads(1)
@@ -155,12 +155,6 @@ def test_only_known_networks_are_saved(tmp_path):
 
     with pytest.raises(ModelError, match="Mine cannot be saved"):
         save(tmp_path, Mine(SRUNetConfig.compact(1, 2, 1)), CARD)
-
-
-def test_shipped_checkpoints_load_by_name():
-    for name, spec in shipped():
-        assert describe(name) == spec
-        assert load(name, Runtime(spec.resolved_factor)).spec == spec
 
 
 def test_a_name_that_is_nothing_lists_what_there_is():

@@ -20,7 +20,7 @@ from isochunk.intensity import measure_intensity
 from isochunk.metrics import psnr
 from isochunk.models.a2i import A2IConfig
 from isochunk.models.checkpoint import Card, save
-from isochunk.models.load import Runtime, load, shipped
+from isochunk.models.load import Runtime, load
 from isochunk.models.networks import make
 from isochunk.models.niiv import NIIVConfig
 from isochunk.models.pssr import PSSRConfig
@@ -379,43 +379,6 @@ def test_reference_floor_of_the_interpolations(shared_data, degradation, linear,
         spec = interpolation_spec(name, truth.PHASES[degradation]).for_factor(factor)
         found = predict_volume(Interpolation(spec), source, (128, 128, 128))
         assert psnr(true[where], found[where]) == pytest.approx(expected, abs=0.5)
-
-
-@pytest.mark.slow
-def test_shipped_network_beats_cubic_on_a_cube_it_never_saw(shared_data):
-    truth = str(shared_data / "medulla_fibsem_250.ome.zarr")
-    box = Box((60, 60, 60), (156, 156, 156))
-    found = rows(EvaluateConfig(truth, (SHIPPED,), box=box))
-    linear, cubic, network = (found[name] for name in ("linear", "cubic", SHIPPED))
-    assert linear.psnr < cubic.psnr < network.psnr - 1.0
-    assert linear.ssim < cubic.ssim < network.ssim
-    assert cubic.wpsnr < network.wpsnr - 0.5
-    assert cubic.cf_psnr < network.cf_psnr
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("change", ["darker", "gamma", "16 bits"])
-def test_shipped_network_beats_cubic_at_other_contrasts(shared_data, tmp_path, change):
-    volume = open_volume(str(shared_data / "medulla_fibsem_250.ome.zarr"))
-    voxels = volume.read(Box((60, 60, 60), (140, 140, 140)))
-    if change == "darker":
-        voxels = np.rint(voxels * 0.4 + 10).astype(np.uint8)
-    elif change == "gamma":
-        voxels = np.rint(255 * (voxels / 255) ** 2).astype(np.uint8)
-    else:
-        voxels = voxels.astype(np.uint16) * 90 + 3000
-    truth = write_source(f"{tmp_path}/changed", voxels, "10,10,10")
-    found = rows(EvaluateConfig(truth, (SHIPPED,)))
-    assert found[SHIPPED].psnr > found["cubic"].psnr + 0.7
-
-
-def test_shipped_checkpoint_is_small_and_says_what_it_is():
-    spec = dict(shipped())[SHIPPED]
-    assert (spec.arch, spec.factor, spec.phase) == ("srunet", (4, 1, 1), "mean")
-    assert spec.normalisation == "standard"
-    assert "CC-BY" in spec.licence
-    assert "10.1371/journal.pone.0125825" in spec.trained_on
-    assert spec.macs_per_voxel < 12_000
 
 
 def test_prediction_of_a_known_section_average_is_kept(shared_data):
