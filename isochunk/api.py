@@ -25,7 +25,7 @@ from isochunk.planning import Inputs, Plan, make_plan
 from isochunk.predict import Predictor
 from isochunk.preview import preview_job, serve_preview
 from isochunk.serve import LOCAL, RunningViewer, view
-from isochunk.spec import Format, Intensity, VolumeSpec
+from isochunk.spec import Format, Intensity, ModelSpec, VolumeSpec
 from isochunk.storage.access import Access
 from isochunk.storage.events import EventLog
 from isochunk.storage.ledger import Ledger, check_same_job, read_job, write_job
@@ -113,7 +113,18 @@ def resolve(job: Job, target_url: str, target_format: Format) -> tuple[Plan, Vol
     full = Intensity.full_range(source.spec.dtype)
     # Planned before the source is measured, so that mistakes cost no reading.
     made = make_plan(job, Inputs(source.spec, model, full, target_url, target_format, mask))
+    _warn_beyond_training(made.model)
     return replace(made, intensity=measure_intensity(source, model.normalisation)), source
+
+
+def _warn_beyond_training(model: ModelSpec) -> None:
+    """Say that a network is asked for what it was not trained for."""
+    factor = model.resolved_factor[0]
+    if model.taught is not None and not model.taught[0] <= factor <= model.taught[1]:
+        log.warning(
+            "model %s was trained for factors %s to %s, and is asked for %s; look at the result "
+            "closely", model.name, *model.taught, factor,
+        )  # fmt: skip
 
 
 def target_place(job: Job) -> tuple[str, Format]:

@@ -154,6 +154,8 @@ class ModelSpec:
     """Licence of the weights."""
     trained_on: str = ""
     """Data the weights were trained on."""
+    taught: tuple[Fraction, Fraction] | None = None
+    """Least and largest factor along z that it was trained for; None where none is recorded."""
     sha256: str = ""
     """Digest over what defines the model's answers."""
 

@@ -199,6 +199,17 @@ def test_models_of_any_factor(
     assert re.search(r"^  niiv-small +niiv +any, 1.0, 1.0 +5, 0, 5 +True", out, re.M)
 
 
+@pytest.mark.parametrize(("factors", "warned"), [(["2", "3"], True), (["2", "10"], False)])
+def test_a_factor_that_a_network_was_not_trained_for(
+    run: Command, source: str, tmp_path: Path, factors: list[str], warned: bool,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    card = Card("niiv-small", "CC0-1.0", "nothing", training={"factors": factors})
+    save(tmp_path / "net", make(NIIVConfig(blocks=1, width=2, hidden=2, layers=1)), card)
+    run("plan", source, f"{tmp_path}/out", f"--model={tmp_path}/net", *SMALL)
+    assert ("was trained for factors 2 to 3, and is asked for 4" in caplog.text) == warned
+
+
 OPTIONS = {
     "spacing": ("--spacing=20,10,10", {"spacing_nm": [20, 10, 10], "shape": [18, 64, 70]}),
     "box": ("--box=3:8,4:24,-6:34", {"offset": [12, 4, -6], "shape": [20, 20, 40]}),

@@ -117,6 +117,7 @@ def read_spec(folder: Path) -> ModelSpec:
             bytes_per_voxel=float(card["bytes_per_voxel"]),
             licence=str(card["licence"]),
             trained_on=str(card["trained_on"]),
+            taught=_taught(card["training"]),
             sha256=_digest(model),
         )
     except (KeyError, TypeError, ValueError) as error:
@@ -203,6 +204,11 @@ def _as_json(found: Geometry) -> dict[str, Any]:
 def _factor(values: list[str | None]) -> tuple[Fraction | None, Fraction | None, Fraction | None]:
     z, y, x = (None if value is None else Fraction(value) for value in values)
     return (z, y, x)
+
+
+def _taught(training: Mapping[str, Any]) -> tuple[Fraction, Fraction] | None:
+    factors = [Fraction(factor) for factor in training.get("factors", ())]
+    return (min(factors), max(factors)) if factors else None
 
 
 def _unreadable(path: Path, error: Exception) -> ModelError:
