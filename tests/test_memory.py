@@ -26,7 +26,8 @@ from isochunk.api import worker_settings
 from isochunk.engine.dask import JobPlugin
 from isochunk.errors import PredictionError, UsageError
 from isochunk.geometry import Box
-from isochunk.models.predictor import SameSizeEngine, TorchPredictor
+from isochunk.models.engines import SameSizeEngine
+from isochunk.models.predictor import TorchPredictor
 from isochunk.planning import MIN_TILE, block_tile, device_tile
 from isochunk.predict import Voxels
 from isochunk.spec import Intensity, ModelSpec

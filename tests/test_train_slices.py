@@ -331,7 +331,7 @@ def test_two_processes_train_the_same_network_as_one(source, tmp_path):
         torch.testing.assert_close(both[name], value, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize(("precision", "steps"), [("bf16", 20), ("fp16", 40)])
+@pytest.mark.parametrize(("precision", "steps"), [("bf16", 60), ("fp16", 60)])
 def test_half_precision_learns_too(precision, steps, source, tmp_path):
     report = train(config("niiv", source, tmp_path / "out", precision=precision, steps=steps))
     assert report.best_psnr > report.linear_psnr
