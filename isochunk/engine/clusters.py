@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 from urllib.parse import urlsplit
@@ -53,7 +53,31 @@ START_S = 300
 """How long a worker of a queue may take to start, the job opened: dask-jobqueue's 60 s are too
 short for PyTorch and a network on a busy file system, and it would end each worker in turn."""
 
+CLOSE_S = 5.0
+"""How long a connection that was interrupted may take to close."""
+
 _ABSENT = object()
+
+
+class PromptClient(Client):
+    """A client that is closed at once where Ctrl-C interrupts its start.
+
+    Else Python closes it at its very end, and waits a minute for an event loop that is gone.
+    """
+
+    def __init__(self, at: Any) -> None:  # noqa: ANN401 - an address or a cluster
+        """Connect.
+
+        Raises:
+            OSError: nothing answers.
+        """
+        try:
+            super().__init__(at, set_as_default=False, timeout=CONNECT_S)  # type: ignore[no-untyped-call]
+        except BaseException:
+            with suppress(Exception):
+                self.close(timeout=CLOSE_S)  # type: ignore[no-untyped-call]
+            self.status = "closed"
+            raise
 
 
 @contextmanager
@@ -68,7 +92,7 @@ def connect(job: Job, client: Client | None) -> Iterator[Client]:
             client = closing.enter_context(scheduler_client(job.scheduler))
         elif client is None:
             cluster = closing.enter_context(started(cluster_of(job)))
-            client = closing.enter_context(Client(cluster, set_as_default=False))
+            client = closing.enter_context(PromptClient(cluster))
         warn_if_open(client)
         log.info("Dask dashboard: %s", client.dashboard_link)
         yield client
@@ -81,7 +105,7 @@ def scheduler_client(address: str) -> Client:
         UsageError: it does not answer.
     """
     try:
-        return Client(address, set_as_default=False, timeout=CONNECT_S)
+        return PromptClient(address)
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         tls = address.startswith("tls:")
         advice = (
