@@ -25,6 +25,7 @@ MIDDLE = Box((60, 60, 60), (156, 156, 156))
 
 GAINS = {
     "fsrcnn-z4": [("4", "avg", 1.4)],
+    "srunet-z4": [("4", "avg", 1.45)],
     "srunet-z4-small": [("4", "avg", 1.3)],
 }
 """By name: factor, degradation, and least gain in dB over the better of linear and cubic."""
