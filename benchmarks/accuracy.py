@@ -1,4 +1,4 @@
-"""How well shipped networks restore a cube that none was trained on: the tables of docs/models.md.
+"""How well shipped networks restore a cube that none was trained on, in tables.
 
     python benchmarks/accuracy.py [--report FOLDER] [CASE ...]
 
@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from isochunk.evaluate import EvaluateConfig, evaluate, judge
-from isochunk.evaluation import Evaluation, degraded
+from isochunk.evaluation import Evaluation, averaged, ceiling_told, degraded
 from isochunk.geometry import Box, Triple
 from isochunk.models.load import shipped
 from isochunk.predict import Voxels, quantise
@@ -116,10 +116,8 @@ def suits(spec: ModelSpec, case: Case) -> bool:
 def table(found: Evaluation) -> Iterator[str]:
     """Write the figures, best last."""
     cubic = next(row.psnr for row in found.rows if row.model == "cubic")
-    first = "" if found.average == (1, 1, 1) else " after averaging 2 x 2 x 2"
-    yield f"\n{degraded(found)}{first}"
-    if found.ceiling_db is not None:
-        yield "(noise lets no method exceed {:.1f} to {:.1f} dB)".format(*found.ceiling_db)
+    yield f"\n{degraded(found)}{averaged(found)}"
+    yield from ceiling_told(found)
     yield "\n| model | PSNR dB | over cubic | SSIM | wPSNR dB | CF-PSNR dB | FRC along z nm |"
     yield "|---|---|---|---|---|---|---|"
     for row in sorted(found.rows, key=lambda row: row.psnr):

@@ -14,14 +14,17 @@ from isochunk.geometry import Box
 
 pytestmark = pytest.mark.slow
 
-SELF = ("--mode=self", "--patch=80,1,64")
+SELF = ("--mode=self", "--patch=80,1,64", "--factor=10")
+PLANAR = (*SELF, "--variant=planar", "--residual=cubic")
+AXIAL = (*SELF, "--residual=true")
+LATERAL = ("--mode=supervised", "--width=4", "--depths=1,1,1,1")
 SMALL = {
-    "fsrcnn": (*SELF, "--variant=planar", "--maps=3", "--shrunk=2", "--mappings=1"),
-    "srunet": (*SELF, "--variant=planar", "--width=2", "--levels=2", "--convs=1"),
-    "a2i": (*SELF, "--width=4", "--levels=2", "--window=4", "--heads=1,2", "--blocks=1"),
-    "niiv": (*SELF, "--blocks=1", "--width=8", "--hidden=16", "--layers=1"),
-    "pssr": ("--mode=supervised", "--patch=1,64,64", "--width=4", "--depths=1,1,1,1"),
-    "pssr-mf": ("--mode=supervised", "--patch=5,64,64", "--width=4", "--depths=1,1,1,1"),
+    "fsrcnn": (*PLANAR, "--maps=3", "--shrunk=2", "--mappings=1"),
+    "srunet": (*PLANAR, "--width=2", "--levels=2", "--convs=1"),
+    "a2i": (*AXIAL, "--width=4", "--levels=2", "--window=4", "--heads=1,2", "--blocks=1"),
+    "niiv": (*AXIAL, "--blocks=1", "--width=8", "--hidden=16", "--layers=1"),
+    "pssr": (*LATERAL, "--patch=1,64,64"),
+    "pssr-mf": (*LATERAL, "--patch=5,64,64"),
 }
 """As small as they get; the first four learn to make sections ten times thinner."""
 
@@ -32,14 +35,10 @@ def test_train_evaluate_run(
 ) -> None:
     sections = f"precomputed://file://{shared_data}/vnc_sstem"
     lateral = arch.startswith("pssr")
-    factor = () if lateral else ("--factor=10",)
-    residual = () if lateral else ("--residual=true",) if arch in ("a2i", "niiv") else (
-        "--residual=cubic",
-    )  # fmt: skip
     model = f"{tmp_path}/{arch}"
     trained = command(
         "train", "--arch", arch, "--source", sections, "--out", model, "--device=cpu",
-        "--steps=6", "--batch=2", "--validate-every=3", *factor, *residual, *SMALL[arch],
+        "--steps=6", "--batch=2", "--validate-every=3", *SMALL[arch],
     )  # fmt: skip
     assert trained["stopped"] == "finished"
     assert {path.name for path in Path(model).iterdir()} >= {"model.json", "weights.safetensors"}

@@ -44,7 +44,6 @@ def averaged(truth: np.ndarray, factor: int = FACTOR) -> np.ndarray:
     return quantise(means, truth.dtype)
 
 
-@pytest.mark.slow
 def test_a_dictionary_learned_elsewhere_beats_cubic_on_real_tissue(tissue):
     learned = dictionary.learn([tissue(448, (0, 0, 0), (96, 128, 128))], FACTOR, SMALL)
     assert learned.coarse.shape == (64, 2 * 8 * 8)
@@ -78,7 +77,6 @@ def test_codes_do_not_depend_on_contrast(tissue):
     assert np.allclose(changed, 20 * plain + 1000, atol=0.5)
 
 
-@pytest.mark.slow
 def test_skipped_sections_are_learned_in_their_own_phase(tissue):
     crop = tissue(448, (0, 0, 0), (64, 64, 64))
     config = replace(SMALL, pairs=2000, atoms=32, degradation="skip")

@@ -54,11 +54,15 @@ def test_it_beats_interpolation_on_a_cube_it_never_saw(
             plane="xz+yz",
         )
     )  # fmt: skip
-    best = max((found["linear"], found["cubic"]), key=lambda row: row.psnr)
-    assert found[name].psnr > best.psnr + gain
-    assert found[name].wpsnr > best.wpsnr + gain / 2
-    assert found[name].ssim > best.ssim
-    assert found[name].cf_psnr > best.cf_psnr
+    linear, cubic, network = (found[row] for row in ("linear", "cubic", name))
+    if degradation == "avg":
+        assert linear.psnr < cubic.psnr
+        assert linear.ssim < cubic.ssim
+    best = max((linear, cubic), key=lambda row: row.psnr)
+    assert network.psnr > best.psnr + gain
+    assert network.wpsnr > best.wpsnr + gain / 2
+    assert network.ssim > best.ssim
+    assert network.cf_psnr > best.cf_psnr
 
 
 @pytest.mark.slow
@@ -68,7 +72,7 @@ def test_it_beats_interpolation_at_other_contrasts(
     shared_data: Path, tmp_path: Path, name: str, change: str
 ) -> None:
     volume = open_volume(str(shared_data / "medulla_fibsem_250.ome.zarr"))
-    voxels = volume.read(Box((60, 60, 60), (140, 124, 124)))
+    voxels = volume.read(Box((60, 60, 60), (140, 140, 140)))
     if change == "darker":
         voxels = np.rint(voxels * 0.4 + 10).astype(np.uint8)
     elif change == "gamma":
@@ -80,7 +84,7 @@ def test_it_beats_interpolation_at_other_contrasts(
     found = rows(
         EvaluateConfig(truth, (name,), factor=Fraction(factor), degradation=degradation)
     )
-    assert found[name].psnr > max(found["linear"].psnr, found["cubic"].psnr) + gain / 2
+    assert found[name].psnr > max(found["linear"].psnr, found["cubic"].psnr) + max(gain / 2, 0.7)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -111,6 +115,12 @@ def test_its_curve_can_be_looked_at(name: str) -> None:
     with Image.open(SHIPPED / name / "curve.png") as curve:
         assert min(curve.size) > 300
         assert len(curve.convert("RGB").getcolors(1 << 20)) > 3
+
+
+def test_the_small_one_is_small() -> None:
+    spec = describe("srunet-z4-small")
+    assert (spec.arch, spec.factor, spec.phase) == ("srunet", (4, 1, 1), "mean")
+    assert spec.macs_per_voxel < 12_000
 
 
 def test_all_together_are_no_more_than_40_mb() -> None:

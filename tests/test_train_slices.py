@@ -144,6 +144,10 @@ def test_crops_lie_anywhere_in_a_tile(tmp_path):
 def test_judging_on_smaller_crops_than_are_trained_on(source, tmp_path):
     with pytest.raises(UsageError, match=r"validation part .* has 66 voxels along x"):
         train(config("niiv", source, tmp_path / "out", steps=2, patch=[80, 1, 80]))
+    network = {**SMALL["niiv"], "tile": 80}
+    with pytest.raises(UsageError, match="tiles of 80 pixels"):  # judging on them excuses no patch
+        config("niiv", source, tmp_path / "out", network=network, patch=[48, 1, 48],
+               keeping={"patch": [48, 1, 48]})  # fmt: skip
     keeping = {"crops": 2, "patch": [48, 1, 40]}
     report = train(
         config("niiv", source, tmp_path / "out", steps=2, patch=[80, 1, 80], keeping=keeping)

@@ -65,14 +65,18 @@ class PromptClient(Client):
     Else Python closes it at its very end, and waits a minute for an event loop that is gone.
     """
 
-    def __init__(self, at: Any) -> None:  # noqa: ANN401 - an address or a cluster
+    def __init__(self, at: Any, timeout: float | str) -> None:  # noqa: ANN401
         """Connect.
+
+        Args:
+            at: an address or a cluster.
+            timeout: how long it may take to answer, as dask writes it.
 
         Raises:
             OSError: nothing answers.
         """
         try:
-            super().__init__(at, set_as_default=False, timeout=CONNECT_S)  # type: ignore[no-untyped-call]
+            super().__init__(at, set_as_default=False, timeout=timeout)  # type: ignore[no-untyped-call]
         except BaseException:
             with suppress(Exception):
                 self.close(timeout=CLOSE_S)  # type: ignore[no-untyped-call]
@@ -92,7 +96,8 @@ def connect(job: Job, client: Client | None) -> Iterator[Client]:
             client = closing.enter_context(scheduler_client(job.scheduler))
         elif client is None:
             cluster = closing.enter_context(started(cluster_of(job)))
-            client = closing.enter_context(PromptClient(cluster))
+            usual = dask.config.get("distributed.comm.timeouts.connect")
+            client = closing.enter_context(PromptClient(cluster, usual))
         warn_if_open(client)
         log.info("Dask dashboard: %s", client.dashboard_link)
         yield client
@@ -105,7 +110,7 @@ def scheduler_client(address: str) -> Client:
         UsageError: it does not answer.
     """
     try:
-        return PromptClient(address)
+        return PromptClient(address, CONNECT_S)
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         tls = address.startswith("tls:")
         advice = (

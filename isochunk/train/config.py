@@ -18,7 +18,7 @@ from isochunk.models.pssr import CELL, FACTOR, PSSRConfig
 from isochunk.models.srunet import SRUNetConfig
 from isochunk.spec import Normalisation
 from isochunk.train.crappify import CRAPPIFIERS
-from isochunk.train.degrade import PHASES, Augmentation, Degradation
+from isochunk.train.degrade import Augmentation, Degradation, phase_of
 
 Mode: TypeAlias = Literal["supervised", "self"]
 Schedule: TypeAlias = Literal["constant", "sqrt", "cosine", "onecycle"]
@@ -230,7 +230,10 @@ class TrainConfig:
         _require(self.split_axis in (0, 1, 2), f"split_axis {self.split_axis} is not 0, 1 or 2")
         self._check_task()
         self._check_factors()
-        for patch in {self.patch, self.judged_patch, *(stage.patch for stage in self.stages)}:
+        taught = {self.patch, *(stage.patch for stage in self.stages)}
+        for patch in taught:
+            self._check_tile(patch)
+        for patch in {self.judged_patch, *taught}:
             self._check_patch(patch)
 
     def _check_task(self) -> None:
@@ -246,7 +249,7 @@ class TrainConfig:
             "pssr's inputs are made of values in 0..1; choose normalisation range",
         )
         _require(lateral or not self.encoder, f"only pssr has an encoder file, not {self.arch}")
-        phase = PHASES.get(self.degradation, "mean")
+        phase = phase_of(self.degradation)
         _require(
             not isinstance(self.network, SRUNetConfig | FSRCNNConfig)
             or self.network.phase == phase,
@@ -286,6 +289,13 @@ class TrainConfig:
         if own is None and not self.factors and self.mode == "supervised":
             raise UsageError(f"supervised training of {self.arch} needs a factor; give one or more")
 
+    def _check_tile(self, patch: Triple) -> None:
+        if isinstance(self.network, NIIVConfig) and self.network.tile > min(patch[0], patch[2]):
+            raise UsageError(
+                f"niiv measures positions in tiles of {self.network.tile} pixels, but sees only "
+                f"those of patch {patch}; choose a patch or a network tile to match"
+            )
+
     def _check_patch(self, patch: Triple) -> None:
         own = self.own_factor
         if isinstance(self.network, PSSRConfig):
@@ -295,15 +305,6 @@ class TrainConfig:
                     f"patch {patch} does not fit pssr, which needs {frames} along z and multiples "
                     f"of {CELL} from {2 * CELL} along y and x; choose e.g. {(frames, 256, 256)}"
                 )
-        elif (
-            isinstance(self.network, NIIVConfig)
-            and patch != self.keeping.patch
-            and self.network.tile > min(patch[0], patch[2])
-        ):
-            raise UsageError(
-                f"niiv measures positions in tiles of {self.network.tile} pixels, but sees only "
-                f"those of patch {patch}; choose a patch or a network tile to match"
-            )
         elif own is not None and patch[0] % own:
             raise UsageError(
                 f"patch of {patch[0]} voxels along z is no multiple of the network's factor "

@@ -77,6 +77,11 @@ class Augmentation:
         return math.cos(angle) + math.sin(angle)
 
 
+def phase_of(degradation: str) -> Phase:
+    """Return where sections lie; those of a crappifier, which makes y and x coarse, are means."""
+    return PHASES.get(degradation, "mean")
+
+
 def degrade(isotropic: Tensor, factor: Fraction | int, degradation: Degradation) -> Tensor:
     """Make every ``factor`` target voxels along z one section.
 

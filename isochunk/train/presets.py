@@ -22,7 +22,7 @@ from isochunk.models.networks import CONFIGS, NetworkConfig
 from isochunk.models.srunet import SRUNetConfig
 from isochunk.options import NETWORK_OPTIONS, TRAIN_PARTS
 from isochunk.train.config import Keeping, Loss, Optimisation, Stage, TrainConfig
-from isochunk.train.degrade import PHASES, Augmentation
+from isochunk.train.degrade import Augmentation, phase_of
 
 PRESETS: Mapping[str, str] = {
     "srunet": "heinrich-srunet",
@@ -73,8 +73,7 @@ def config_from_table(table: Mapping[str, Any]) -> TrainConfig:
     if arch == "niiv" and isinstance(values["patch"], list):
         hyperparameters = {"tile": min(values["patch"][::2]), **hyperparameters}
     if arch in ("srunet", "fsrcnn"):
-        phase = PHASES.get(values["degradation"], "mean")
-        hyperparameters = {"phase": phase, **hyperparameters}
+        hyperparameters = {"phase": phase_of(values["degradation"]), **hyperparameters}
     network = _network(arch.partition("-")[0], factors, hyperparameters)
     _refuse_unknown(values, TrainConfig, "training")
     for key in ("sources", "out"):

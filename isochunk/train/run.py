@@ -29,11 +29,10 @@ from isochunk.models.networks import cost_of
 from isochunk.models.placed import PlacedNetwork
 from isochunk.models.probe import Cost
 from isochunk.models.pssr import PSSR
-from isochunk.spec import Phase
 from isochunk.train.apply import Application, Criterion, build, groups, interpolated, require_fit
 from isochunk.train.config import TrainConfig, differences, fingerprint
-from isochunk.train.data import Batch, Sectioned, pairing_of
-from isochunk.train.degrade import PHASES
+from isochunk.train.data import Batch
+from isochunk.train.degrade import phase_of
 from isochunk.train.encoder import load_encoder
 from isochunk.train.pictures import Picture, curves, side_by_side
 from isochunk.train.ranks import Ranks
@@ -80,7 +79,7 @@ class Run:
         self.history: list[dict[str, float]] = []
         self.cost: Cost | None = None
         self.folder = Path(config.out) / "training"
-        self.phase = phase_of(config)
+        self.phase = phase_of(config.degradation)
         network = build(config.network, config.seed)
         if isinstance(network, PSSR) and config.encoder:
             load_encoder(network, Path(config.encoder))
@@ -285,12 +284,6 @@ def require_free(config: TrainConfig) -> None:
         raise TargetConflictError(
             f"{out} holds the training of another config ({found}); choose another out folder"
         )
-
-
-def phase_of(config: TrainConfig) -> Phase:
-    """Return where the sections lie that a network is taught."""
-    pairing = pairing_of(config.degradation, config.augmentation)
-    return PHASES[pairing.degradation] if isinstance(pairing, Sectioned) else "mean"
 
 
 def inner(x: Tensor, border: Triple) -> Tensor:
