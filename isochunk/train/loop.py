@@ -110,7 +110,9 @@ def fit(config: TrainConfig, volumes: tuple[Volume, ...]) -> TrainReport:
         held_out = validation_crops(
             sources,
             tuple(part[1] for part in parts),
-            sampling_of(replace(config, augmentation=Augmentation(), patch=config.judged_patch)),
+            replace(
+                sampling_of(replace(config, augmentation=Augmentation())), patch=config.judged_patch
+            ),
             config.keeping.crops,
         )
         run = Run(config, held_out, ranks, shades_of(sources[0]))
