@@ -46,7 +46,10 @@ BLOCKS = {"total", "done", "resumed", "empty", "failed"}
 AUDIT = {"complete", "expected", "missing", "corrupt"}
 EVALUATE = {"model", "psnr", "ssim", "wpsnr", "cf_psnr", "voxels", "seconds"}
 MEASURED = {"frc_nm", "frc_along_nm", "fsc_nm", "rse", "rsp", "snr"}
-MODELS = {"name", "arch", "factor", "halo", "exact", "parameters", "trained_on", "licence"}
+MODELS = {
+    "name", "arch", "factor", "trained_factors", "sections", "plane", "halo", "exact", "parameters",
+    "trained_on", "licence",
+}  # fmt: skip
 
 
 class Command:
@@ -171,10 +174,13 @@ def test_models(run: Command) -> None:
     rows = {row["name"]: row for row in run("models")["rows"]}
     assert all(row.keys() == MODELS for row in rows.values())
     assert rows["cubic"]["factor"] == ["any", "any", "any"]
+    assert rows["cubic"]["trained_factors"] is None
     assert rows["identity"]["factor"] == [1, 1, 1]
-    shipped = rows["srunet-z4-small"]
+    shipped = rows["srunet-z4"]
     assert shipped["arch"] == "srunet"
     assert shipped["factor"] == [4, 1, 1]
+    assert shipped["trained_factors"] == [4, 4]
+    assert (shipped["sections"], shipped["plane"]) == ("mean", "3d")
     assert shipped["parameters"] > 0
     assert shipped["exact"] is True
     assert "BSD" in shipped["licence"] or "CC" in shipped["licence"]
@@ -184,19 +190,19 @@ def test_models(run: Command) -> None:
 def test_models_of_any_factor(
     run: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    card = Card("niiv-small", "CC0-1.0", "nothing")
+    card = Card("niiv-small", "CC0-1.0", "nothing", training={"factors": ["2", "8", "3"]})
     save(tmp_path / "niiv-small", make(NIIVConfig(blocks=1, width=2, hidden=2, layers=1)), card)
     monkeypatch.setattr(load, "SHIPPED", tmp_path)
     row = run("models")["rows"][-1]
     assert row.keys() == MODELS
     assert row == {
-        "name": "niiv-small", "arch": "niiv", "factor": ["any", 1, 1], "halo": [5, 0, 5],
-        "exact": True, "parameters": row["parameters"], "trained_on": "nothing",
-        "licence": "CC0-1.0",
+        "name": "niiv-small", "arch": "niiv", "factor": ["any", 1, 1], "trained_factors": [2, 8],
+        "sections": "mean", "plane": "xz", "halo": [5, 0, 5], "exact": True,
+        "parameters": row["parameters"], "trained_on": "nothing", "licence": "CC0-1.0",
     }  # fmt: skip
     assert row["parameters"] > 0
     out, _ = run.text("models")
-    assert re.search(r"^  niiv-small +niiv +any, 1.0, 1.0 +5, 0, 5 +True", out, re.M)
+    assert re.search(r"^  niiv-small +niiv +any, 1.0, 1.0 +2.0, 8.0 +mean +xz +5, 0, 5 +True", out, re.M)
 
 
 @pytest.mark.parametrize(("factors", "warned"), [(["2", "3"], True), (["2", "10"], False)])
