@@ -202,7 +202,8 @@ def test_models_of_any_factor(
     }  # fmt: skip
     assert row["parameters"] > 0
     out, _ = run.text("models")
-    assert re.search(r"^  niiv-small +niiv +any, 1.0, 1.0 +2.0, 8.0 +mean +xz +5, 0, 5 +True", out, re.M)
+    row_told = r"^  niiv-small +niiv +any, 1.0, 1.0 +2.0, 8.0 +mean +xz +5, 0, 5 +True"
+    assert re.search(row_told, out, re.M)
 
 
 @pytest.mark.parametrize(("factors", "warned"), [(["2", "3"], True), (["2", "10"], False)])
