@@ -18,14 +18,14 @@ from pathlib import Path
 import numpy as np
 
 from isochunk.evaluate import EvaluateConfig, evaluate, judge
-from isochunk.evaluation import Evaluation, averaged, ceiling_told, degraded
 from isochunk.geometry import Box, Triple
+from isochunk.judging.figures import Evaluation, averaged, ceiling_told, degraded
+from isochunk.judging.truth import ArrayVolume
 from isochunk.models.load import shipped
 from isochunk.predict import Voxels, quantise
 from isochunk.spec import ModelSpec
 from isochunk.storage.tensorstore import open_volume
 from isochunk.train.degrade import PHASES, Degradation
-from isochunk.truth import ArrayVolume
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 TRUTH = DATA / "medulla_fibsem_250.ome.zarr"

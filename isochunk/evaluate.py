@@ -15,20 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
-from isochunk.ceiling import ceiling
 from isochunk.config import Device
 from isochunk.errors import ModelError, UsageError
-from isochunk.evaluation import Evaluation, Judged, Measured, measure, view_of, write_figures
 from isochunk.geometry import Box, Factor, Triple, cells, target_box
 from isochunk.intensity import measure_intensity
-from isochunk.models.load import Runtime, describe, load
-from isochunk.predict import INTERPOLATIONS, Interpolation, Predictor, Voxels, interpolation_spec
-from isochunk.references import Means, Reference, Task, check_reference, restore_by
-from isochunk.spec import AXIAL, ModelSpec, Plane, VolumeSpec
-from isochunk.storage.tensorstore import check_supported, open_volume
-from isochunk.storage.volume import Volume, read_reflected
-from isochunk.train.degrade import PHASES, Degradation
-from isochunk.truth import (
+from isochunk.judging.ceiling import ceiling
+from isochunk.judging.figures import Evaluation, Judged, Measured, measure, view_of, write_figures
+from isochunk.judging.references import Means, Reference, Task, check_reference, restore_by
+from isochunk.judging.truth import (
     NO_AVERAGE,
     ArrayVolume,
     averaged,
@@ -38,6 +32,12 @@ from isochunk.truth import (
     left_out,
     whole_sections,
 )
+from isochunk.models.load import Runtime, describe, load
+from isochunk.predict import INTERPOLATIONS, Interpolation, Predictor, Voxels, interpolation_spec
+from isochunk.spec import AXIAL, ModelSpec, Plane, VolumeSpec
+from isochunk.storage.tensorstore import check_supported, open_volume
+from isochunk.storage.volume import Volume, read_reflected
+from isochunk.train.degrade import PHASES, Degradation
 
 BASELINES = ("nearest", "linear", "cubic")
 """Always judged; the weights of wPSNR come from cubic."""
@@ -96,7 +96,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     check_supported(truth.spec)
     evaluation = judge(config, truth)
     if config.report is not None:
-        from isochunk.evaluation_report import write_page
+        from isochunk.judging.page import write_page
 
         write_figures(evaluation, Path(config.report))
         write_page(evaluation, Path(config.report))
@@ -201,7 +201,7 @@ def predict_volume(predictor: Predictor, source: Volume, block: Triple) -> Voxel
 def _check_report() -> None:
     """Check that a page can be drawn, before anything takes time."""
     try:
-        import isochunk.evaluation_report  # noqa: F401
+        import isochunk.judging.page  # noqa: F401
     except ImportError as error:
         raise UsageError(
             "--report draws with the matplotlib package, which is not installed; "

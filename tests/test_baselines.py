@@ -9,12 +9,12 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter, zoom
 
-from isochunk.baselines import dictionary, siren, stitched
-from isochunk.baselines.dictionary import DictionaryConfig
-from isochunk.baselines.siren import SirenConfig
-from isochunk.baselines.stitched import StitchConfig, seam_error, seams
 from isochunk.errors import UsageError
 from isochunk.geometry import Box, Triple
+from isochunk.judging import dictionary, siren, stitched
+from isochunk.judging.dictionary import DictionaryConfig
+from isochunk.judging.siren import SirenConfig
+from isochunk.judging.stitched import StitchConfig, seam_error, seams
 from isochunk.metrics import psnr
 from isochunk.models.pssr import PSSR, PSSRConfig
 from isochunk.predict import quantise

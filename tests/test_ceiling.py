@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from isochunk.ceiling import ceiling, estimate_noise, psnr_ceiling
 from isochunk.errors import UsageError
 from isochunk.geometry import Box
+from isochunk.judging.ceiling import ceiling, estimate_noise, psnr_ceiling
 from isochunk.metrics import psnr
 from isochunk.storage.tensorstore import open_volume
 

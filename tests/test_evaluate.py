@@ -12,11 +12,12 @@ import torch
 from jobs import write_source
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from isochunk import references, truth
 from isochunk.errors import GeometryError, ModelError, UsageError
 from isochunk.evaluate import EvaluateConfig, evaluate, predict_volume
 from isochunk.geometry import Box
 from isochunk.intensity import measure_intensity
+from isochunk.judging import references, truth
+from isochunk.judging.truth import ArrayVolume, averaged, degrade_voxels, degraded_spec
 from isochunk.metrics import psnr
 from isochunk.models.a2i import A2IConfig
 from isochunk.models.checkpoint import Card, save
@@ -26,7 +27,6 @@ from isochunk.models.niiv import NIIVConfig
 from isochunk.models.pssr import PSSRConfig
 from isochunk.predict import Interpolation, interpolation_spec
 from isochunk.storage.tensorstore import open_volume
-from isochunk.truth import ArrayVolume, averaged, degrade_voxels, degraded_spec
 
 torch.set_num_threads(1)
 

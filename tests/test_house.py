@@ -24,14 +24,14 @@ MAX_LINES = {"isochunk": 450, "examples": 450, "benchmarks": 500, "tests": 500}
 RANKS = {
     "0.0": "errors",
     "0.1": "allocator atomic geometry metrics text train.pictures",
-    "1.0": "baselines.stitched ceiling codec options spec spectra storage.url",
-    "1.1": "baselines.siren config",
+    "1.0": "codec judging.ceiling judging.spectra judging.stitched options spec storage.url",
+    "1.1": "config judging.siren",
     "1.2": "cluster",
     "2.0": "block predict models.placed storage.access train.degrade",
-    "2.1": "baselines.dictionary evaluation models.axial models.fsrcnn models.srunet "
+    "2.1": "judging.dictionary judging.figures models.axial models.fsrcnn models.srunet "
     "storage.arrays storage.keys storage.volume train.crappify",
     "2.2": "intensity layout models.a2i models.niiv models.probe models.pssr storage.ome "
-    "evaluation_report truth",
+    "judging.page judging.truth",
     "2.3": "models.networks planning storage.precomputed train.vgg viewer",
     "2.4": "background models.engines train.config train.perceptual",
     "3.0": "models.checkpoint process storage.events storage.ledger storage.objects train.apply "
@@ -42,7 +42,7 @@ RANKS = {
     "3.4": "engine.keeper engine.metrics engine.patience engine.report train.run train.sources",
     "4.0": "auditing models.foreign models.predictor serve",
     "4.1": "engine.clusters engine.flock engine.loop models.load progress train.loop",
-    "4.2": "cost engine.local references",
+    "4.2": "cost engine.local judging.references",
     "4.3": "calibrating engine.dask engine.lazy evaluate preview",
     "5.0": "api testing.synthetic",
     "5.1": "demo results",
@@ -56,7 +56,7 @@ OWNERS = {
     "dask": {"engine.clusters", "engine.dask", "engine.keeper", "engine.lazy"},
     "distributed": {"engine.clusters", "engine.dask", "engine.flock", "engine.keeper"},
     "neuroglancer": {"serve"},
-    "matplotlib": {"evaluation_report"},
+    "matplotlib": {"judging.page"},
 }
 HEAVY = ["torch", "dask", "distributed", "tensorstore", "cloudvolume", "scipy", "neuroglancer"]
 

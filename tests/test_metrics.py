@@ -15,6 +15,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from isochunk.errors import UsageError
+from isochunk.judging.spectra import CF_RADII, cf_psnr, cf_psnr_sweep, frc, fsc
 from isochunk.metrics import (
     PLANES,
     mean_squared_error,
@@ -27,7 +28,6 @@ from isochunk.metrics import (
     ssim_3d,
     wpsnr,
 )
-from isochunk.spectra import CF_RADII, cf_psnr, cf_psnr_sweep, frc, fsc
 
 
 @pytest.fixture(scope="module")

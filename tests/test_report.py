@@ -16,7 +16,7 @@ from PIL import Image
 
 from isochunk.errors import UsageError
 from isochunk.evaluate import EvaluateConfig, evaluate
-from isochunk.evaluation import Evaluation
+from isochunk.judging.figures import Evaluation
 
 torch.set_num_threads(1)
 
@@ -125,7 +125,7 @@ def test_what_is_perfect_or_blank_is_drawn_too(tmp_path: Path) -> None:
 def test_without_matplotlib_it_is_said_before_anything_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "isochunk.evaluation_report", None)
+    monkeypatch.setitem(__import__("sys").modules, "isochunk.judging.page", None)
     with pytest.raises(UsageError, match=r"pip install 'isochunk\[view\]'"):
         evaluate(EvaluateConfig("/nowhere", report=f"{tmp_path}/out"))
     assert not (tmp_path / "out").exists()

@@ -12,8 +12,8 @@ from jobs import write_source
 from PIL import Image
 
 from isochunk.evaluate import EvaluateConfig, evaluate
-from isochunk.evaluation import Row
 from isochunk.geometry import Box
+from isochunk.judging.figures import Row
 from isochunk.models.load import SHIPPED, Runtime, describe, load, shipped
 from isochunk.spec import AXIAL
 from isochunk.storage.tensorstore import open_volume

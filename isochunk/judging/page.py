@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import imsave
 
 from isochunk import __version__
-from isochunk.evaluation import (
+from isochunk.geometry import format_factor
+from isochunk.judging.figures import (
     COLUMNS,
     INFINITE,
     Evaluation,
@@ -26,10 +27,9 @@ from isochunk.evaluation import (
     degraded,
     error_of,
 )
-from isochunk.geometry import format_factor
+from isochunk.judging.spectra import CF_RADII, CF_RADIUS, THRESHOLD
 from isochunk.metrics import PLANES, Array, rescaled_error
 from isochunk.spec import ModelSpec
-from isochunk.spectra import CF_RADII, CF_RADIUS, THRESHOLD
 from isochunk.train.degrade import Degradation
 
 Curve: TypeAlias = tuple[Sequence[float], Sequence[float]]

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from isochunk.baselines import dictionary, siren, stitched
 from isochunk.config import Device
 from isochunk.errors import UsageError
 from isochunk.geometry import Box, Factor, reflected, triple
+from isochunk.judging import dictionary, siren, stitched
 from isochunk.models.checkpoint import load_module
 from isochunk.models.load import checkpoint_folder, device_of
 from isochunk.models.pssr import PSSR

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from isochunk.geometry import AXES, Box, Factor, Triple
+from isochunk.judging.spectra import CF_RADII, Correlation, cf_psnr, cf_psnr_sweep, frc, fsc
 from isochunk.metrics import (
     NORMAL,
     PLANES,
@@ -30,7 +31,6 @@ from isochunk.metrics import (
 )
 from isochunk.predict import Voxels
 from isochunk.spec import ModelSpec
-from isochunk.spectra import CF_RADII, Correlation, cf_psnr, cf_psnr_sweep, frc, fsc
 from isochunk.train.degrade import Degradation
 
 log = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ class Judged:
     planes: tuple[PlaneRow, ...]
     """The same by orientation."""
     cf_psnr: tuple[float, ...]
-    """dB at each of :data:`isochunk.spectra.CF_RADII`."""
+    """dB at each of :data:`isochunk.judging.spectra.CF_RADII`."""
     frc: Correlation
     """Ring correlation of xz planes."""
     frc_along: Correlation

@@ -1,0 +1,1 @@
+"""Judging restored volumes: figures, pictures, and published methods to compare with."""
