@@ -8,7 +8,7 @@ import isochunk
 
 if __name__ == "__main__":
     scheduler, source, target = sys.argv[1:]
-    job = isochunk.Job(source=source, target=target, model="srunet-z4-small")
+    job = isochunk.Job(source=source, target=target, model="srunet-z4")
     plan = isochunk.plan(job)
     print(plan.summary())
     with Client(scheduler) as client:

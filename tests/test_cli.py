@@ -429,7 +429,7 @@ def test_the_submit_script(source: str, tmp_path: Path) -> None:
         )  # fmt: skip
     assert answer.returncode == 0, answer.stderr
     planned, reported = answer.stdout.splitlines()
-    assert "srunet-z4-small" in planned
+    assert "srunet-z4" in planned
     assert "'complete': True" in reported
     assert isochunk.audit(target).complete
     assert isochunk.open(target).spec.box.shape == (36, 64, 70)
