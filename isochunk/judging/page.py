@@ -6,6 +6,7 @@ import base64
 from collections.abc import Mapping, Sequence
 from html import escape
 from io import BytesIO
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -43,6 +44,8 @@ GREYS = {"nearest": ":", "linear": "--", "cubic": "-"}
 """Interpolations are drawn grey, with these lines."""
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """All others; told apart by colour-blind readers too (Okabe and Ito 2008)."""
+DASHES = ("-", "--", "-.", ":")
+"""The next is taken where all colours have been."""
 
 INPUT = {"nearest": ": the input itself, repeated"}
 """Added to the caption of slices."""
@@ -219,12 +222,13 @@ def _plot(
     """
     figure = Figure(figsize=INCHES, layout="constrained")
     axes = figure.subplots()
-    colours = iter(COLOURS * len(curves))
+    styles = cycle(product(DASHES, COLOURS))
     for name, (x, y) in curves.items():
         grey = name in GREYS
+        dashes, colour = (GREYS[name], "#777") if grey else next(styles)
         axes.plot(
-            x, np.where(np.isfinite(y), y, np.nan), GREYS.get(name, "-"), label=_short(name),
-            color="#777" if grey else next(colours), linewidth=1.2 if grey else 1.8,
+            x, np.where(np.isfinite(y), y, np.nan), dashes, label=_short(name),
+            color=colour, linewidth=1.2 if grey else 1.8,
         )  # fmt: skip
     if "1/7" in marks:
         axes.axhline(marks["1/7"], color="#bbb", linewidth=0.8)
