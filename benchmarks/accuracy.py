@@ -53,7 +53,6 @@ CASES = {
     "avg4-half": Case(Fraction(4), "avg", (2, 2, 2), dictionary=True),
     "avg8": Case(Fraction(8), "avg"),
     "avg225/23": Case(Fraction(225, 23), "avg"),
-    "skip4": Case(Fraction(4), "skip"),
     "skip8": Case(Fraction(8), "skip"),
 }
 
