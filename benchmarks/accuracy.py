@@ -1,4 +1,4 @@
-"""How well shipped networks restore a cube that none was trained on, in tables.
+"""How well shipped networks restore a cube that none was trained on: the tables of docs/models.md.
 
     python benchmarks/accuracy.py [--report FOLDER] [CASE ...]
 

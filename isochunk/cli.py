@@ -260,7 +260,7 @@ def models(options: argparse.Namespace) -> Result:
                 "arch": s.arch,
                 "factor": ["any" if r is None else float(r) for r in s.factor],
                 "trained_factors": None if s.taught is None else [float(r) for r in s.taught],
-                "sections": s.phase,
+                "phase": s.phase,
                 "plane": s.plane,
                 "halo": list(s.halo),
                 "exact": s.exact,

@@ -47,7 +47,7 @@ AUDIT = {"complete", "expected", "missing", "corrupt"}
 EVALUATE = {"model", "psnr", "ssim", "wpsnr", "cf_psnr", "voxels", "seconds"}
 MEASURED = {"frc_nm", "frc_along_nm", "fsc_nm", "rse", "rsp", "snr"}
 MODELS = {
-    "name", "arch", "factor", "trained_factors", "sections", "plane", "halo", "exact", "parameters",
+    "name", "arch", "factor", "trained_factors", "phase", "plane", "halo", "exact", "parameters",
     "trained_on", "licence",
 }  # fmt: skip
 
@@ -180,7 +180,7 @@ def test_models(run: Command) -> None:
     assert shipped["arch"] == "srunet"
     assert shipped["factor"] == [4, 1, 1]
     assert shipped["trained_factors"] == [4, 4]
-    assert (shipped["sections"], shipped["plane"]) == ("mean", "3d")
+    assert (shipped["phase"], shipped["plane"]) == ("mean", "3d")
     assert shipped["parameters"] > 0
     assert shipped["exact"] is True
     assert "BSD" in shipped["licence"] or "CC" in shipped["licence"]
@@ -197,7 +197,7 @@ def test_models_of_any_factor(
     assert row.keys() == MODELS
     assert row == {
         "name": "niiv-small", "arch": "niiv", "factor": ["any", 1, 1], "trained_factors": [2, 8],
-        "sections": "mean", "plane": "xz", "halo": [5, 0, 5], "exact": True,
+        "phase": "mean", "plane": "xz", "halo": [5, 0, 5], "exact": True,
         "parameters": row["parameters"], "trained_on": "nothing", "licence": "CC0-1.0",
     }  # fmt: skip
     assert row["parameters"] > 0
@@ -429,7 +429,7 @@ def test_the_submit_script(source: str, tmp_path: Path) -> None:
         )  # fmt: skip
     assert answer.returncode == 0, answer.stderr
     planned, reported = answer.stdout.splitlines()
-    assert "srunet-z4" in planned
+    assert "'srunet-z4'" in planned
     assert "'complete': True" in reported
     assert isochunk.audit(target).complete
     assert isochunk.open(target).spec.box.shape == (36, 64, 70)
