@@ -14,7 +14,7 @@ help:
 	@echo "make demo    anisotropic to isotropic on a synthetic volume, local files and local workers"
 	@echo "make test    all tests, and each benchmark once"
 	@echo "make check   lint and the tests that take seconds"
-	@echo "make lint    ruff and mypy"
+	@echo "make lint    ruff, its formatter and mypy"
 	@echo "make bench   measure the benchmarks"
 	@echo "make reliability  the fault tests, and their tables in docs/reliability.md"
 	@echo "make clean   remove what was set up and built"
@@ -51,6 +51,7 @@ check: lint
 
 lint: $(READY)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 bench: $(READY)

@@ -22,8 +22,14 @@ def null_plan(tmp_path: Path) -> Any:
     source = write_source(f"file://{tmp_path}/in", np.zeros((16, 512, 512), np.uint8), "8,8,8")
     return isochunk.plan(
         isochunk.Job(
-            source=source, target=f"{tmp_path}/out", model="identity", levels=1,
-            chunk=(16, 16, 16), shard="none", block=(16, 16, 16), overwrite=True,
+            source=source,
+            target=f"{tmp_path}/out",
+            model="identity",
+            levels=1,
+            chunk=(16, 16, 16),
+            shard="none",
+            block=(16, 16, 16),
+            overwrite=True,
         )
     )
 

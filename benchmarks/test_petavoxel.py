@@ -28,9 +28,7 @@ def petavoxel() -> Plan:
     zero = (Fraction(0), Fraction(0), Fraction(0))
     source = VolumeSpec("gs://b/em/", "precomputed", "uint8", "raw", zero, (level,))
     job = Job(source=source.url, target="gs://b/out", model="cubic", spacing="8,8,8")
-    found = Inputs(
-        source, interpolation_spec("cubic"), Intensity(), "gs://b/out/", "precomputed"
-    )
+    found = Inputs(source, interpolation_spec("cubic"), Intensity(), "gs://b/out/", "precomputed")
     return make_plan(job, found)
 
 

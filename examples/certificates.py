@@ -55,9 +55,7 @@ def main(folder):
     private = folder / "dask-key.pem"
     private.touch(mode=0o600)
     private.write_bytes(
-        key.private_bytes(
-            pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
+        key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     (folder / "dask.yaml").write_text(CONFIG.format(folder=folder.resolve()))
 

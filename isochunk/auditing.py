@@ -83,9 +83,7 @@ class AuditReport:
         }
 
 
-def audit_target(
-    auditor: Auditor, watch: Callable[[int], None] = lambda _: None
-) -> AuditReport:
+def audit_target(auditor: Auditor, watch: Callable[[int], None] = lambda _: None) -> AuditReport:
     """Read every block of every level and compare.
 
     Args:
@@ -200,9 +198,7 @@ class Auditor:
     def _exists(self, level: int, cell: Box) -> bool:
         return self.store.exists(object_key(self.plan.target, level, cell))
 
-    def _all(
-        self, block: Block, level: int, box: Box, kind: str, reason: str
-    ) -> Iterator[Hole]:
+    def _all(self, block: Block, level: int, box: Box, kind: str, reason: str) -> Iterator[Hole]:
         for cell in object_boxes(self.plan.target.levels[level], box):
             yield self._hole(block, level, cell, kind, reason)
 

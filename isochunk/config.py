@@ -195,9 +195,7 @@ def read_shape(value: str | Sequence[int], name: str) -> Triple:
     return (z, y, x)
 
 
-def read_shard(
-    value: str | Sequence[int], name: str
-) -> Triple | Literal["auto", "none"]:
+def read_shard(value: str | Sequence[int], name: str) -> Triple | Literal["auto", "none"]:
     """Read a shard shape, ``auto`` or ``none``."""
     if value in ("auto", "none"):
         return value  # type: ignore[return-value]

@@ -207,9 +207,7 @@ def block_spans(plan: Plan, number: int) -> Spans:
     by = finer(coarse.box, fine, coarse)[1]
     return [
         [(lo * p, min(hi * p, end)) for lo, hi in axis]
-        for axis, p, end in zip(
-            grid_spans(coarse, stage.block), by, fine.box.hi, strict=True
-        )
+        for axis, p, end in zip(grid_spans(coarse, stage.block), by, fine.box.hi, strict=True)
     ]
 
 

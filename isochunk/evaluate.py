@@ -251,9 +251,7 @@ def _predict(name: str, spec: ModelSpec, config: EvaluateConfig, source: Volume)
     return predict_volume(load(name, runtime), source, config.block)
 
 
-def _ceiling(
-    true: Voxels, factor: Factor, degradation: Degradation
-) -> tuple[float, float] | None:
+def _ceiling(true: Voxels, factor: Factor, degradation: Degradation) -> tuple[float, float] | None:
     """Estimate what noise lets no method exceed; known for sections that are means or samples."""
     if degradation == "psf" or factor[0] == 1:
         return None

@@ -89,9 +89,7 @@ class Box:
 
     def slices(self, origin: Triple) -> tuple[slice, slice, slice]:
         """Return the index of this box in an array whose first voxel is ``origin``."""
-        z, y, x = (
-            slice(a - o, b - o) for a, b, o in zip(self.lo, self.hi, origin, strict=True)
-        )
+        z, y, x = (slice(a - o, b - o) for a, b, o in zip(self.lo, self.hi, origin, strict=True))
         return z, y, x
 
     def __str__(self) -> str:

@@ -146,9 +146,7 @@ def fits_pooled(block: Triple, by: Triple, coarse: LevelSpec) -> bool:
     )
 
 
-def level(
-    index: int, box: Box, spacing: Spacing, wish: Layout, shard: Triple | None
-) -> LevelSpec:
+def level(index: int, box: Box, spacing: Spacing, wish: Layout, shard: Triple | None) -> LevelSpec:
     """Describe one level; its shard is cut to what the level's extent can fill.
 
     Raises:

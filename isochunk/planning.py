@@ -187,9 +187,7 @@ class Plan:
         total = 1
         for axis, start, stop, c in zip(self.source_spans(), box.lo, box.hi, chunk, strict=True):
             spans = ((max(lo, start) - start, min(hi, stop) - start) for lo, hi in axis)
-            total *= sum(
-                min(math.ceil(hi / c) * c, stop - start) - lo // c * c for lo, hi in spans
-            )
+            total *= sum(min(math.ceil(hi / c) * c, stop - start) - lo // c * c for lo, hi in spans)
         return total * self.source.itemsize, self.region.size * self.source.itemsize
 
     def source_spans(self) -> tuple[list[tuple[int, int]], ...]:
@@ -202,8 +200,7 @@ class Plan:
                 cut = Box(
                     triple(lo if a == axis else v for a, v in enumerate(grid.lo)),
                     triple(
-                        min(lo + block[axis], v) if a == axis else v
-                        for a, v in enumerate(grid.hi)
+                        min(lo + block[axis], v) if a == axis else v for a, v in enumerate(grid.hi)
                     ),
                 )
                 read = self.model.read_box(self.anchored(cut))
@@ -336,9 +333,7 @@ def placement(
         GeometryError: no whole voxel offset exists.
     """
     if format == "precomputed":
-        centred = [
-            c + s / 2 for c, s in zip(source.corner_nm, source.spacing, strict=True)
-        ]
+        centred = [c + s / 2 for c, s in zip(source.corner_nm, source.spacing, strict=True)]
         for position in (source.corner_nm, centred):
             steps = [p / s for p, s in zip(position, spacing, strict=True)]
             if all(step.denominator == 1 for step in steps):
@@ -352,9 +347,7 @@ def placement(
             )
     else:
         shift = sub((0, 0, 0), anchored.lo)
-    z, y, x = (
-        c - h * s for c, h, s in zip(source.corner_nm, shift, spacing, strict=True)
-    )
+    z, y, x = (c - h * s for c, h, s in zip(source.corner_nm, shift, spacing, strict=True))
     return shift, (z, y, x)
 
 

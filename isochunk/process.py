@@ -162,8 +162,6 @@ def write_block(plan: Plan, target: WritableVolume, block: Block, arrays: list[V
     return checksum(arrays[0])
 
 
-
-
 class Pipeline:
     """Runs a plan's blocks in one process, several in flight, one computing.
 

@@ -88,9 +88,7 @@ def status(url: str, endpoint_url: str | None = None) -> dict[str, Any]:
     }
 
 
-def watch(
-    url: str, every_s: float, endpoint_url: str | None = None
-) -> Iterator[dict[str, Any]]:
+def watch(url: str, every_s: float, endpoint_url: str | None = None) -> Iterator[dict[str, Any]]:
     """Yield the status of a target again and again, until it is complete or its run has ended.
 
     Each status but the first also tells ``blocks_per_s`` since the one before and ``left_s``, the

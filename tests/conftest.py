@@ -112,7 +112,10 @@ def client() -> Iterator[Client]:
     """A cluster of two worker processes."""
     with (
         LocalCluster(
-            n_workers=2, threads_per_worker=1, memory_limit=0, dashboard_address="127.0.0.1:0",
+            n_workers=2,
+            threads_per_worker=1,
+            memory_limit=0,
+            dashboard_address="127.0.0.1:0",
             silence_logs=False,  # else it silences the handlers with which tests read the log
         ) as cluster,
         Client(cluster, set_as_default=False) as client,

@@ -90,7 +90,8 @@ OPTIONS: dict[str, tuple[tuple[str, ...], str]] = {
         r"has factor 4 x 1 x 1 .* ask for 8 x 1 x 1; choose --spacing to match or another --model",
     ),
     "identity that should scale": (
-        ("--model", "identity", "--spacing=10,10,10"), r"identity.*\b4\b.*\b1\b"
+        ("--model", "identity", "--spacing=10,10,10"),
+        r"identity.*\b4\b.*\b1\b",
     ),
     "block that cuts a shard": (
         (*CUBIC, "--chunk=16,16,16", "--shard=32,32,32", "--block=32,48,32"),
@@ -109,10 +110,12 @@ OPTIONS: dict[str, tuple[tuple[str, ...], str]] = {
     "box beyond": ((*CUBIC, "--box=20:30,0:64,0:64"), r"outside.*--box 0:12,0:64,0:64 works"),
     "box that is no box": ((*CUBIC, "--box=0:12"), r"'0:12' cannot be read; write z0:z1"),
     "no room for a tile": (
-        (*CUBIC, "--memory=1MiB"), r"--memory is 1 MiB; raise --memory or choose a smaller --block"
+        (*CUBIC, "--memory=1MiB"),
+        r"--memory is 1 MiB; raise --memory or choose a smaller --block",
     ),
     "no room for a tile of a network": (
-        ("--model", "srunet-z4-small", "--memory=300MiB", *SMALL), r"one tile of model 'srunet.*MiB"
+        ("--model", "srunet-z4-small", "--memory=300MiB", *SMALL),
+        r"one tile of model 'srunet.*MiB",
     ),
     "memory that is no size": ((*CUBIC, "--memory=1.2.3GiB"), r"'1.2.3GiB'; write a size as 8GiB"),
     "no memory": ((*CUBIC, "--memory=0"), r"memory is .?0.*at least"),
@@ -120,13 +123,16 @@ OPTIONS: dict[str, tuple[tuple[str, ...], str]] = {
     "spacing of nothing": ((*CUBIC, "--spacing=0,10,10"), r"\b0\b"),
     "chunk of nothing": ((*CUBIC, "--chunk=0,16,16"), r"every axis must be at least 1"),
     "encoding of another format": (
-        (*CUBIC, "--format=precomputed", "--encoding=zstd"), r"precomputed.*zstd.*raw.*jpeg.*png"
+        (*CUBIC, "--format=precomputed", "--encoding=zstd"),
+        r"precomputed.*zstd.*raw.*jpeg.*png",
     ),
     "image encoding in zarr": (
-        (*CUBIC, "--format=ome-zarr", "--encoding=jpeg"), r"zarr.*jpeg.*raw.*zstd"
+        (*CUBIC, "--format=ome-zarr", "--encoding=jpeg"),
+        r"zarr.*jpeg.*raw.*zstd",
     ),
     "16 bits in JPEG": (
-        (*CUBIC, "--encoding=jpeg", "--dtype=uint16"), r"uint16 with encoding 'jpeg'"
+        (*CUBIC, "--encoding=jpeg", "--dtype=uint16"),
+        r"uint16 with encoding 'jpeg'",
     ),
     "unknown dtype": ((*CUBIC, "--dtype=float32"), r"'float32'.*uint8.*uint16"),
     "no workers": ((*CUBIC, "--workers=0"), r"workers is 0; it must be at least 1"),

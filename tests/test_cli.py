@@ -301,9 +301,7 @@ def test_progress_in_a_log_file(
     assert told[-1][0] == told[-1][1]
 
 
-def test_a_target_does_not_make_repair_run_code(
-    run: Command, source: str, tmp_path: Path
-) -> None:
+def test_a_target_does_not_make_repair_run_code(run: Command, source: str, tmp_path: Path) -> None:
     target, model = f"{tmp_path}/out", slow_model(tmp_path, 0)
     assert run("run", source, target, "--model", model, "--trust", *SMALL)["complete"]
     next(Path(target).rglob("*.shard")).unlink()

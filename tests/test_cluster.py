@@ -29,9 +29,7 @@ def source(tmp_path: Path) -> str:
 @pytest.mark.parametrize(
     "model", ["cubic", pytest.param("srunet-z4-small", marks=pytest.mark.slow)]
 )
-def test_two_processes_give_the_bytes_of_one(
-    client: Client, tmp_path: Path, model: str
-) -> None:
+def test_two_processes_give_the_bytes_of_one(client: Client, tmp_path: Path, model: str) -> None:
     source = write_source(f"file://{tmp_path}/in", noise((12, 96, 80)))
     options = {"source": source, "model": model, **BLOCKS}
     here = isochunk.run(isochunk.plan(isochunk.Job(target=f"{tmp_path}/one", **options)))
@@ -120,8 +118,13 @@ def test_client_memory_does_not_grow_with_the_number_of_blocks(
         )
         plan = isochunk.plan(
             isochunk.Job(
-                source=source, target=f"{tmp_path}/t-{name}", model="identity", levels=1,
-                chunk="16,16,16", shard="none", block="16,16,16",
+                source=source,
+                target=f"{tmp_path}/t-{name}",
+                model="identity",
+                levels=1,
+                chunk="16,16,16",
+                shard="none",
+                block="16,16,16",
             )
         )
         before, most = resident(), 0
@@ -145,7 +148,5 @@ def test_a_scheduler_that_does_not_answer(tmp_path: Path) -> None:
     source = write_source(f"file://{tmp_path}/in", noise((4, 32, 32)))
     begun = time.monotonic()
     address = "tcp://127.0.0.1:9"
-    command(
-        "run", source, f"{tmp_path}/out", "--model", "cubic", "--scheduler", address, code=2
-    )
+    command("run", source, f"{tmp_path}/out", "--model", "cubic", "--scheduler", address, code=2)
     assert time.monotonic() - begun < 120

@@ -50,7 +50,8 @@ BAD_FILES: dict[str, tuple[str, str]] = {
         r"unknown imag; .*KubeCluster takes .*custom_cluster_spec.* image,",
     ),
     "misspelt option of EC2": (
-        'kind = "ec2"\n[options]\ninstance = "x"', r"unknown instance; .* takes .*instance_type"
+        'kind = "ec2"\n[options]\ninstance = "x"',
+        r"unknown instance; .* takes .*instance_type",
     ),
     "misspelt option of this machine": (
         'kind = "local"\n[options]\nthread_per_worker = 1',
@@ -294,6 +295,6 @@ def test_another_model_at_the_same_path_when_repairing(tmp_path: Path) -> None:
     process = start("repair", target, "--model", model, "--trust", "--workers=2")
     _, err = process.communicate(timeout=120)
     assert process.returncode == 2, err.decode()
-    assert re.search(
-        r"has digest \w+ here but the job was planned with \w+; give", err.decode()
-    ), err.decode()
+    assert re.search(r"has digest \w+ here but the job was planned with \w+; give", err.decode()), (
+        err.decode()
+    )

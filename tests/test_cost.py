@@ -205,9 +205,7 @@ def plan_of(shape) -> Plan:
 
 def test_few_blocks_reach_all_octants() -> None:
     plan = plan_of((80, 80, 80))
-    middles = [
-        np.add(b.lo, 4) for b in (plan.block(0, i).write for i in spread_blocks(plan, 24))
-    ]
+    middles = [np.add(b.lo, 4) for b in (plan.block(0, i).write for i in spread_blocks(plan, 24))]
     assert len({tuple(m > 40) for m in middles}) == 8
     assert tuple(middles[0]) == (44, 44, 44)
 
@@ -324,9 +322,7 @@ def bucket_plan() -> Plan:
 def test_a_bill_is_the_sum_of_its_rows(measured: Calibration, prices: Prices) -> None:
     plan = bucket_plan()
     bill = estimate(plan, measured, prices)
-    assert bill.total == pytest.approx(
-        sum(row.quantity / row.per * row.price for row in bill.rows)
-    )
+    assert bill.total == pytest.approx(sum(row.quantity / row.per * row.price for row in bill.rows))
     voxels = 64**3
     assert bill.worker_hours * 3600 * measured.voxels_per_s == pytest.approx(voxels)
     assert bill.wall_s * measured.workers == pytest.approx(bill.worker_hours * 3600)
@@ -439,7 +435,5 @@ def test_grids_of_spans_match_blocks(tmp_path: Path) -> None:
     plan = isochunk.plan(job(tmp_path, box="1:30,7:100,0:96"))
     boxes = {plan.read_box(plan.block(0, i)) for i in range(plan.block_count(0))}
     spans = plan.source_spans()
-    assert boxes == {
-        Box(*zip(*ranges, strict=True)) for ranges in itertools.product(*spans)
-    }
+    assert boxes == {Box(*zip(*ranges, strict=True)) for ranges in itertools.product(*spans)}
     assert tuple(map(len, spans)) == grid_shape(plan.target.box.shape, plan.stages[0].block)

@@ -59,9 +59,7 @@ class Site:
 
 
 @pytest.fixture(params=["s3", "gs"])
-def site(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Site]:
+def site(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     kind: str = request.param
     bucket = request.getfixturevalue({"s3": "s3", "gs": "gcs"}[kind])
     server: ObjectServer = request.getfixturevalue({"s3": "s3_server", "gs": "gcs_server"}[kind])

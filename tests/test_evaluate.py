@@ -251,9 +251,7 @@ def test_signal_to_noise_against_a_background(tmp_path):
     voxels[16:20, :, :4] = np.tile([20, 24], 192).reshape(4, 24, 4)
     truth = write_source(f"{tmp_path}/truth", voxels, "10,10,10")
     url = write_source(f"{tmp_path}/made", voxels, "10,10,10")
-    config = EvaluateConfig(
-        truth, predictions=(url,), background=Box((16, 0, 0), (20, 24, 4))
-    )
+    config = EvaluateConfig(truth, predictions=(url,), background=Box((16, 0, 0), (20, 24, 4)))
     assert rows(config)[url].snr == pytest.approx((voxels[8:-8].max() - 22) / 2)
     with pytest.raises(UsageError, match=r"background .* must hold voxels and lie inside"):
         evaluate(replace(config, background=Box((0, 0, 0), (20, 24, 4))))

@@ -176,9 +176,7 @@ def client(cluster: clusters.Cluster) -> Iterator[Client]:
 
 
 @pytest.fixture(scope="module")
-def good(
-    tmp_path_factory: pytest.TempPathFactory, source: str, cluster: clusters.Cluster
-) -> Good:
+def good(tmp_path_factory: pytest.TempPathFactory, source: str, cluster: clusters.Cluster) -> Good:
     folder = tmp_path_factory.mktemp("good")
     case = Case(folder, source)
     with Client(cluster.address, set_as_default=False) as client:
@@ -349,9 +347,7 @@ LASTING = {
 
 
 @pytest.mark.parametrize("fault", LASTING)
-def test_faults_that_stay(
-    case: Case, client: Client, good: Good, row: Row, fault: str
-) -> None:
+def test_faults_that_stay(case: Case, client: Client, good: Good, row: Row, fault: str) -> None:
     method, says, then = LASTING[fault]
     plan = isochunk.plan(case.job(method, ALWAYS))
     assert plan.block(0, MARKED_BLOCK).write.lo == (32, 64, 64)

@@ -328,9 +328,14 @@ def small_disk(folder: Path, size: int) -> Iterator[Callable[[], None]]:
     )
     if mounted.returncode == 0:
         try:
-            yield lambda: subprocess.run(
-                [mount, "-o", f"remount,size={64 * size}", str(folder)], check=True
-            ) and None
+            yield (
+                lambda: (
+                    subprocess.run(
+                        [mount, "-o", f"remount,size={64 * size}", str(folder)], check=True
+                    )
+                    and None
+                )
+            )
         finally:
             subprocess.run(["umount", str(folder)], check=True)
         return

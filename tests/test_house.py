@@ -174,9 +174,7 @@ def test_the_version_is_in_one_place():
 
 def test_floors_in_the_project_and_pins_in_the_constraints():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    for requirement in chain(
-        project["dependencies"], *project["optional-dependencies"].values()
-    ):
+    for requirement in chain(project["dependencies"], *project["optional-dependencies"].values()):
         name = re.fullmatch(r"([\w.-]+)(?:\[[\w,]+\])?>=[\d.]+", requirement)
         assert name, f"{requirement} is more than a floor"
         assert normal(name.group(1)) in pins(), f"{requirement} has no pin in constraints.txt"
@@ -208,11 +206,15 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path):
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
-def test_ruff():
+@pytest.mark.parametrize("command", ["check --output-format=concise", "format --check"])
+def test_ruff(command):
     done = subprocess.run(
-        [sys.executable, "-m", "ruff", "check", "--no-cache", "--output-format=concise", "."],
-        capture_output=True, text=True, check=False, cwd=ROOT,
-    )  # fmt: skip
+        [sys.executable, "-m", "ruff", *command.split(), "--no-cache", "."],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
     assert done.returncode == 0, done.stdout
 
 

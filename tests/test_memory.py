@@ -181,9 +181,7 @@ class Repeat(torch.nn.Module):
 
 def repeating(limit: int, halo: int, alignment: int, shape: Any = None) -> TorchPredictor:
     one = Fraction(1)
-    spec = ModelSpec(
-        "repeat", "module", (Fraction(4), one, one), (halo,) * 3, (alignment,) * 3
-    )
+    spec = ModelSpec("repeat", "module", (Fraction(4), one, one), (halo,) * 3, (alignment,) * 3)
     engine = SameSizeEngine(Repeat(limit), spec, shape)
     return TorchPredictor(spec, engine, torch.device("cpu"), "fp32", Intensity(), (64, 64, 64))
 

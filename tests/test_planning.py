@@ -46,9 +46,7 @@ def plan(source: VolumeSpec, model: str = "cubic", **options: object) -> Plan:
     job = Job(source=source.url, target="out", model=model, **options)  # type: ignore[arg-type]
     target = "zarr3" if job.format == "ome-zarr" else "precomputed"
     spec = interpolation_spec(model)
-    return make_plan(
-        job, Inputs(source, spec, Intensity(), "file:///out/", target)
-    )
+    return make_plan(job, Inputs(source, spec, Intensity(), "file:///out/", target))
 
 
 extents = st.tuples(*[st.integers(1, 300)] * 3)
@@ -93,9 +91,7 @@ def test_blocks_write_whole_objects_of_every_level_exactly_once(
         assert (count == 1).all()
         for number in stage.writes:
             level = levels[number]
-            by = tuple(
-                int(c / f) for c, f in zip(level.spacing, first.spacing, strict=True)
-            )
+            by = tuple(int(c / f) for c, f in zip(level.spacing, first.spacing, strict=True))
             for axis in range(3):
                 step, end = stage.block[axis], first.box.hi[axis]
                 for edge in range(first.box.lo[axis] + step, end, step):

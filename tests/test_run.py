@@ -178,9 +178,7 @@ def test_audit_names_the_holes_and_repair_mends_only_them(source: str, tmp_path:
     gone.unlink()
     noisy.write_bytes(noise((noisy.stat().st_size, 1, 1)).tobytes())
     small.unlink()
-    untouched = {
-        f: f.stat().st_mtime_ns for f in target.rglob("*") if f.is_file() and f != noisy
-    }
+    untouched = {f: f.stat().st_mtime_ns for f in target.rglob("*") if f.is_file() and f != noisy}
     audited = isochunk.audit(str(target)).summary()
     assert not audited["complete"]
     assert sorted(h["object"] for h in audited["missing"]) == sorted(
@@ -248,9 +246,7 @@ def test_records_and_provenance(source: str, tmp_path: Path) -> None:
 def test_a_model_of_the_users_own(source: str, tmp_path: Path) -> None:
     model = slow_model(tmp_path, 0)
     target = f"{tmp_path}/out"
-    report = isochunk.run(
-        isochunk.plan(job(source, target, model=model, trust=True, **BLOCKS))
-    )
+    report = isochunk.run(isochunk.plan(job(source, target, model=model, trust=True, **BLOCKS)))
     assert report.complete, report.errors
     np.testing.assert_array_equal(read_all(target), noise(SHAPE).repeat(4, 0))
 

@@ -87,9 +87,7 @@ def test_it_beats_interpolation_at_other_contrasts(
         voxels = voxels.astype(np.uint16) * 90 + 3000
     truth = write_source(f"{tmp_path}/changed", voxels, "10,10,10")
     factor, degradation, gain = GAINS[name][0]
-    found = rows(
-        EvaluateConfig(truth, (name,), factor=Fraction(factor), degradation=degradation)
-    )
+    found = rows(EvaluateConfig(truth, (name,), factor=Fraction(factor), degradation=degradation))
     least = gain / 2 if degradation == "skip" else max(gain / 2, 0.7)
     assert found[name].psnr > max(found["linear"].psnr, found["cubic"].psnr) + least
 

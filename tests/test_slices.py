@@ -148,9 +148,7 @@ PLANES = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "spacing", "plane"), PLANES)
-def test_axial_blocks_equal_the_whole(
-    tmp_path: Path, name: str, spacing: str, plane: str
-) -> None:
+def test_axial_blocks_equal_the_whole(tmp_path: Path, name: str, spacing: str, plane: str) -> None:
     network = network_of(SMALL[name])
     save(tmp_path / "m", network, Card(name, "none", "nothing"))
     voxels = tissue((5, 21, 26), "uint8")

@@ -184,9 +184,7 @@ def test_a_client_that_is_a_job(site: Slurm, tmp_path: Path, source: str, check:
     """One is killed at its wall time and submitted again; one goes back to the queue by itself."""
 
     def submit(case: Case, *options: str) -> str:
-        return site.submit(
-            f"--chdir={case.folder}", *options, f"{DEPLOY}/job.sh", *case.arguments
-        )
+        return site.submit(f"--chdir={case.folder}", *options, f"{DEPLOY}/job.sh", *case.arguments)
 
     def log(number: str) -> str:
         return Path(site.job(number)["StdOut"]).read_text()

@@ -242,6 +242,7 @@ def test_signatures_are_stripped_from_texts():
 
 # cloud-volume reads what tensorstore does not.
 
+
 @pytest.mark.parametrize("encoding", ["compresso", "crackle"])
 @pytest.mark.parametrize("place", ["file", "s3", "http"])
 def test_encodings_of_cloudvolume(request, tmp_path, encoding, place):

@@ -25,9 +25,7 @@ def test_any_box_is_cut_from_the_same_volume(whole, data):
     lo = [data.draw(st.integers(0, n - 1)) for n in WHOLE_SHAPE]
     hi = [data.draw(st.integers(a + 1, n)) for a, n in zip(lo, WHOLE_SHAPE, strict=True)]
     index = tuple(map(slice, lo, hi))
-    part = synthetic_em(
-        tuple(np.subtract(hi, lo)), seed=3, origin=tuple(np.add(lo, WHOLE_ORIGIN))
-    )
+    part = synthetic_em(tuple(np.subtract(hi, lo)), seed=3, origin=tuple(np.add(lo, WHOLE_ORIGIN)))
     np.testing.assert_array_equal(part, whole[index])
 
 

@@ -6,9 +6,7 @@ import isochunk
 
 if __name__ == "__main__":
     cluster, source, target, model = sys.argv[1:]
-    job = isochunk.Job(
-        source=source, target=target, model=model, cluster=cluster, memory="12GiB"
-    )
+    job = isochunk.Job(source=source, target=target, model=model, cluster=cluster, memory="12GiB")
     plan = isochunk.plan(job)
     print(plan.summary())
     report = isochunk.run(plan)

@@ -173,9 +173,7 @@ class DaskBackend:
         """Worker processes now, at least 1."""
         return max(1, len(self.client.nthreads()))
 
-    def map(
-        self, tasks: Iterator[BlockTask], notify: Notify
-    ) -> Iterator[Reports]:
+    def map(self, tasks: Iterator[BlockTask], notify: Notify) -> Iterator[Reports]:
         """Keep a few tasks a worker in flight; see :class:`Flock` for what goes wrong.
 
         Raises:

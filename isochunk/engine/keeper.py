@@ -74,9 +74,7 @@ class Keeper(Adaptive):
     never asked for again, nor a job of several processes once it is lost.
     """
 
-    def __init__(
-        self, cluster: SpecCluster, minimum: float = 0, maximum: float = math.inf
-    ) -> None:
+    def __init__(self, cluster: SpecCluster, minimum: float = 0, maximum: float = math.inf) -> None:
         """Look after a cluster; how many workers there are to be, its own plan says."""
         super().__init__(cluster, interval=LOOK)
         self.cluster: SpecCluster = cluster

@@ -48,9 +48,7 @@ class Backend(Protocol):
         """Worker processes now."""
         ...
 
-    def map(
-        self, tasks: Iterator[BlockTask], notify: Notify
-    ) -> Iterator[Reports]:
+    def map(self, tasks: Iterator[BlockTask], notify: Notify) -> Iterator[Reports]:
         """Run tasks through a sliding window; yield reports; empty ones while waiting."""
         ...
 

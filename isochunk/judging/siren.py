@@ -47,9 +47,7 @@ class Siren(nn.Module):
         super().__init__()
         self.omega = config.omega
         widths = [axes, *(config.width,) * (config.layers + 1), 1]
-        self.layers = nn.ModuleList(
-            nn.Linear(a, b) for a, b in pairwise(widths)
-        )
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         with torch.no_grad():
             for place, (layer, fan) in enumerate(zip(self.layers.children(), widths, strict=False)):
                 spread = 1 / fan if place == 0 else math.sqrt(6 / fan) / config.omega

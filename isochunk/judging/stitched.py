@@ -58,9 +58,7 @@ class SeamError:
 PAPER = StitchConfig()
 
 
-def stitched(
-    sharpen: Sharpen, section: Image, factor: int, config: StitchConfig = PAPER
-) -> Image:
+def stitched(sharpen: Sharpen, section: Image, factor: int, config: StitchConfig = PAPER) -> Image:
     """Restore a section tile by tile and blur the seams.
 
     Args:
@@ -147,9 +145,7 @@ def _tile(factor: int, config: StitchConfig) -> tuple[int, int]:
     return tile, trim
 
 
-def _blurred(
-    image: Image, lines: tuple[list[int], list[int]], blur: tuple[float, int]
-) -> Image:
+def _blurred(image: Image, lines: tuple[list[int], list[int]], blur: tuple[float, int]) -> Image:
     """Blur strips along seams, those along x last; each strip by itself, as the authors do."""
     sigma, reach = blur
     for axis, places in ((1, lines[1]), (0, lines[0])):

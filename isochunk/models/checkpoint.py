@@ -48,9 +48,7 @@ class Card:
     """Training record: recipe, steps, seed, figures reached; anything JSON holds."""
 
 
-def save(
-    folder: Path, network: Network, card: Card, counted: Cost | None = None
-) -> ModelSpec:
+def save(folder: Path, network: Network, card: Card, counted: Cost | None = None) -> ModelSpec:
     """Write a checkpoint; each file appears whole or not at all, ``model.json`` last.
 
     Args:

@@ -147,9 +147,7 @@ def object_boxes(level: LevelSpec, box: Box) -> Iterator[Box]:
         for y in range(first[1], last[1] + 1):
             for x in range(first[2], last[2] + 1):
                 index = (z, y, x)
-                lo = triple(
-                    o + i * n for o, i, n in zip(level.box.lo, index, shape, strict=True)
-                )
+                lo = triple(o + i * n for o, i, n in zip(level.box.lo, index, shape, strict=True))
                 yield Box.from_shape(shape, lo) & level.box
 
 

@@ -265,4 +265,3 @@ def open_store(url: str, access: Access | None = None) -> Store:
     if location.scheme == "graphene":
         raise UsageError(f"{location.url} has no objects; a graphene volume is a source only")
     return Store(location, access or Access())
-

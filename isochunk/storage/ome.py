@@ -128,9 +128,7 @@ def check_axes(url: str, names: tuple[str, ...], shape: tuple[int, ...]) -> None
         )
 
 
-def level_spec(
-    path: str, array: ArrayMeta, names: tuple[str, ...], spacing: Spacing
-) -> LevelSpec:
+def level_spec(path: str, array: ArrayMeta, names: tuple[str, ...], spacing: Spacing) -> LevelSpec:
     """Describe one array as a level, in z, y, x order."""
     order = [names.index(axis) for axis in AXES]
     shard = None if array.shard is None else triple(array.shard[i] for i in order)
@@ -220,5 +218,3 @@ def group_files(spec: VolumeSpec, attributes: JsonObject) -> dict[str, bytes]:
         ".zattrs": json.dumps(content, indent=1).encode(),
         ".zgroup": json.dumps({"zarr_format": 2}).encode(),
     }
-
-

@@ -136,9 +136,7 @@ class TensorStoreVolume:
             if level not in self._views:
                 spec = self._array_json(self._spec.levels[level])
                 doing = f"opening level {level} of"
-                array = self._store.wait(
-                    lambda: ts.open(spec, context=self._store.context), doing
-                )
+                array = self._store.wait(lambda: ts.open(spec, context=self._store.context), doing)
                 self._views[level] = _zyx(array, self._axes)
             return self._views[level]
 

@@ -64,9 +64,7 @@ class TensorStoreTarget(TensorStoreVolume):
         view = self.view(level)
         return self._store.start(lambda: part_of(view, box).write(voxels), doing)
 
-    def _start_padded(
-        self, box: Box, voxels: Voxels, level: int, doing: str
-    ) -> Callable[[], None]:
+    def _start_padded(self, box: Box, voxels: Voxels, level: int, doing: str) -> Callable[[], None]:
         """Write zarr objects in full, as they are stored.
 
         Told of clipped ones, tensorstore would read each object at the end of the array back
@@ -80,9 +78,7 @@ class TensorStoreTarget(TensorStoreVolume):
             voxels = np.pad(voxels, [(0, m) for m in margin])
         return self._store.start(lambda: part_of(view, whole).write(voxels), doing)
 
-    def _start_shards(
-        self, box: Box, voxels: Voxels, level: int, doing: str
-    ) -> Callable[[], None]:
+    def _start_shards(self, box: Box, voxels: Voxels, level: int, doing: str) -> Callable[[], None]:
         """Write precomputed shards; black ones are deleted here, tensorstore would keep them."""
         view = self.view(level)
         black, started = [], []

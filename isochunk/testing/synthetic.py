@@ -99,9 +99,7 @@ def _grey(box: Box, sizes: NDArray[np.float64], seed: int) -> Field:
     axes = [
         (np.arange(a, b) + 0.5) * size for a, b, size in zip(box.lo, box.hi, sizes, strict=True)
     ]
-    membrane = np.maximum(
-        *(_sheet(axes, bend, seed * 8 + i) for i, bend in enumerate(NEURITE_NM))
-    )
+    membrane = np.maximum(*(_sheet(axes, bend, seed * 8 + i) for i, bend in enumerate(NEURITE_NM)))
     grey = CYTOPLASM + 14 * _smooth(axes, 900.0, seed * 8 + 2) + MEMBRANE * membrane
     grey += 9 * _smooth(axes, 34.0, seed * 8 + 3)
     crowd = _smooth(axes, 650.0, seed * 8 + 4) > 0.35  # noqa: PLR2004
@@ -182,9 +180,7 @@ def _vesicles(axes: list[NDArray[np.float64]], seed: int) -> Field:
     return _ramp(np.float32(1.5) - wall / np.float32(6))
 
 
-def _add_mitochondria(
-    grey: Field, box: Box, sizes: NDArray[np.float64], seed: int
-) -> None:
+def _add_mitochondria(grey: Field, box: Box, sizes: NDArray[np.float64], seed: int) -> None:
     """Draw ellipsoids with a dark wall, a grey matrix and cristae over what is there."""
     across, along = MITOCHONDRION_NM
     for centre, direction in _scattered(box, sizes, seed):

@@ -180,9 +180,7 @@ def turn(patch: Patch, rng: np.random.Generator) -> Patch:
     return patch.transpose(0, 2, 1) if transpose else patch
 
 
-def rotate(
-    patch: Patch, side: int, augmentation: Augmentation, rng: np.random.Generator
-) -> Patch:
+def rotate(patch: Patch, side: int, augmentation: Augmentation, rng: np.random.Generator) -> Patch:
     """Turn and magnify sections about their middle, all alike, by linear interpolation.
 
     Args:

@@ -217,9 +217,7 @@ class Progress:
     def __init__(self, first: int, steps: int, *, shown: bool) -> None:
         """Start at a step."""
         self._first, self._steps, self._shown = first, steps, shown
-        self._bar = tqdm(
-            total=steps, initial=first, unit="step", disable=None if shown else True
-        )
+        self._bar = tqdm(total=steps, initial=first, unit="step", disable=None if shown else True)
         self._started = self._line = time.monotonic()
 
     def __call__(self, step: int, loss: float, best_psnr: float) -> None:

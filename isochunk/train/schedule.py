@@ -50,7 +50,8 @@ def spans(config: TrainConfig) -> tuple[Span, ...]:
     weights = [stage.share / stage.batch for stage in stages]
     ends = [round(config.steps * part / sum(weights)) for part in accumulate(weights)]
     return tuple(
-        Span(stage, first, stop) for stage, first, stop in zip(stages, [0, *ends], ends)  # noqa: B905
+        Span(stage, first, stop)
+        for stage, first, stop in zip(stages, [0, *ends], ends)  # noqa: B905
     )
 
 
