@@ -94,10 +94,17 @@ def bare(work: Path, tile: Triple) -> dict[str, float]:
 def job(work: Path, target: Path, **options: Any) -> isochunk.Job:
     """Return the conversion as an isochunk job."""
     return isochunk.Job(
-        source=f"{work}/source.zarr", target=f"zarr3://{target}", model=str(work / "model"),
-        encoding="raw", chunk=(CHUNK,) * 3, shard=(SHARD,) * 3, levels=1,
-        block=(256, 256, 256), memory="10GiB", **options,
-    )  # fmt: skip
+        source=f"{work}/source.zarr",
+        target=f"zarr3://{target}",
+        model=str(work / "model"),
+        encoding="raw",
+        chunk=(CHUNK,) * 3,
+        shard=(SHARD,) * 3,
+        levels=1,
+        block=(256, 256, 256),
+        memory="10GiB",
+        **options,
+    )
 
 
 def isochunk_local(work: Path, target: Path) -> dict[str, float]:
@@ -206,9 +213,13 @@ def map_overlap(work: Path, target: Path, block: int) -> dict[str, float]:
     empty = np.empty((0, 0, 0), np.uint8)
     result = da.map_blocks(predict, padded, chunks=chunks, dtype="uint8", meta=empty)
     store = zarr.create_array(
-        str(target / "s0"), shape=(shape[0] * FACTOR, *shape[1:]), dtype="uint8",
-        chunks=(CHUNK,) * 3, shards=(SHARD,) * 3, compressors=None,
-    )  # fmt: skip
+        str(target / "s0"),
+        shape=(shape[0] * FACTOR, *shape[1:]),
+        dtype="uint8",
+        chunks=(CHUNK,) * 3,
+        shards=(SHARD,) * 3,
+        compressors=None,
+    )
     start = time.perf_counter()
     with dask.config.set(scheduler="threads"):
         result.to_zarr(store)

@@ -89,8 +89,10 @@ def one_run(bucket: str, upstream: str, latency_s: float, model: str) -> dict[st
     with slow_server(upstream, latency_s) as (url, requests):
         done = subprocess.run(
             [sys.executable, __file__, "--measure", f"{bucket}/in", target, model],
-            env={**os.environ, "AWS_ENDPOINT_URL": url}, check=True, stdout=subprocess.PIPE,
-        )  # fmt: skip
+            env={**os.environ, "AWS_ENDPOINT_URL": url},
+            check=True,
+            stdout=subprocess.PIPE,
+        )
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return {**result, "requests": requests[0]}
 

@@ -52,10 +52,15 @@ def null_job(folder: Path, kind: str, blocks: int) -> isochunk.Job:
     source = empty_volume(f"file://{folder}/source.zarr", volume, 8)
     mask = empty_volume(f"file://{folder}/mask.zarr", (10, side, side), 8 * BLOCK)
     return isochunk.Job(
-        source=source, target=f"{folder}/out", model="identity", levels=1,
-        chunk=(BLOCK,) * 3, shard="none", block=(BLOCK,) * 3,
+        source=source,
+        target=f"{folder}/out",
+        model="identity",
+        levels=1,
+        chunk=(BLOCK,) * 3,
+        shard="none",
+        block=(BLOCK,) * 3,
         mask=mask if kind == "masked" else None,
-    )  # fmt: skip
+    )
 
 
 def null_blocks(folder: Path, kind: str, blocks: int) -> dict[str, Any]:
@@ -103,9 +108,13 @@ def volume(folder: Path, times: int) -> dict[str, Any]:
         box = Box((0, 0, 256 * i), (32, 256, 256 * (i + 1)))
         target.write(box, part)
     job = isochunk.Job(
-        source=source, target=f"{folder}/out", model="srunet-z4-small", memory="3GiB",
-        shard="128,128,128", block="128,128,128",
-    )  # fmt: skip
+        source=source,
+        target=f"{folder}/out",
+        model="srunet-z4-small",
+        memory="3GiB",
+        shard="128,128,128",
+        block="128,128,128",
+    )
     plan = isochunk.plan(job)
     report = isochunk.run(plan)
     assert report.complete

@@ -138,9 +138,14 @@ def sleeping_job(folder: Path, blocks: int) -> isochunk.Job:
     volume = create_volume(VolumeSpec(source, "zarr3", "uint8", "raw", zero, (level,)))
     volume.write(level.box, np.random.default_rng(0).integers(1, 256, shape, np.uint8))
     return isochunk.Job(
-        source=source, target=f"{folder}/out", model="nearest", levels=1,
-        chunk=(BLOCK,) * 3, shard="none", block=(BLOCK,) * 3,
-    )  # fmt: skip
+        source=source,
+        target=f"{folder}/out",
+        model="nearest",
+        levels=1,
+        chunk=(BLOCK,) * 3,
+        shard="none",
+        block=(BLOCK,) * 3,
+    )
 
 
 def measure(folder: Path, workers: int, tasks: int, hosts: int, task_s: float) -> dict[str, Any]:

@@ -24,9 +24,12 @@ from isochunk.train.sources import use_volume, with_factors
 STEPS = 4
 VOLUME = Path(__file__).resolve().parents[2] / "shared" / "data" / "medulla_fibsem_448.ome.zarr"
 NIIV = {
-    "mode": "supervised", "factor": "2,5/2,4,8", "patch": [64, 1, 64], "batch": 4,
+    "mode": "supervised",
+    "factor": "2,5/2,4,8",
+    "patch": [64, 1, 64],
+    "batch": 4,
     "network": {"blocks": 6},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("arch", ["srunet", "niiv"])

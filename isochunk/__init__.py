@@ -26,7 +26,7 @@ _LAZY = {
 }
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever the API holds
+def __getattr__(name: str) -> Any:
     """Bring in torch, tensorstore and dask only when something is done with them."""
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

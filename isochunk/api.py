@@ -123,8 +123,11 @@ def _warn_beyond_training(model: ModelSpec) -> None:
     if model.taught is not None and not model.taught[0] <= factor <= model.taught[1]:
         log.warning(
             "model %s was trained for factors %s to %s, and is asked for %s; look at the result "
-            "closely", model.name, *model.taught, factor,
-        )  # fmt: skip
+            "closely",
+            model.name,
+            *model.taught,
+            factor,
+        )
 
 
 def target_place(job: Job) -> tuple[str, Format]:

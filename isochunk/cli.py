@@ -335,13 +335,20 @@ def add_training(add: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("--truth", required=True, help="isotropic volume")
     sub.add_argument("--model", dest="models", action="append", default=[], help="repeat for more")
     sub.add_argument(
-        "--prediction", dest="predictions", action="append", default=[],
+        "--prediction",
+        dest="predictions",
+        action="append",
+        default=[],
         help="volume restored elsewhere, on the truth's grid; repeat for more",
-    )  # fmt: skip
+    )
     sub.add_argument(
-        "--reference", dest="references", action="append", default=[],
-        choices=("dictionary", "siren", "stitched"), help="published method; repeat for more",
-    )  # fmt: skip
+        "--reference",
+        dest="references",
+        action="append",
+        default=[],
+        choices=("dictionary", "siren", "stitched"),
+        help="published method; repeat for more",
+    )
     for name, text in EVALUATE_OPTIONS.items():
         sub.add_argument(f"--{name}", help=text, choices=EVALUATE_CHOICES.get(name))
     sub.add_argument("--trust", action="store_true", help=JOB_SWITCHES["trust"])

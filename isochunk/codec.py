@@ -18,7 +18,7 @@ from isochunk.errors import UsageError
 T = TypeVar("T")
 
 
-def to_json(value: Any) -> Any:  # noqa: ANN401 - any of the values the specs are made of
+def to_json(value: Any) -> Any:
     """Turn a dataclass, or a value inside one, into JSON values."""
     if is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_json(getattr(value, f.name)) for f in fields(value)}
@@ -29,7 +29,7 @@ def to_json(value: Any) -> Any:  # noqa: ANN401 - any of the values the specs ar
     return value
 
 
-def from_json(kind: type[T], data: Any) -> T:  # noqa: ANN401 - parsed JSON
+def from_json(kind: type[T], data: Any) -> T:
     """Read a dataclass written by :func:`to_json`.
 
     Raises:
@@ -39,7 +39,7 @@ def from_json(kind: type[T], data: Any) -> T:  # noqa: ANN401 - parsed JSON
     return result
 
 
-def _read(kind: Any, data: Any, where: str) -> Any:  # noqa: ANN401, PLR0911
+def _read(kind: Any, data: Any, where: str) -> Any:  # noqa: PLR0911
     if is_dataclass(kind) and isinstance(kind, type):
         hints = typing.get_type_hints(kind)
         names = {f.name for f in fields(kind)}

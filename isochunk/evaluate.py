@@ -137,9 +137,13 @@ def judge(config: EvaluateConfig, truth: Volume) -> Evaluation:
         cubic = predicted if cubic is None else cubic
         ground = None if background is None else predicted[background]
         voxels = Measured(
-            true[where], predicted, cubic, ground, float(truth.spec.spacing.x),
+            true[where],
+            predicted,
+            cubic,
+            ground,
+            float(truth.spec.spacing.x),
             "x" if factor[0] == 1 else "z",
-        )  # fmt: skip
+        )
         judged[name] = measure(name, voxels, seconds)
     return Evaluation(
         judged=tuple(judged[name] for name in restorers),

@@ -243,10 +243,14 @@ def require_same_shape(a: Array, b: Array) -> None:
 def _similarity(a: Array, b: Array, data_range: float) -> float:
     return float(
         structural_similarity(  # type: ignore[no-untyped-call]
-            a.astype(np.float64), b.astype(np.float64), data_range=data_range,
-            gaussian_weights=True, sigma=SSIM_SIGMA, use_sample_covariance=False,
+            a.astype(np.float64),
+            b.astype(np.float64),
+            data_range=data_range,
+            gaussian_weights=True,
+            sigma=SSIM_SIGMA,
+            use_sample_covariance=False,
         )
-    )  # fmt: skip
+    )
 
 
 def _require_window(truth: Array, prediction: Array, plane: ImagePlane) -> None:

@@ -39,9 +39,18 @@ JOB_SWITCHES: Mapping[str, str] = {
 """Options of plan and run without a value."""
 
 RUN_FIELDS = (
-    "model", "device", "memory", "device-memory", "timeout", "requests", "slow-start", "workers",
-    "scheduler", "cluster", "trust",
-)  # fmt: skip
+    "model",
+    "device",
+    "memory",
+    "device-memory",
+    "timeout",
+    "requests",
+    "slow-start",
+    "workers",
+    "scheduler",
+    "cluster",
+    "trust",
+)
 """Fields of Job that a repair may change: none of them changes the output."""
 
 INTEGERS = ("levels", "workers", "requests")

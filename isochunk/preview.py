@@ -98,7 +98,7 @@ class PreviewVolume:
 class _PreviewHandler(LinkHandler):
     """GET on the objects of a preview."""
 
-    def __init__(self, volume: PreviewVolume, secret: str, *request: Any) -> None:  # noqa: ANN401
+    def __init__(self, volume: PreviewVolume, secret: str, *request: Any) -> None:
         self.volume = volume
         super().__init__(secret, *request)
 
@@ -121,9 +121,15 @@ class _PreviewHandler(LinkHandler):
 def preview_job(job: Job) -> Job:
     """Return the job whose target is only ever looked at."""
     return replace(
-        job, format="precomputed", encoding="raw", chunk=CHUNK, shard="none", block=None,
-        levels=None, dtype=None,
-    )  # fmt: skip
+        job,
+        format="precomputed",
+        encoding="raw",
+        chunk=CHUNK,
+        shard="none",
+        block=None,
+        levels=None,
+        dtype=None,
+    )
 
 
 @contextmanager

@@ -81,7 +81,7 @@ class LinkHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = 60
 
-    def __init__(self, secret: str, *request: Any) -> None:  # noqa: ANN401
+    def __init__(self, secret: str, *request: Any) -> None:
         """Answer one connection."""
         self.secret = secret
         super().__init__(*request)
@@ -104,7 +104,7 @@ class LinkHandler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: ANN401
+    def log_message(self, format: str, *args: Any) -> None:
         """Keep requests out of the terminal and the secret out of logs."""
         logger.debug("served: %s %s", self.command, " ".join(map(str, args[1:])))
 
@@ -135,7 +135,7 @@ def serving(handler: Callable[..., LinkHandler], port: int = 0) -> Iterator[str]
 class _FileHandler(LinkHandler):
     """GET and HEAD on the files below one folder, whole or one range of bytes."""
 
-    def __init__(self, root: Path, secret: str, *request: Any) -> None:  # noqa: ANN401
+    def __init__(self, root: Path, secret: str, *request: Any) -> None:
         self.root = root
         super().__init__(secret, *request)
 
@@ -193,7 +193,7 @@ class _Server(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
+    def handle_error(self, request: Any, client_address: Any) -> None:
         """Log what the base class would print: browsers drop requests whenever one looks away."""
         logger.debug("connection lost", exc_info=True)
 
@@ -222,7 +222,7 @@ def byte_range(header: str | None, size: int) -> tuple[int, int, HTTPStatus]:
 class RunningViewer:
     """Volumes open in neuroglancer until :meth:`close`, or the end of a ``with`` block."""
 
-    def __init__(self, url: str, client: Any, resources: ExitStack) -> None:  # noqa: ANN401
+    def __init__(self, url: str, client: Any, resources: ExitStack) -> None:
         """Hold what has to stay alive.
 
         Args:
@@ -300,7 +300,7 @@ def _reachable(layer: Layer, resources: ExitStack) -> Layer:
     return replace(layer, spec=replace(layer.spec, url=server.url))
 
 
-def _local_client(state: JsonObject) -> Any:  # noqa: ANN401 - neuroglancer has no annotations
+def _local_client(state: JsonObject) -> Any:
     try:
         import neuroglancer
     except ImportError as error:

@@ -184,9 +184,12 @@ class ModelSpec:
         """Fix the factor of a network that aligns and pads slices on the target grid along z."""
         z = math.ceil((self.halo[0] + self.alignment[0] - 1) / factor[0]) + INTERPOLATION_REACH
         return replace(
-            self, factor=factor, halo=(z, *self.halo[1:]), alignment=(1, *self.alignment[1:]),
+            self,
+            factor=factor,
+            halo=(z, *self.halo[1:]),
+            alignment=(1, *self.alignment[1:]),
             grid="source",
-        )  # fmt: skip
+        )
 
     def on_plane(self, plane: Plane) -> ModelSpec:
         """Run a network for slices on others: ``xz``, ``yz``, or the mean of both.

@@ -31,7 +31,7 @@ def as_table(rows: Sequence[Mapping[str, Any]], indent: str) -> str:
     )
 
 
-def as_word(value: Any) -> str:  # noqa: ANN401 - any JSON value
+def as_word(value: Any) -> str:
     """Write a value on one line; what there is none of is a dash."""
     if isinstance(value, list):
         return ", ".join(map(as_word, value))

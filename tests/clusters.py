@@ -50,22 +50,46 @@ def cluster(folder: Path, workers: int = 2) -> Iterator[Cluster]:
         log = closing.enter_context((folder / f"{name}.log").open("ab"))
         process = subprocess.Popen(
             [sys.executable, "-m", "dask", *arguments],
-            env=environment, stdout=log, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
         closing.callback(end_family, process)
         return process
 
     with ExitStack() as closing:
         address = f"tcp://127.0.0.1:{port}"
-        made = Cluster(address, start(
-            "scheduler", "scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard",
-        ))  # fmt: skip
+        made = Cluster(
+            address,
+            start(
+                "scheduler",
+                "scheduler",
+                "--host",
+                "127.0.0.1",
+                "--port",
+                str(port),
+                "--no-dashboard",
+            ),
+        )
         for number in range(workers):
-            made.nannies.append(start(
-                f"worker-{number}", "worker", address, "--host", "127.0.0.1", "--nthreads", "1",
-                "--memory-limit", "0", "--no-dashboard", "--death-timeout", "60",
-                "--local-directory", str(folder),
-            ))  # fmt: skip
+            made.nannies.append(
+                start(
+                    f"worker-{number}",
+                    "worker",
+                    address,
+                    "--host",
+                    "127.0.0.1",
+                    "--nthreads",
+                    "1",
+                    "--memory-limit",
+                    "0",
+                    "--no-dashboard",
+                    "--death-timeout",
+                    "60",
+                    "--local-directory",
+                    str(folder),
+                )
+            )
         yield made
 
 

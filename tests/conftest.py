@@ -14,6 +14,7 @@ import pytest
 import reliability
 import servers
 from distributed import Client, LocalCluster
+from jobs import Command
 from servers import ObjectServer
 
 # A shell that runs the tests in the background has them ignore Ctrl-C, and so would their children.
@@ -121,3 +122,9 @@ def client() -> Iterator[Client]:
         Client(cluster, set_as_default=False) as client,
     ):
         yield client
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Command:
+    """How to run commands."""
+    return Command(capsys)

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
+from isochunk.cli import main
 from isochunk.geometry import Box, Spacing, Triple
 from isochunk.spec import LevelSpec, VolumeSpec
 from isochunk.storage.tensorstore import create_volume, open_store, open_volume
@@ -125,3 +127,25 @@ def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
     while not condition():
         assert time.monotonic() < end, "waited too long"
         time.sleep(0.02)
+
+
+class Command:
+    """Runs commands in this process."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self.capsys = capsys
+
+    def __call__(self, *arguments: str, code: int = 0) -> dict[str, Any]:
+        """Run with ``--json``; standard output must be one object on one line."""
+        out, _ = self.text(*arguments, "--json", code=code)
+        assert out.count("\n") == 1
+        result: dict[str, Any] = json.loads(out)
+        return result
+
+    def text(self, *arguments: str, code: int = 0) -> tuple[str, str]:
+        """Run and return what was printed to standard output and standard error."""
+        self.capsys.readouterr()
+        got = main([*arguments])
+        out, err = self.capsys.readouterr()
+        assert got == code, (got, out, err)
+        return out, err

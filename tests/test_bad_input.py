@@ -223,10 +223,12 @@ def rgb_source(folder: Path) -> str:
         "kvstore": f"file://{folder}/",
         "multiscale_metadata": {"type": "image", "data_type": "uint8", "num_channels": 3},
         "scale_metadata": {
-            "size": [32, 32, 4], "resolution": [10, 10, 40], "chunk_size": [32, 32, 4],
+            "size": [32, 32, 4],
+            "resolution": [10, 10, 40],
+            "chunk_size": [32, 32, 4],
             "encoding": "raw",
         },
-    }  # fmt: skip
+    }
     ts.open(info, create=True).result()[...] = 7
     return str(folder)
 

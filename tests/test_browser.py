@@ -234,9 +234,22 @@ def test_run_then_view_as_a_user_does(page: Any, tmp_path: Path, format_: str) -
     source, box = tissue_source(tmp_path)
     target = str(tmp_path / "isotropic")
     assert command(
-        "run", source, target, "--model", "cubic", "--spacing", "4.6,4.6,4.6", "--box", box,
-        "--format", format_, "--chunk", "32,32,32", "--shard", "64,64,64",
-    )["complete"]  # fmt: skip
+        "run",
+        source,
+        target,
+        "--model",
+        "cubic",
+        "--spacing",
+        "4.6,4.6,4.6",
+        "--box",
+        box,
+        "--format",
+        format_,
+        "--chunk",
+        "32,32,32",
+        "--shard",
+        "64,64,64",
+    )["complete"]
 
     def sections(image: np.ndarray, panel: int) -> list[np.ndarray]:
         """Return the same section, xy 0 or xz 1, of the result and of the source."""

@@ -17,10 +17,9 @@ import pytest
 import servers
 import torch
 from distributed import LocalCluster
-from jobs import command, noise, read_all, slow_model, start, write_source
+from jobs import Command, command, noise, read_all, slow_model, start, write_source
 
 import isochunk
-from isochunk.cli import main
 from isochunk.models import load
 from isochunk.models.checkpoint import Card, save
 from isochunk.models.networks import make
@@ -35,49 +34,46 @@ SMALL = ("--chunk=16,16,16", "--shard=32,32,32", "--block=32,32,32")
 
 INFO = {"url", "format", "shape", "dtype", "spacing_nm", "offset", "chunk", "shard", "levels"}
 PLAN = {
-    "source", "target", "model", "blocks", "block", "halo", "halo_overhead", "bytes_read",
-    "read_amplification", "bytes_written", "objects_written", "worker_memory_bytes", "exact",
-}  # fmt: skip
+    "source",
+    "target",
+    "model",
+    "blocks",
+    "block",
+    "halo",
+    "halo_overhead",
+    "bytes_read",
+    "read_amplification",
+    "bytes_written",
+    "objects_written",
+    "worker_memory_bytes",
+    "exact",
+}
 RUN = {
-    "blocks", "voxels", "wall_s", "voxels_per_s", "bytes_read", "bytes_written", "stages_s",
-    "seam", "neuroglancer_url",
-}  # fmt: skip
+    "blocks",
+    "voxels",
+    "wall_s",
+    "voxels_per_s",
+    "bytes_read",
+    "bytes_written",
+    "stages_s",
+    "seam",
+    "neuroglancer_url",
+}
 BLOCKS = {"total", "done", "resumed", "empty", "failed"}
 AUDIT = {"complete", "expected", "missing", "corrupt"}
-EVALUATE = {"model", "psnr", "ssim", "wpsnr", "cf_psnr", "voxels", "seconds"}
-MEASURED = {"frc_nm", "frc_along_nm", "fsc_nm", "rse", "rsp", "snr"}
 MODELS = {
-    "name", "arch", "factor", "trained_factors", "phase", "plane", "halo", "exact", "parameters",
-    "trained_on", "licence",
-}  # fmt: skip
-
-
-class Command:
-    """Runs commands in this process."""
-
-    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
-        self.capsys = capsys
-
-    def __call__(self, *arguments: str, code: int = 0) -> dict[str, Any]:
-        """Run with ``--json``; standard output must be one object on one line."""
-        out, _ = self.text(*arguments, "--json", code=code)
-        assert out.count("\n") == 1
-        result: dict[str, Any] = json.loads(out)
-        return result
-
-    def text(self, *arguments: str, code: int = 0) -> tuple[str, str]:
-        """Run and return what was printed to standard output and standard error."""
-        self.capsys.readouterr()
-        got = main([*arguments])
-        out, err = self.capsys.readouterr()
-        assert got == code, (got, out, err)
-        return out, err
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Command:
-    """How to run commands."""
-    return Command(capsys)
+    "name",
+    "arch",
+    "factor",
+    "trained_factors",
+    "phase",
+    "plane",
+    "halo",
+    "exact",
+    "parameters",
+    "trained_on",
+    "licence",
+}
 
 
 @pytest.fixture
@@ -196,10 +192,18 @@ def test_models_of_any_factor(
     row = run("models")["rows"][-1]
     assert row.keys() == MODELS
     assert row == {
-        "name": "niiv-small", "arch": "niiv", "factor": ["any", 1, 1], "trained_factors": [2, 8],
-        "phase": "mean", "plane": "xz", "halo": [5, 0, 5], "exact": True,
-        "parameters": row["parameters"], "trained_on": "nothing", "licence": "CC0-1.0",
-    }  # fmt: skip
+        "name": "niiv-small",
+        "arch": "niiv",
+        "factor": ["any", 1, 1],
+        "trained_factors": [2, 8],
+        "phase": "mean",
+        "plane": "xz",
+        "halo": [5, 0, 5],
+        "exact": True,
+        "parameters": row["parameters"],
+        "trained_on": "nothing",
+        "licence": "CC0-1.0",
+    }
     assert row["parameters"] > 0
     out, _ = run.text("models")
     row_told = r"^  niiv-small +niiv +any, 1.0, 1.0 +2.0, 8.0 +mean +xz +5, 0, 5 +True"
@@ -208,9 +212,13 @@ def test_models_of_any_factor(
 
 @pytest.mark.parametrize(("factors", "warned"), [(["2", "3"], True), (["2", "10"], False)])
 def test_a_factor_that_a_network_was_not_trained_for(
-    run: Command, source: str, tmp_path: Path, factors: list[str], warned: bool,
+    run: Command,
+    source: str,
+    tmp_path: Path,
+    factors: list[str],
+    warned: bool,
     caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
+) -> None:
     card = Card("niiv-small", "CC0-1.0", "nothing", training={"factors": factors})
     save(tmp_path / "net", make(NIIVConfig(blocks=1, width=2, hidden=2, layers=1)), card)
     run("plan", source, f"{tmp_path}/out", f"--model={tmp_path}/net", *SMALL)
@@ -259,9 +267,15 @@ def test_configuration_files(run: Command, source: str, tmp_path: Path) -> None:
     assert plan["target"]["spacing_nm"] == [20, 10, 10]
     assert plan["target"]["shape"] == [12, 32, 32]
     over = run(
-        "plan", source, f"{tmp_path}/other", "--config", str(config), "--model=cubic",
-        "--spacing=10,10,10", "--levels=1",
-    )  # fmt: skip
+        "plan",
+        source,
+        f"{tmp_path}/other",
+        "--config",
+        str(config),
+        "--model=cubic",
+        "--spacing=10,10,10",
+        "--levels=1",
+    )
     assert over["model"] == "cubic"
     assert over["target"]["url"] == f"file://{tmp_path}/other"
     assert over["target"]["levels"] == 1
@@ -290,9 +304,12 @@ def test_exit_codes_and_streams_of_the_program(source: str, tmp_path: Path) -> N
 
 
 def test_progress_in_a_log_file(
-    run: Command, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    run: Command,
+    source: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setattr("isochunk.progress.LINE_S", 0.0)
     assert run("run", source, f"{tmp_path}/out", "--model=cubic", *SMALL)["complete"]
     line = r"^.* (\d+) of (\d+) blocks, [\d.]+ Mvoxel/s, about \d+ s left, 0 failed$"
@@ -309,57 +326,6 @@ def test_a_target_does_not_make_repair_run_code(run: Command, source: str, tmp_p
     assert run("audit", target, code=1)["complete"] is False
     assert run("repair", target, "--trust")["complete"] is True
     np.testing.assert_array_equal(read_all(target), noise((9, 64, 70)).repeat(4, 0))
-
-
-@pytest.fixture
-def truth(tmp_path: Path) -> str:
-    """An isotropic volume with structure."""
-    _, fine = synthetic_pair((8, 32, 128), 4, seed=1)
-    return write_source(f"file://{tmp_path}/truth", fine, "8,8,8")
-
-
-def test_evaluate(run: Command, truth: str, tmp_path: Path) -> None:
-    result = run(
-        "evaluate", "--truth", truth, "--model=identity", "--factor=1", "--box=0:32,0:32,0:100",
-        "--report", f"{tmp_path}/report", "--prediction", truth, "--background=4:8,0:8,0:8",
-    )  # fmt: skip
-    rows = result["rows"]
-    assert [row["model"] for row in rows] == ["nearest", "linear", "cubic", "identity", truth]
-    assert all(row.keys() == EVALUATE | MEASURED for row in rows)
-    assert all(row["psnr"] is None and row["snr"] > 0 for row in rows)  # nothing differs
-    pages = {"evaluation.json", "evaluation.md", "index.html"}
-    assert {f.name for f in (tmp_path / "report").iterdir()} == pages
-
-
-def test_evaluate_as_text(run: Command, truth: str) -> None:
-    out, _ = run.text("evaluate", "--truth", truth, "--factor=5/2", "--average=1,2,2")
-    assert re.search(r"^factor: 5/2$", out, re.M)
-    assert re.search(r"^average: 1, 2, 2$", out, re.M)
-    rows = r"^  model +psnr +ssim +wpsnr.*\n  nearest +(\S+).*\n  linear +(\S+)"
-    table = re.search(rows, out, re.M)
-    assert float(table.group(1)) < float(table.group(2))
-    assert re.search(r"^  cubic +3d +\d\d\.\d+ +0\.\d+$", out, re.M)
-
-
-def test_train_and_use_it(run: Command, truth: str, tmp_path: Path) -> None:
-    """A trained checkpoint is what --model takes; progress is on standard error."""
-    (tmp_path / "recipe.toml").write_text("patch = [16, 16, 16]\n[keeping]\ncrops = 2\n")
-    arguments = (
-        "train", "--source", truth, "--arch=fsrcnn", "--factor=4", "--variant=compact", "--maps=4",
-        "--shrunk=2", "--mappings=1", "--steps=3", "--batch=1", "--seed=1", "--device=cpu",
-        "--out", f"{tmp_path}/net", f"--recipe={tmp_path}/recipe.toml",
-    )  # fmt: skip
-    report = run(*arguments)
-    assert report["stopped"] == "finished"
-    assert report["step"] == 3
-    assert (tmp_path / "net" / "weights.safetensors").is_file()
-    assert run(*arguments)["step"] == 3  # nothing is left to do
-    source = write_source(f"file://{tmp_path}/in", noise((6, 24, 24)))
-    target = f"{tmp_path}/out"
-    assert run("run", source, target, "--model", f"{tmp_path}/net", *SMALL)["complete"]
-    assert run("audit", target)["complete"]
-    rows = run("evaluate", "--truth", truth, "--model", f"{tmp_path}/net")["rows"]
-    assert rows[-1]["model"] == f"{tmp_path}/net"
 
 
 def look(*arguments: str) -> str:
@@ -423,8 +389,11 @@ def test_the_submit_script(source: str, tmp_path: Path) -> None:
         answer = subprocess.run(
             [sys.executable, SUBMIT, cluster.scheduler_address, source, target],
             env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True, text=True, timeout=240, check=False,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
     assert answer.returncode == 0, answer.stderr
     planned, reported = answer.stdout.splitlines()
     assert "'srunet-z4'" in planned

@@ -50,9 +50,17 @@ def test_the_lazy_array_on_a_cluster(client: Client, tmp_path: Path) -> None:
 
 def slow_run(source: str, target: Path, folder: Path, workers: int) -> subprocess.Popen[bytes]:
     return start(
-        "run", source, str(target), "--model", slow_model(folder, 0.15), "--trust",
-        "--workers", str(workers), "--json", *FLAGS,
-    )  # fmt: skip
+        "run",
+        source,
+        str(target),
+        "--model",
+        slow_model(folder, 0.15),
+        "--trust",
+        "--workers",
+        str(workers),
+        "--json",
+        *FLAGS,
+    )
 
 
 def finished(target: Path) -> int:
@@ -84,9 +92,16 @@ def test_kill_the_client_and_run_the_same_command_again(
     stored = finished(target)
     before = {f: f.stat().st_mtime_ns for f in target.rglob("*.shard")}
     result = command(
-        "run", source, str(target), "--model", slow_model(tmp_path, 0.15), "--trust",
-        "--workers", "2", *FLAGS,
-    )  # fmt: skip
+        "run",
+        source,
+        str(target),
+        "--model",
+        slow_model(tmp_path, 0.15),
+        "--trust",
+        "--workers",
+        "2",
+        *FLAGS,
+    )
     assert result["complete"]
     assert result["blocks"]["resumed"] == recorded
     # What was in flight: two workers, each with tasks of its own and at most half a second of

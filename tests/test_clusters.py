@@ -126,9 +126,12 @@ def test_a_package_that_is_not_installed() -> None:
 
 @pytest.mark.parametrize("workers", ["1000", None])
 def test_more_gpus_than_there_are(
-    workers: str | None, source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    workers: str | None,
+    source: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     asked = () if workers is None else (f"--workers={workers}",)
     job = (source, f"{tmp_path}/out", "--model=cubic", "--cluster=cuda", *asked)
@@ -147,8 +150,9 @@ def test_a_cluster_file_is_read(tmp_path: Path) -> None:
     spec = read_cluster(str(file))
     assert (spec.kind, spec.workers, spec.wait_s) == ("lsf", 3, 9)
     assert spec.dask == {
-        "distributed.scheduler.allowed-failures": 7, "distributed.worker.resources.A": 1
-    }  # fmt: skip
+        "distributed.scheduler.allowed-failures": 7,
+        "distributed.worker.resources.A": 1,
+    }
     job = isochunk.Job(source="a", target="b", model="cubic", cluster=str(file), workers=5)
     assert cluster_of(job).workers == 5, "the command line is stronger than the file"
 
@@ -181,11 +185,24 @@ def stranger(folder: Path, address: str, *python: str) -> Iterator[None]:
     """Run a worker whose packages come first from a folder."""
     with (folder / "worker.log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, *python, "-m", "distributed.cli.dask_worker", address, "--no-nanny",
-             "--host", "127.0.0.1", "--no-dashboard", "--name", "stranger"],
-            cwd=folder, env={**os.environ, "PYTHONPATH": str(folder / "packages")},
-            stdout=log, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+            [
+                sys.executable,
+                *python,
+                "-m",
+                "distributed.cli.dask_worker",
+                address,
+                "--no-nanny",
+                "--host",
+                "127.0.0.1",
+                "--no-dashboard",
+                "--name",
+                "stranger",
+            ],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(folder / "packages")},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
         try:
             yield
         finally:
@@ -229,8 +246,9 @@ def test_workers_of_another_version(make: object, has: str, source: str, tmp_pat
     said = err.decode()
     assert re.search(
         rf"worker tcp://.* {has}, and the client has {isochunk.__version__}; install "
-        rf"isochunk=={isochunk.__version__} for all workers", said
-    ), said  # fmt: skip
+        rf"isochunk=={isochunk.__version__} for all workers",
+        said,
+    ), said
     assert not (tmp_path / "out").exists()
 
 
@@ -240,9 +258,12 @@ def test_a_worker_of_another_version_that_comes_later_leaves(tmp_path: Path) -> 
     other_version(tmp_path / "packages")
     shapes = {"chunk": (16, 16, 16), "shard": (32, 32, 32), "block": (32, 32, 32)}
     job = isochunk.Job(
-        source=source, target=f"{tmp_path}/out", model=slow_model(tmp_path, 0.4), trust=True,
+        source=source,
+        target=f"{tmp_path}/out",
+        model=slow_model(tmp_path, 0.4),
+        trust=True,
         **shapes,
-    )  # fmt: skip
+    )
     with ExitStack() as closing:
         ours = closing.enter_context(cluster(tmp_path, workers=1))
         client = closing.enter_context(Client(ours.address, set_as_default=False))

@@ -146,8 +146,9 @@ def test_shards_are_counted_as_they_are_read(tmp_path: Path, format_: str) -> No
 
 spans_of = st.lists(
     st.tuples(st.integers(-3, 30), st.integers(1, 12)).map(lambda s: (s[0], s[0] + s[1])),
-    min_size=1, max_size=3,
-)  # fmt: skip
+    min_size=1,
+    max_size=3,
+)
 
 
 @settings(deadline=None)
@@ -197,8 +198,15 @@ def plan_of(shape) -> Plan:
     """A plan of blocks of 8^3 without halo."""
     level = LevelSpec("0", Box.from_shape(shape), Spacing.parse("8,8,8"), (8, 8, 8), None)
     source = VolumeSpec("file:///in", "zarr3", "uint8", "raw", (Fraction(0),) * 3, (level,))
-    wanted = Job(source="in", target="out", model="identity", chunk="8,8,8", block="8,8,8",
-                 shard="none", levels=1)  # fmt: skip
+    wanted = Job(
+        source="in",
+        target="out",
+        model="identity",
+        chunk="8,8,8",
+        block="8,8,8",
+        shard="none",
+        levels=1,
+    )
     found = Inputs(source, interpolation_spec("identity"), Intensity(), "file:///out", "zarr3")
     return make_plan(wanted, found)
 
@@ -242,9 +250,9 @@ def test_background_is_counted_by_its_share(tmp_path: Path) -> None:
     covered = np.ones((32, 128, 128), "uint8")
     covered[:, 64:, 64:] = 0
     mask = write_source(f"file://{tmp_path}/mask", covered)
-    plan = isochunk.plan(Job(
-        source=source, target=f"{tmp_path}/out", model="nearest", mask=mask, **SMALL
-    ))  # fmt: skip
+    plan = isochunk.plan(
+        Job(source=source, target=f"{tmp_path}/out", model="nearest", mask=mask, **SMALL)
+    )
     measured = calibrate(plan, plan.block_count(0))
     assert measured.read_voxels / measured.voxels == 3 / 4
     assert measured.stored_voxels / measured.voxels == 1 / 2
@@ -266,9 +274,13 @@ def test_a_block_that_fails_stops_the_calibration(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("format_", "shard", "encoding"),
-    [("precomputed", None, "raw"), ("precomputed", (16, 16, 16), "jpeg"),
-     ("zarr3", (16, 16, 16), "zstd"), ("zarr2", None, "blosc")],
-)  # fmt: skip
+    [
+        ("precomputed", None, "raw"),
+        ("precomputed", (16, 16, 16), "jpeg"),
+        ("zarr3", (16, 16, 16), "zstd"),
+        ("zarr2", None, "blosc"),
+    ],
+)
 def test_a_target_in_memory_keeps_its_last_boxes(format_, shard, encoding) -> None:
     key = "8_8_8" if format_ == "precomputed" else "s0"
     level = LevelSpec(key, Box.from_shape((640, 16, 16)), Spacing.parse("8,8,8"), (8,) * 3, shard)
@@ -296,15 +308,21 @@ prices_lists = st.builds(
     lambda s3, gs, hour, workers: Prices(
         "USD", "now", "m", s3, gs, (Machine("m", hour, workers), Machine("other", 1e9, 1))
     ),
-    services, services, price, st.integers(1, 8),
-)  # fmt: skip
+    services,
+    services,
+    price,
+    st.integers(1, 8),
+)
 measurements = st.builds(
     lambda voxels, seconds, workers, depth, shares: Calibration(
         4, 4 * voxels, shares[0] * voxels, min(shares) * voxels, workers, depth, *seconds, 1.0
     ),
-    st.integers(1, 1 << 30), st.tuples(*[st.floats(0.01, 1e4)] * 3), st.integers(1, 1000),
-    st.integers(1, 4), st.tuples(st.integers(0, 4), st.integers(0, 4)),
-)  # fmt: skip
+    st.integers(1, 1 << 30),
+    st.tuples(*[st.floats(0.01, 1e4)] * 3),
+    st.integers(1, 1000),
+    st.integers(1, 4),
+    st.tuples(st.integers(0, 4), st.integers(0, 4)),
+)
 
 
 @cache
@@ -366,8 +384,9 @@ def test_the_shipped_prices_are_dated_examples_that_can_be_reckoned_by_hand() ->
     assert prices.as_of
     measured = Calibration(2, 1 << 30, 1 << 30, 1 << 30, 4, 4, 10.0, 3600.0, 10.0, 1000.0)
     huge = bucket_plan()
-    bill = estimate(huge, replace(measured, voxels=64**3, read_voxels=64**3, stored_voxels=64**3),
-                    prices)  # fmt: skip
+    bill = estimate(
+        huge, replace(measured, voxels=64**3, read_voxels=64**3, stored_voxels=64**3), prices
+    )
     assert bill.worker_hours == 1
     assert bill.wall_s == 900
     assert bill.rows[0].cost == prices.chosen().hour == 1.006

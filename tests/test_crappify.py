@@ -98,10 +98,12 @@ def test_local_noise_is_that_of_scikit_image():
     section = blobs()[0]
     around = ndimage.gaussian_filter(section, 3, mode="nearest")
     ours = LocalGaussianNoise(0.05, 3.0)(np.broadcast_to(section, (300, 48, 48)), rng())
-    theirs = np.stack([
-        random_noise(section, "localvar", rng=seed, local_vars=0.05 * around)
-        for seed in range(300)
-    ])  # fmt: skip
+    theirs = np.stack(
+        [
+            random_noise(section, "localvar", rng=seed, local_vars=0.05 * around)
+            for seed in range(300)
+        ]
+    )
     np.testing.assert_allclose(ours.mean(), theirs.mean(), rtol=2e-3)
     np.testing.assert_allclose(ours.std(0).mean(), theirs.std(0).mean(), rtol=5e-3)
 
@@ -129,8 +131,9 @@ def test_salt_and_pepper_are_as_frequent_as_declared(share, seed):
 @pytest.mark.parametrize("factor", [1, 2, 3, 4])
 def test_coarser_pixels_lie_in_the_middle_of_the_old(factor):
     voxels = blobs()
-    expected = ndimage.zoom(voxels, (1, 1 / factor, 1 / factor), order=1, grid_mode=True,
-                            mode="nearest")  # fmt: skip
+    expected = ndimage.zoom(
+        voxels, (1, 1 / factor, 1 / factor), order=1, grid_mode=True, mode="nearest"
+    )
     np.testing.assert_allclose(Coarser(factor)(voxels, rng()), expected, atol=1e-6)
     ramp = np.broadcast_to(np.arange(48, dtype=np.float32), (1, 48, 48))
     places = Coarser(factor)(ramp, rng())[0, 0]
@@ -152,10 +155,14 @@ def test_jittered_sections_are_shifted_each_by_itself_and_by_parts_of_pixels():
     wave = 0.5 + 0.4 * np.sin(2 * np.pi * x / 16) * np.cos(2 * np.pi * y / 16)
     seen = JitteredSections(0.8)(np.broadcast_to(wave, (300, 64, 64)), rng(3))
     carrier = np.exp(2j * np.pi * x / 16) * np.exp(2j * np.pi * y / 16)
-    phases = np.angle((seen[:, 16:48, 16:48] - 0.5).reshape(300, -1)
-                      @ carrier[16:48, 16:48].ravel())  # fmt: skip
-    shifts = (phases - np.angle((wave - 0.5)[16:48, 16:48].ravel()
-                                @ carrier[16:48, 16:48].ravel())) * 16 / (2 * np.pi)  # fmt: skip
+    phases = np.angle(
+        (seen[:, 16:48, 16:48] - 0.5).reshape(300, -1) @ carrier[16:48, 16:48].ravel()
+    )
+    shifts = (
+        (phases - np.angle((wave - 0.5)[16:48, 16:48].ravel() @ carrier[16:48, 16:48].ravel()))
+        * 16
+        / (2 * np.pi)
+    )
     assert shifts.std() == pytest.approx(0.8 * np.sqrt(2), rel=0.15)  # dy + dx
     assert len(np.unique(np.round(shifts, 3))) > 250
     assert seen.std() == pytest.approx(wave.std(), rel=0.01)  # detail is kept

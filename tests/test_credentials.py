@@ -100,9 +100,13 @@ def test_a_run_with_failures_in_processes_of_its_own(
 def test_the_logs_of_a_cluster(site: Site, caplog: pytest.LogCaptureFixture) -> None:
     """Neither scheduler nor workers, nor anything that travels between them."""
     job = isochunk.Job(
-        source=f"{site.bucket}/in", target=f"{site.bucket}/out", model="cubic",
-        chunk=(16, 16, 16), shard=(32, 32, 32), block=(32, 32, 32),
-    )  # fmt: skip
+        source=f"{site.bucket}/in",
+        target=f"{site.bucket}/out",
+        model="cubic",
+        chunk=(16, 16, 16),
+        shard=(32, 32, 32),
+        block=(32, 32, 32),
+    )
     plan = isochunk.plan(job)
     caplog.set_level(logging.DEBUG, "isochunk")
     with (
@@ -144,11 +148,17 @@ def test_exceptions_and_their_causes(site: Site) -> None:
     assert site.kind == "gs" or all(any(s in seen for seen in site.faults.seen) for s in SENT["s3"])
 
 
-@pytest.mark.parametrize("url", [
-    "https://user:secret-word@host/a", "https://host/a?X-Amz-Signature=secret-word",
-    "s3+https://user:secret-word@host/bucket/a", "gs://bucket/a?access_token=secret-word",
-    "precomputed://https://secret-word@host/a", "zarr://https://host/a?sig=secret-word|zarr3:",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://user:secret-word@host/a",
+        "https://host/a?X-Amz-Signature=secret-word",
+        "s3+https://user:secret-word@host/bucket/a",
+        "gs://bucket/a?access_token=secret-word",
+        "precomputed://https://secret-word@host/a",
+        "zarr://https://host/a?sig=secret-word|zarr3:",
+    ],
+)
 @pytest.mark.parametrize("place", ["source", "target", "mask", "endpoint_url"])
 def test_urls_with_secrets_are_refused_unseen(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], url: str, place: str

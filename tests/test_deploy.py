@@ -148,9 +148,11 @@ def test_what_compute_engine_starts() -> None:
         serialization.NoEncryption(),
     )
     account = {
-        "type": "service_account", "client_email": "a@b.iam.gserviceaccount.com",
-        "token_uri": "http://127.0.0.1:9/", "private_key": key.decode(),
-    }  # fmt: skip
+        "type": "service_account",
+        "client_email": "a@b.iam.gserviceaccount.com",
+        "token_uri": "http://127.0.0.1:9/",
+        "private_key": key.decode(),
+    }
 
     async def made() -> Any:
         cluster = cluster_class(spec)(
@@ -165,8 +167,10 @@ def test_what_compute_engine_starts() -> None:
         assert dask.config.get("cloudprovider.gcp.public_ingress") is False
     workers, scheduler = cluster.worker_options, cluster.scheduler_options
     assert (workers["ngpus"], workers["gpu_type"], workers["gpu_instance"]) == (
-        1, "nvidia-l4", True
-    )  # fmt: skip
+        1,
+        "nvidia-l4",
+        True,
+    )
     assert not scheduler["gpu_instance"]
     assert scheduler["machine_type"] == "n2-standard-2"
     assert workers["preemptible"]
@@ -404,9 +408,13 @@ def test_scripts_use_what_there_is(script: Path) -> None:
 def submit(script: Path, *words: str, **environment: str) -> None:
     """Run a script that must do its job."""
     done = subprocess.run(
-        [sys.executable, str(script), *words], capture_output=True, text=True, check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, timeout=200,
-    )  # fmt: skip
+        [sys.executable, str(script), *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        timeout=200,
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -451,8 +459,10 @@ def pods_here(tmp_path: Path) -> Iterator[str]:
             process = subprocess.Popen(
                 [sys.executable, "-m", *words, *more, "--dashboard-address", "127.0.0.1:0"],
                 env={**os.environ, **given, **settings, "OMP_NUM_THREADS": "1"},
-                stdout=log, stderr=subprocess.STDOUT, cwd=tmp_path,
-            )  # fmt: skip
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=tmp_path,
+            )
             closing.callback(end_family, process)
         log_file = tmp_path / "cluster.log"
         wait_until(lambda: "Registered to" in log_file.read_text(), seconds=120)

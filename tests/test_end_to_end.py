@@ -25,9 +25,17 @@ CLEFT = (slice(100, 148), slice(700, 760))
 def run_vnc(shared_data: Path, target: str, *options: str) -> dict[str, object]:
     """Make vnc_sstem isotropic with two worker processes, and audit it."""
     result = command(
-        "run", f"{shared_data}/vnc_sstem", target, "--model", "cubic",
-        "--spacing", "4.6,4.6,4.6", "--workers", "2", *options,
-    )  # fmt: skip
+        "run",
+        f"{shared_data}/vnc_sstem",
+        target,
+        "--model",
+        "cubic",
+        "--spacing",
+        "4.6,4.6,4.6",
+        "--workers",
+        "2",
+        *options,
+    )
     assert result["complete"]
     assert result["voxels"] == 200 * 1024 * 1024
     assert result["seam"]["max_difference"] == 0

@@ -236,9 +236,12 @@ def test_a_result_of_whole_sections_is_judged_in_a_box(tmp_path):
 
 @pytest.mark.parametrize(
     ("spacing", "dtype", "offset"),
-    [("10,10,9", "uint8", (0, 0, 0)), ("10,10,10", "uint16", (0, 0, 0)),
-     ("10,10,10", "uint8", (0, 4, 0))],
-)  # fmt: skip
+    [
+        ("10,10,9", "uint8", (0, 0, 0)),
+        ("10,10,10", "uint16", (0, 0, 0)),
+        ("10,10,10", "uint8", (0, 4, 0)),
+    ],
+)
 def test_predictions_on_another_grid_are_refused(tmp_path, spacing, dtype, offset):
     truth = write_source(f"{tmp_path}/truth", texture(), "10,10,10")
     url = write_source(f"{tmp_path}/made", texture().astype(dtype), spacing, offset)

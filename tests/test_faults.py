@@ -39,8 +39,12 @@ BAD = Box((0, 64, 32), (8, 96, 64))
 """The source chunk that cannot be read."""
 BAD_KEY = "/32-64_64-96_0-8"
 OPTIONS = (
-    "--model=cubic", "--chunk=16,16,16", "--shard=32,32,32", "--block=32,32,32", "--timeout=60",
-)  # fmt: skip
+    "--model=cubic",
+    "--chunk=16,16,16",
+    "--shard=32,32,32",
+    "--block=32,32,32",
+    "--timeout=60",
+)
 
 
 def foreign(folder: Path, encoding: str = "raw") -> None:
@@ -238,9 +242,13 @@ def test_a_source_that_is_refused_from_the_start(case: Case) -> None:
 
 @pytest.mark.slow
 def test_s3(
-    s3: str, s3_server: servers.ObjectServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
-    capsys: pytest.CaptureFixture[str], undisturbed: dict[str, str],
-) -> None:  # fmt: skip
+    s3: str,
+    s3_server: servers.ObjectServer,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    undisturbed: dict[str, str],
+) -> None:
     """From bucket to bucket: reads that are cut or refused, writes that are refused."""
     write_source(f"{s3}/in", noise(SHAPE), chunk=CHUNK)
     faults = Faults()

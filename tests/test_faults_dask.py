@@ -115,17 +115,29 @@ class Case:
         (self.folder / "fault").write_text(fault)
         (self.folder / "times").write_text(str(times))
         return isochunk.Job(
-            source=self.source, target=str(self.target), model=f"{model}:make",
-            trust=True, levels=1, **BLOCKS,
-        )  # fmt: skip
+            source=self.source,
+            target=str(self.target),
+            model=f"{model}:make",
+            trust=True,
+            levels=1,
+            **BLOCKS,
+        )
 
     def command(self, scheduler: str) -> tuple[str, ...]:
         """The job as the program is told it."""
         job = self.job()
         return (
-            "run", job.source, job.target, "--model", job.model, "--trust", "--levels=1", *FLAGS,
-            "--scheduler", scheduler,
-        )  # fmt: skip
+            "run",
+            job.source,
+            job.target,
+            "--model",
+            job.model,
+            "--trust",
+            "--levels=1",
+            *FLAGS,
+            "--scheduler",
+            scheduler,
+        )
 
     def calls(self) -> Counter[str]:
         """How often each block ran, by what it read, since the last time."""
@@ -207,10 +219,15 @@ def row(case: Case, good: Good, record: Row) -> Row:
         assert tree_digest(case.target) == good.digest
         assert isochunk.audit(str(case.target)).complete
         record(
-            "Dask faults", fault=fault, when=when, what_happened=then,
-            blocks_redone=redone.total(), identical=True, audit="complete",
+            "Dask faults",
+            fault=fault,
+            when=when,
+            what_happened=then,
+            blocks_redone=redone.total(),
+            identical=True,
+            audit="complete",
             seconds_lost=max(0.0, seconds),
-        )  # fmt: skip
+        )
 
     return check
 

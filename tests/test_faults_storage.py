@@ -40,9 +40,14 @@ HASTY = Patience(storage_s=2.0, refused_s=1.0, retries_s=())
 
 def job(source: str, target: str, timeout_s: float = 120) -> isochunk.Job:
     return isochunk.Job(
-        source=source, target=target, model="cubic", chunk=(16, 16, 16), shard=(32, 32, 32),
-        block=(32, 32, 32), timeout_s=timeout_s,
-    )  # fmt: skip
+        source=source,
+        target=target,
+        model="cubic",
+        chunk=(16, 16, 16),
+        shard=(32, 32, 32),
+        block=(32, 32, 32),
+        timeout_s=timeout_s,
+    )
 
 
 OPTIONS = ("--model=cubic", "--chunk=16,16,16", "--shard=32,32,32", "--block=32,32,32")
@@ -150,10 +155,16 @@ class Row:
         identical = stored_digests(self.site.target) == self.undisturbed
         assert identical
         self.record(
-            "Storage faults", fault=fault, server={"s3": "S3", "gs": "GCS"}[self.site.kind],
-            how_often=how_often, requests_retried=struck, blocks_redone=blocks_redone,
-            identical=identical, audit="complete", seconds_lost=max(0.0, round(lost, 1)),
-        )  # fmt: skip
+            "Storage faults",
+            fault=fault,
+            server={"s3": "S3", "gs": "GCS"}[self.site.kind],
+            how_often=how_often,
+            requests_retried=struck,
+            blocks_redone=blocks_redone,
+            identical=identical,
+            audit="complete",
+            seconds_lost=max(0.0, round(lost, 1)),
+        )
 
 
 @pytest.fixture
@@ -175,15 +186,12 @@ PASSING = {
     "connection reset before the answer": (seldom("refuse"), "10% of requests"),
     "body cut, connection closed": (seldom("cut"), "10% of requests"),
     "body cut, length adapted": (
-        [Rule(fault="truncate", part=READS, count=3)], "3 reads of the source"
+        [Rule(fault="truncate", part=READS, count=3)],
+        "3 reads of the source",
     ),
-    "write refused with 503": (
-        [Rule(fault=503, methods=WRITES, after=3, count=4)], "4 writes"
-    ),
-    "write done, answer lost": (
-        [Rule(fault="lost", methods=WRITES, after=3, count=4)], "4 writes"
-    ),
-}  # fmt: skip
+    "write refused with 503": ([Rule(fault=503, methods=WRITES, after=3, count=4)], "4 writes"),
+    "write done, answer lost": ([Rule(fault="lost", methods=WRITES, after=3, count=4)], "4 writes"),
+}
 """Faults that storage gets over by itself: what goes wrong, and how often."""
 
 CASES = [
@@ -234,8 +242,9 @@ def test_answers_that_never_come(row: Row) -> None:
     row.site.monkeypatch.delenv("TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS", raising=False)
     row.site.faults.stall_s = 120
     row.site.faults.rules = [
-        Rule(fault="stall", part=READS, count=2), Rule(fault="stall", methods=WRITES, count=1),
-    ]  # fmt: skip
+        Rule(fault="stall", part=READS, count=2),
+        Rule(fault="stall", methods=WRITES, count=1),
+    ]
     report = command("run", row.site.source, row.site.target, *OPTIONS, "--timeout=24")
     assert report["complete"]
     assert report["retries"] == 0
@@ -373,10 +382,16 @@ def test_a_full_disk(
         identical = tree_digest(tmp_path / target) == undisturbed
         assert identical
     record(
-        "Storage faults", fault="full disk", server="files", how_often="until there is space",
-        requests_retried=0, blocks_redone=again.done - recorded, identical=identical,
-        audit="complete", seconds_lost=round(seconds, 1),
-    )  # fmt: skip
+        "Storage faults",
+        fault="full disk",
+        server="files",
+        how_often="until there is space",
+        requests_retried=0,
+        blocks_redone=again.done - recorded,
+        identical=identical,
+        audit="complete",
+        seconds_lost=round(seconds, 1),
+    )
 
 
 def full(plan: Any) -> tuple[str, int]:

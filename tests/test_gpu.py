@@ -90,10 +90,19 @@ def test_memory_of_the_device_runs_out(tmp_path: Path) -> None:
     source = write_source(f"file://{tmp_path}/in", voxels)
     share = (3 << 29) / torch.cuda.get_device_properties(0).total_memory
     process = start(
-        "run", source, f"{tmp_path}/out", "--model", f"{tmp_path}/hungry.py:make", "--trust",
-        "--device=cuda", f"--device-memory={share}", "--json", "--chunk=32,32,32", "--shard=none",
+        "run",
+        source,
+        f"{tmp_path}/out",
+        "--model",
+        f"{tmp_path}/hungry.py:make",
+        "--trust",
+        "--device=cuda",
+        f"--device-memory={share}",
+        "--json",
+        "--chunk=32,32,32",
+        "--shard=none",
         "--block=64,64,32",
-    )  # fmt: skip
+    )
     out, err = (text.decode() for text in process.communicate(timeout=200))
     assert process.returncode == 0, err
     assert err.count("ran out of memory on cuda") == json.loads(out)["tile_halvings"] == 2

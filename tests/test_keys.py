@@ -198,5 +198,8 @@ def test_level_keys():
 
 def test_cloudvolume_sources_have_no_keys():
     with pytest.raises(UsageError, match="have no keys"):
-        object_key(volume("graphene://x", "cloudvolume", level((8, 8, 8), (8, 8, 8))), 0,
-                   Box((0, 0, 0), (8, 8, 8)))  # fmt: skip
+        object_key(
+            volume("graphene://x", "cloudvolume", level((8, 8, 8), (8, 8, 8))),
+            0,
+            Box((0, 0, 0), (8, 8, 8)),
+        )

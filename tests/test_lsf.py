@@ -85,10 +85,12 @@ def here(folder: Path, workers: int, processes: int) -> Path:
         (r"^cores = .*", f"cores = {processes}"),
         (r"^processes = .*", f"processes = {processes}"),
         (r"^worker_command = .*", ""),
-        (r"^worker_extra_args = .*",
-         'worker_extra_args = ["--memory-limit", "0", "--host", "127.0.0.1"]'),
-        (r'^dashboard_address = .*', 'dashboard_address = "127.0.0.1:0"\nhost = "127.0.0.1"'),
-    ):  # fmt: skip
+        (
+            r"^worker_extra_args = .*",
+            'worker_extra_args = ["--memory-limit", "0", "--host", "127.0.0.1"]',
+        ),
+        (r"^dashboard_address = .*", 'dashboard_address = "127.0.0.1:0"\nhost = "127.0.0.1"'),
+    ):
         text, changed = re.subn(pattern, line, text, flags=re.MULTILINE)
         assert changed == 1, pattern
     file.write_text(f'{text}\n[dask]\n"distributed.deploy.lost-worker-timeout" = "2s"\n')
@@ -104,9 +106,13 @@ def test_the_job_script(lsf: StandIn, tmp_path: Path) -> None:
         script = cluster.job_script()
     head = [line.removeprefix("#BSUB ") for line in script.splitlines() if "#BSUB" in line]
     for line in (
-        "-q gpu", '-P "isochunk"', "-W 04:00", "-n 16", '-R "span[hosts=1]"',
+        "-q gpu",
+        '-P "isochunk"',
+        "-W 04:00",
+        "-n 16",
+        '-R "span[hosts=1]"',
         '-gpu "num=4:j_exclusive=yes"',
-    ):  # fmt: skip
+    ):
         assert line in head, head
     assert any(re.fullmatch(r"-M 1280+\d*", line) for line in head), "128 GB"
     assert "export DASK_DISTRIBUTED__WORKER__LIFETIME__DURATION=220m" in script
@@ -128,8 +134,11 @@ def test_the_submit_script(lsf: StandIn, tmp_path: Path) -> None:
     source = write_source(f"file://{tmp_path}/in", voxels, "10,10,10")
     done = subprocess.run(
         [sys.executable, str(folder / "submit.py"), source, f"{tmp_path}/out", "identity"],
-        capture_output=True, text=True, check=False, timeout=200,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
     assert done.returncode == 0, done.stderr
     assert (read_all(f"{tmp_path}/out") == voxels).all()
     assert lsf.jobs() == 1
@@ -143,9 +152,15 @@ def test_an_interrupted_run_does_not_pass_for_done(lsf: StandIn, tmp_path: Path)
     folder = here(tmp_path, workers=1, processes=1)
     source = write_source(f"file://{tmp_path}/in", noise((6, 48, 48)))
     process = start(
-        "run", source, f"{tmp_path}/out", "--model", "cubic",
-        "--cluster", str(folder / "cluster.toml"), *BLOCKS,
-    )  # fmt: skip
+        "run",
+        source,
+        f"{tmp_path}/out",
+        "--model",
+        "cubic",
+        "--cluster",
+        str(folder / "cluster.toml"),
+        *BLOCKS,
+    )
     wait_until(lambda: lsf.jobs() == 1)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
@@ -158,12 +173,20 @@ def test_jobs_that_end_are_asked_for_again(lsf: StandIn, tmp_path: Path) -> None
     """A job of two worker processes is killed; a job queue does not say that it is gone."""
     folder = here(tmp_path, workers=2, processes=2)
     source = write_source(f"file://{tmp_path}/in", noise((16, 96, 96)))
-    command("run", source, f"{tmp_path}/good", "--model", slow_model(tmp_path, 0), "--trust",
-            *BLOCKS)  # fmt: skip
+    command(
+        "run", source, f"{tmp_path}/good", "--model", slow_model(tmp_path, 0), "--trust", *BLOCKS
+    )
     process = start(
-        "run", source, f"{tmp_path}/out", "--model", slow_model(tmp_path, 0.3), "--trust",
-        "--cluster", str(folder / "cluster.toml"), *BLOCKS,
-    )  # fmt: skip
+        "run",
+        source,
+        f"{tmp_path}/out",
+        "--model",
+        slow_model(tmp_path, 0.3),
+        "--trust",
+        "--cluster",
+        str(folder / "cluster.toml"),
+        *BLOCKS,
+    )
     shards = tmp_path / "out" / "10_10_10"
     wait_until(lambda: len(list(shards.glob("*.shard"))) >= 3, seconds=200)
     lsf.kill(1)

@@ -85,9 +85,12 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> isochunk.Job:
     monkeypatch.setenv("MADE", str(tmp_path / "made"))
     source = write_source(f"file://{tmp_path}/in", noise(SHAPE))
     return isochunk.Job(
-        source=source, target=f"{tmp_path}/out", model=f"{tmp_path}/greedy.py:make", trust=True,
+        source=source,
+        target=f"{tmp_path}/out",
+        model=f"{tmp_path}/greedy.py:make",
+        trust=True,
         **OPTIONS,
-    )  # fmt: skip
+    )
 
 
 def words(job: isochunk.Job, *more: str) -> tuple[str, ...]:

@@ -93,8 +93,14 @@ def write_numpy1_pickle(weights: dict[str, Tensor], path: Path) -> None:
     path.write_bytes(dumped.replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n"))
 
 
-KINDS = [write_torch, write_old_torch, write_safetensors, write_pickle, write_newest_pickle,
-         write_numpy1_pickle]  # fmt: skip
+KINDS = [
+    write_torch,
+    write_old_torch,
+    write_safetensors,
+    write_pickle,
+    write_newest_pickle,
+    write_numpy1_pickle,
+]
 
 
 @pytest.mark.parametrize("write", KINDS, ids=lambda write: write.__name__[6:])
@@ -125,8 +131,12 @@ def test_features_are_those_of_plain_convolutions(weights, rng):
     image = rng.random((16, 20)).astype(np.float32)
     seen = VGG16(weights)(torch.from_numpy(image)[None, None], max_pool)
     assert [tuple(maps.shape[1:]) for maps in seen] == [
-        (64, 16, 20), (128, 8, 10), (256, 4, 5), (512, 2, 2), (512, 1, 1)
-    ]  # fmt: skip
+        (64, 16, 20),
+        (128, 8, 10),
+        (256, 4, 5),
+        (512, 2, 2),
+        (512, 1, 1),
+    ]
     maps = [(image - mean) / std for mean, std in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)]
     for position in (0, 2):
         kernel, bias = (weights[f"features.{position}.{part}"] for part in ("weight", "bias"))
@@ -186,10 +196,14 @@ def test_pdl_is_the_mean_wasserstein_distance_of_features(vgg, weights):
     a, b = batch(image_of(1, 32)), batch(image_of(2, 32) ** 2)
     network = VGG16(weights)
     expected = sum(
-        np.mean([wasserstein_distance(p.ravel(), q.ravel())
-                 for p, q in zip(one[0].numpy(), other[0].numpy(), strict=True)])
+        np.mean(
+            [
+                wasserstein_distance(p.ravel(), q.ravel())
+                for p, q in zip(one[0].numpy(), other[0].numpy(), strict=True)
+            ]
+        )
         for one, other in zip(network(a, max_pool), network(b, max_pool), strict=True)
-    )  # fmt: skip
+    )
     assert float(perceptual_loss("pdl", vgg)(a, b)) == pytest.approx(float(expected), rel=1e-4)
 
 

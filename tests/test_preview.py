@@ -126,11 +126,23 @@ def test_nothing_else_is_there(url: str) -> None:
     good = "16-80_-8-56_16-48"
     assert get(f"{url}/{key}/{good}")[0] == 200
     for path in (
-        "", "infos", "info/x", key, f"{key}/", f"{key}/x", f"{key}/17-81_-8-56_16-48",
-        f"{key}/16-80_-8-56", f"{key}/16-80_-8-56_16-48_0-1", f"{key}/160-224_-8-56_16-48",
-        f"{key}/16-81_-8-56_16-48", f"80_80_80/{good}", "../info", f"{key}/{good}.gz",
-        f"{key}/--_--_--", "zarr.json",
-    ):  # fmt: skip
+        "",
+        "infos",
+        "info/x",
+        key,
+        f"{key}/",
+        f"{key}/x",
+        f"{key}/17-81_-8-56_16-48",
+        f"{key}/16-80_-8-56",
+        f"{key}/16-80_-8-56_16-48_0-1",
+        f"{key}/160-224_-8-56_16-48",
+        f"{key}/16-81_-8-56_16-48",
+        f"80_80_80/{good}",
+        "../info",
+        f"{key}/{good}.gz",
+        f"{key}/--_--_--",
+        "zarr.json",
+    ):
         assert get(f"{url}/{path}")[0] == 404, path
     host, _, _ = url.rpartition("/")
     for secret in ("", "guess", "%00"):

@@ -27,13 +27,16 @@ GAINS = {
     "a2i-z2-10": [("4", "avg", 1.15), ("2", "avg", 0.2), ("225/23", "avg", 0.35)],
     "fsrcnn-z4": [("4", "avg", 1.4)],
     "niiv-z2-10": [
-        ("4", "avg", 1.2), ("2", "avg", 0.3), ("8", "avg", 0.8), ("225/23", "avg", 0.3),
+        ("4", "avg", 1.2),
+        ("2", "avg", 0.3),
+        ("8", "avg", 0.8),
+        ("225/23", "avg", 0.3),
     ],
     "srunet-z4": [("4", "avg", 1.45)],
     "srunet-z4-self": [("4", "avg", 1.1)],
     "srunet-z4-small": [("4", "avg", 1.3)],
     "srunet-z8-skip": [("8", "skip", 0.5)],
-}  # fmt: skip
+}
 """By name: factor, degradation, and least gain in dB over the better of linear and cubic."""
 
 
@@ -56,10 +59,14 @@ def test_it_beats_interpolation_on_a_cube_it_never_saw(
     truth = str(shared_data / "medulla_fibsem_250.ome.zarr")
     found = rows(
         EvaluateConfig(
-            truth, (name,), factor=Fraction(factor), degradation=degradation, box=MIDDLE,
+            truth,
+            (name,),
+            factor=Fraction(factor),
+            degradation=degradation,
+            box=MIDDLE,
             plane="xz+yz",
         )
-    )  # fmt: skip
+    )
     linear, cubic, network = (found[row] for row in ("linear", "cubic", name))
     if degradation == "avg":
         assert linear.psnr < cubic.psnr

@@ -87,9 +87,11 @@ def whole_slices(network: torch.nn.Module, voxels: np.ndarray, factor: Fraction)
 
     if isinstance(network, A2I):
         taps = [
-            -0.5 * t**3 + t**2 - 0.5 * t, 1.5 * t**3 - 2.5 * t**2 + 1,
-            -1.5 * t**3 + 2 * t**2 + 0.5 * t, 0.5 * t**3 - 0.5 * t**2,
-        ]  # fmt: skip
+            -0.5 * t**3 + t**2 - 0.5 * t,
+            1.5 * t**3 - 2.5 * t**2 + 1,
+            -1.5 * t**3 + 2 * t**2 + 0.5 * t,
+            0.5 * t**3 - 0.5 * t**2,
+        ]
         fine = sum(w * slices[:, at + i - 1] for i, w in enumerate(taps))
         # Columns on the grid of windows, far enough out.
         last = -(-width // network.alignment) * network.alignment + margin
@@ -157,9 +159,15 @@ def test_axial_blocks_equal_the_whole(tmp_path: Path, name: str, spacing: str, p
     exact = whole(network, voxels, z / x, plane)
     for place, blocks in enumerate(({"chunk": "16,12,20"}, {"chunk": "7,21,9"})):
         job = isochunk.Job(
-            source=source, target=f"{tmp_path}/{place}", model=f"{tmp_path}/m", plane=plane,
-            shard="none", block=blocks["chunk"], levels=1, **blocks,
-        )  # fmt: skip
+            source=source,
+            target=f"{tmp_path}/{place}",
+            model=f"{tmp_path}/m",
+            plane=plane,
+            shard="none",
+            block=blocks["chunk"],
+            levels=1,
+            **blocks,
+        )
         plan = isochunk.plan(job)
         assert plan.model.exact
         assert isochunk.run(plan).complete
@@ -191,9 +199,15 @@ def test_planar_blocks_equal_the_whole(tmp_path: Path, name: str, plane: str) ->
         answers.append(turned.transpose(0, 2, 1))
     for place, chunk in enumerate(("16,12,20", "7,21,9")):
         job = isochunk.Job(
-            source=source, target=f"{tmp_path}/{place}", model=f"{tmp_path}/m", plane=plane,
-            shard="none", block=chunk, chunk=chunk, levels=1,
-        )  # fmt: skip
+            source=source,
+            target=f"{tmp_path}/{place}",
+            model=f"{tmp_path}/m",
+            plane=plane,
+            shard="none",
+            block=chunk,
+            chunk=chunk,
+            levels=1,
+        )
         assert isochunk.run(isochunk.plan(job)).complete
         assert_equals_whole(read_all(job.target), np.mean(answers, axis=0))
 
@@ -214,9 +228,14 @@ def test_lateral_blocks_equal_the_whole(tmp_path: Path, name: str) -> None:
     exact = answer[:, 4 * far : 4 * far + 80, 4 * far : 4 * far + 104]
     for place, chunk in enumerate(("4,40,104", "2,80,60")):
         job = isochunk.Job(
-            source=source, target=f"{tmp_path}/{place}", model=f"{tmp_path}/m", chunk=chunk,
-            block=chunk, shard="none", levels=1,
-        )  # fmt: skip
+            source=source,
+            target=f"{tmp_path}/{place}",
+            model=f"{tmp_path}/m",
+            chunk=chunk,
+            block=chunk,
+            shard="none",
+            levels=1,
+        )
         plan = isochunk.plan(job)
         assert plan.target.spacing == Spacing.parse("40,4,4")
         assert isochunk.run(plan).complete

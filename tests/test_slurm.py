@@ -82,10 +82,15 @@ class Case:
     def job(self) -> dict[str, Any]:
         """Fields of the job."""
         return {
-            "source": self.source, "target": str(self.target), "levels": 1, "trust": True,
-            "model": f"{self.folder}/model.py:make", "chunk": "16,16,16", "shard": "32,32,32",
+            "source": self.source,
+            "target": str(self.target),
+            "levels": 1,
+            "trust": True,
+            "model": f"{self.folder}/model.py:make",
+            "chunk": "16,16,16",
+            "shard": "32,32,32",
             "block": "32,32,32",
-        }  # fmt: skip
+        }
 
     @property
     def arguments(self) -> list[str]:
@@ -169,10 +174,14 @@ def check(good: Good, record: Callable[..., None]) -> Check:
         identical = tree_digest(case.target) == good.digest
         audit = isochunk.audit(str(case.target))
         record(
-            ROW, what=what, wall_time=after, blocks_done_before=f"{done} of {BLOCKS}",
-            redone=redone.total(), identical=identical,
+            ROW,
+            what=what,
+            wall_time=after,
+            blocks_done_before=f"{done} of {BLOCKS}",
+            redone=redone.total(),
+            identical=identical,
             audit="complete" if audit.complete else "holes",
-        )  # fmt: skip
+        )
         assert identical
         assert audit.complete
         assert 0 < done < BLOCKS
@@ -262,8 +271,9 @@ def test_workers_that_are_jobs(site: Slurm, tmp_path: Path, source: str, check: 
     job.write_text("".join(f"{name} = {json.dumps(v)}\n" for name, v in leaving.job.items()))
     second = subprocess.Popen(
         [sys.executable, f"{DEPLOY}/submit.py", file, str(job)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
     site.wait(lambda: bool(site.jobs("killed")), 90)
     wall_time = shorten(site, killed, site.jobs("killed")[0]["JobId"])

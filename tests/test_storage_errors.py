@@ -213,10 +213,13 @@ def test_a_bucket_that_does_not_exist(s3, gcs):
         ("file:///data/a%20b", "file:///data/a b", None),
         ("/data/a", "file:///data/a", None),
         ("s3+https://host/bucket/a", "s3+https://host/bucket/a", None),
-        ("graphene://https://host/segmentation/table/x/", "graphene://https://host/segmentation/"
-         "table/x", "graphene"),
+        (
+            "graphene://https://host/segmentation/table/x/",
+            "graphene://https://host/segmentation/table/x",
+            "graphene",
+        ),
     ],
-)  # fmt: skip
+)
 def test_urls(text, url, format_):
     location = parse_url(text)
     assert (location.url, location.format) == (url, format_)
@@ -225,10 +228,18 @@ def test_urls(text, url, format_):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "ftp://host/a", "s3://b/a", "s3:///a", "file://relative/a", "gs://bucket/a|zip:x",
-     "https://user:secret-word@host/a", "https://host/a?X-Amz-Signature=secret-word",
-     "graphene://https://user:secret-word@host/a"],
-)  # fmt: skip
+    [
+        "",
+        "ftp://host/a",
+        "s3://b/a",
+        "s3:///a",
+        "file://relative/a",
+        "gs://bucket/a|zip:x",
+        "https://user:secret-word@host/a",
+        "https://host/a?X-Amz-Signature=secret-word",
+        "graphene://https://user:secret-word@host/a",
+    ],
+)
 def test_urls_that_are_refused(text):
     with pytest.raises(UsageError) as caught:
         parse_url(text)
@@ -249,10 +260,15 @@ def test_encodings_of_cloudvolume(request, tmp_path, encoding, place):
     labels = np.random.default_rng(0).integers(0, 9, (4, 5, 3)).repeat(8, 0).repeat(8, 1).repeat(
         8, 2).astype(np.uint16)  # fmt: skip  # (x, y, z)
     info = CloudVolume.create_new_info(
-        num_channels=1, layer_type="segmentation", data_type="uint16", encoding=encoding,
-        resolution=[4.6, 4.6, 46], voxel_offset=[10, 20, 30], chunk_size=[16, 16, 16],
+        num_channels=1,
+        layer_type="segmentation",
+        data_type="uint16",
+        encoding=encoding,
+        resolution=[4.6, 4.6, 46],
+        voxel_offset=[10, 20, 30],
+        chunk_size=[16, 16, 16],
         volume_size=labels.shape,
-    )  # fmt: skip
+    )
     root = request.getfixturevalue("s3") if place == "s3" else f"file://{tmp_path}"
     writer = CloudVolume(f"precomputed://{root}/v", info=info, compress=False, progress=False)
     writer.commit_info()
@@ -271,10 +287,15 @@ def test_encodings_of_cloudvolume(request, tmp_path, encoding, place):
 def test_cloudvolume_errors(tmp_path):
     labels = np.ones((16, 16, 32), np.uint16)
     info = CloudVolume.create_new_info(
-        num_channels=1, layer_type="segmentation", data_type="uint16", encoding="crackle",
-        resolution=[8, 8, 8], voxel_offset=[0, 0, 0], chunk_size=[16, 16, 16],
+        num_channels=1,
+        layer_type="segmentation",
+        data_type="uint16",
+        encoding="crackle",
+        resolution=[8, 8, 8],
+        voxel_offset=[0, 0, 0],
+        chunk_size=[16, 16, 16],
         volume_size=labels.shape,
-    )  # fmt: skip
+    )
     writer = CloudVolume(f"file://{tmp_path}/v", info=info, compress=False, progress=False)
     writer.commit_info()
     writer[:, :, :] = labels
@@ -325,8 +346,11 @@ def test_graphene_server(tmp_path, token):
         answer = subprocess.run(  # the folder of the secrets is read at import
             [sys.executable, "-c", GRAPHENE, f"graphene://{url}/segmentation/table/sample"],
             env={**os.environ, "CLOUD_VOLUME_DIR": str(tmp_path)},
-            capture_output=True, text=True, timeout=120, check=True,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        )
     if token:
         lines = answer.stdout.splitlines()
         assert lines[-2:] == [f"cloudvolume {BOX} {SPACING}", str(int(voxels.sum()))]

@@ -37,10 +37,18 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def address(certificates: Path, tmp_path: Path) -> Iterator[str]:
     """A scheduler and a worker, told of their certificates by options alone."""
     options = [
-        "--tls-ca-file", str(certificates / "ca.pem"), "--tls-cert", str(certificates / "dask.pem"),
-        "--tls-key", str(certificates / "dask-key.pem"), "--protocol", "tls",
-        "--host", "127.0.0.1", "--no-dashboard",
-    ]  # fmt: skip
+        "--tls-ca-file",
+        str(certificates / "ca.pem"),
+        "--tls-cert",
+        str(certificates / "dask.pem"),
+        "--tls-key",
+        str(certificates / "dask-key.pem"),
+        "--protocol",
+        "tls",
+        "--host",
+        "127.0.0.1",
+        "--no-dashboard",
+    ]
     port = servers.free_port()
     address = f"tls://127.0.0.1:{port}"
     with ExitStack() as closing:
@@ -51,9 +59,11 @@ def address(certificates: Path, tmp_path: Path) -> Iterator[str]:
         ):
             process = subprocess.Popen(
                 [sys.executable, "-m", "dask", *words, *options],
-                stdout=log, stderr=subprocess.STDOUT, cwd=tmp_path,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=tmp_path,
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
-            )  # fmt: skip
+            )
             closing.callback(end_family, process)
         said = tmp_path / "cluster.log"
         wait_until(lambda: "Registered to" in said.read_text(), seconds=120)
@@ -89,8 +99,11 @@ def test_a_job_on_a_cluster_that_speaks_tls(
 def test_the_private_key_is_for_its_owner_alone(certificates: Path) -> None:
     assert (certificates / "dask-key.pem").stat().st_mode & 0o777 == 0o600
     assert sorted(f.name for f in certificates.iterdir()) == [
-        "ca.pem", "dask-key.pem", "dask.pem", "dask.yaml"
-    ]  # fmt: skip
+        "ca.pem",
+        "dask-key.pem",
+        "dask.pem",
+        "dask.yaml",
+    ]
 
 
 class Elsewhere(Scheduler):
@@ -117,9 +130,18 @@ def test_a_warning_where_others_may_reach_the_scheduler(
 
 @pytest.mark.parametrize(
     ("host", "loopback"),
-    [("127.0.0.1", True), ("127.8.9.10", True), ("::1", True), ("localhost", True),
-     ("192.0.2.9", False), ("0.0.0.0", False), ("::", False), ("node7", False), ("", False)],
-)  # fmt: skip
+    [
+        ("127.0.0.1", True),
+        ("127.8.9.10", True),
+        ("::1", True),
+        ("localhost", True),
+        ("192.0.2.9", False),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("node7", False),
+        ("", False),
+    ],
+)
 def test_what_is_loopback(host: str, loopback: bool) -> None:
     assert is_loopback(host) == loopback
 

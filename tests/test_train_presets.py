@@ -73,16 +73,27 @@ def test_constant_rates_and_words_of_the_command_line():
     assert {rates(steady, step, 1).groups for step in (0, 10, 199_999)} == {(1e-4,)}
     assert steady.optimisation == Optimisation(lr=1e-4, schedule="constant")
     assert [parse_value(text) for text in ("32", "true", "1,2,4", "cubic", "3e-4")] == [
-        32, True, [1, 2, 4], "cubic", 3e-4,
-    ]  # fmt: skip
+        32,
+        True,
+        [1, 2, 4],
+        "cubic",
+        3e-4,
+    ]
 
 
 def test_options_win_over_the_recipe_and_fill_its_tables():
     recipe = {"arch": "niiv", "network": {"blocks": 6}, "loss": {"weight": 2.0}, "steps": 10}
     options = {
-        "steps": "20", "blocks": "4", "residual": "true", "vgg": "some/file", "lr": "1e-3",
-        "factor": "2,5/2", "patch": "64,1,64", "out": "12", "save-every": "7",
-    }  # fmt: skip
+        "steps": "20",
+        "blocks": "4",
+        "residual": "true",
+        "vgg": "some/file",
+        "lr": "1e-3",
+        "factor": "2,5/2",
+        "patch": "64,1,64",
+        "out": "12",
+        "save-every": "7",
+    }
     table = with_options({**recipe, "sources": ["a"]}, options)
     made = config_from_table(table)
     assert (made.steps, made.out, made.patch) == (20, "12", (64, 1, 64))
@@ -105,9 +116,10 @@ def test_the_encoder_starts_from_a_file(sections, tmp_path):
     }
     assert {name: their_name(name) for name in names} == names
     encoder = {
-        name: value for name, value in network.state_dict().items()
+        name: value
+        for name, value in network.state_dict().items()
         if name.startswith(("stem", "stages")) and "num_batches" not in name
-    }  # fmt: skip
+    }
     theirs = {their_name(n): torch.rand(v.shape) for n, v in encoder.items()}
     theirs["conv1.weight"] = torch.rand(4, 3, 7, 7)
     theirs["fc.bias"] = torch.zeros(1000)

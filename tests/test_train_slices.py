@@ -17,7 +17,7 @@ import pytest
 import torch
 from jobs import noise, write_source
 from PIL import Image
-from safetensors.torch import save_file
+from trainings import SMALL, config, history, weights, write_em
 
 from isochunk.errors import TargetConflictError, UsageError
 from isochunk.geometry import Box
@@ -26,69 +26,22 @@ from isochunk.models.checkpoint import load_module, read_spec
 from isochunk.models.networks import make
 from isochunk.spec import Intensity
 from isochunk.storage.tensorstore import open_volume
-from isochunk.testing.synthetic import synthetic_pair
-from isochunk.train.apply import Application, Criterion, along_z
-from isochunk.train.config import Loss, TrainConfig, fingerprint
+from isochunk.train.apply import Application, along_z
+from isochunk.train.config import fingerprint
 from isochunk.train.data import IN_PLACE, LATERAL, UPRIGHT, Crops, Sampling, Sectioned, Source
 from isochunk.train.degrade import Augmentation, degrade
 from isochunk.train.loop import train
-from isochunk.train.perceptual import perceptual_loss
-from isochunk.train.presets import config_from_table
 from isochunk.train.schedule import spans
-from isochunk.train.sources import likeness
-from isochunk.train.vgg import SHAPES
 
 pytestmark = pytest.mark.slow
 
 torch.set_num_threads(1)
 
-SMALL = {
-    "a2i": {"width": 8, "levels": 2, "heads": [1, 2], "blocks": 1, "residual": True},
-    "niiv": {"blocks": 2, "width": 16, "hidden": 32, "layers": 2, "residual": True},
-    "srunet": {
-        "variant": "planar", "width": 4, "levels": 2, "convs": 1, "residual": "cubic", "factor": 4,
-    },
-    "fsrcnn": {
-        "variant": "planar", "maps": 16, "shrunk": 8, "mappings": 1, "residual": "cubic",
-        "factor": 4,
-    },
-    "pssr": {"width": 4, "depths": [1, 1, 1, 1]},
-    "pssr-mf": {"width": 4, "depths": [1, 1, 1, 1]},
-}  # fmt: skip
-"""Networks small enough to be taught in a test."""
-
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> str:
     """An anisotropic volume, four times coarser along z."""
-    coarse, _ = synthetic_pair((8, 96, 440), 4)
-    return write_source(f"{tmp_path_factory.mktemp('volume')}/em", coarse, "32,8,8")
-
-
-def config(arch: str, source: str, out: Path, **changes) -> TrainConfig:
-    lateral = arch.startswith("pssr")
-    table = {
-        "arch": arch,
-        "sources": [source],
-        "out": str(out),
-        "mode": "supervised" if lateral else "self",
-        "network": SMALL[arch],
-        "steps": 40,
-        "patch": [5 if arch == "pssr-mf" else 1, 64, 64] if lateral else [32, 1, 32],
-        "batch": 4,
-        "device": "cpu",
-        "optimisation": {"lr": 3e-3},
-        "keeping": {"validate_every": 10, "crops": 4, "save_every": 5},
-    }
-    return config_from_table({**table, **changes})
-
-
-def history(out: Path) -> list[dict[str, float]]:
-    return torch.load(out / "training" / "state.pt", weights_only=True)["history"]
-
-
-def weights(out: Path) -> dict[str, torch.Tensor]:
-    return torch.load(out / "training" / "state.pt", weights_only=True)["network"]
+    return write_em(tmp_path_factory.mktemp("volume"))
 
 
 @pytest.mark.parametrize("arch", ["a2i", "niiv", "srunet", "fsrcnn"])
@@ -146,8 +99,14 @@ def test_judging_on_smaller_crops_than_are_trained_on(source, tmp_path):
         train(config("niiv", source, tmp_path / "out", steps=2, patch=[80, 1, 80]))
     network = {**SMALL["niiv"], "tile": 80}
     with pytest.raises(UsageError, match="tiles of 80 pixels"):  # judging on them excuses no patch
-        config("niiv", source, tmp_path / "out", network=network, patch=[48, 1, 48],
-               keeping={"patch": [48, 1, 48]})  # fmt: skip
+        config(
+            "niiv",
+            source,
+            tmp_path / "out",
+            network=network,
+            patch=[48, 1, 48],
+            keeping={"patch": [48, 1, 48]},
+        )
     keeping = {"crops": 2, "patch": [48, 1, 40]}
     report = train(
         config("niiv", source, tmp_path / "out", steps=2, patch=[80, 1, 80], keeping=keeping)
@@ -282,8 +241,10 @@ save_every = 10
 def start(recipe: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", RUN, str(recipe)],
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
 
 
 @pytest.mark.parametrize("arch", ["a2i", "niiv"])
@@ -312,23 +273,65 @@ def test_killed_training_ends_with_the_weights_of_an_undisturbed_one(arch, sourc
 
 def test_two_processes_train_the_same_network_as_one(source, tmp_path):
     options = [
-        "--arch", "niiv", "--mode", "self", "--source", source, "--out", "both",
-        "--blocks", "2", "--width", "16", "--hidden", "32", "--layers", "2",
-        "--steps", "8", "--patch", "32,1,32", "--batch", "4", "--device", "cpu", "--lr", "1e-3",
-    ]  # fmt: skip
+        "--arch",
+        "niiv",
+        "--mode",
+        "self",
+        "--source",
+        source,
+        "--out",
+        "both",
+        "--blocks",
+        "2",
+        "--width",
+        "16",
+        "--hidden",
+        "32",
+        "--layers",
+        "2",
+        "--steps",
+        "8",
+        "--patch",
+        "32,1,32",
+        "--batch",
+        "4",
+        "--device",
+        "cpu",
+        "--lr",
+        "1e-3",
+    ]
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-         "-m", "isochunk.cli", "train", *options, "--json"],
-        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=200,
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            "2",
+            "-m",
+            "isochunk.cli",
+            "train",
+            *options,
+            "--json",
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)  # one of the two speaks
     assert report["stopped"] == "finished"
     alone = config(
-        "niiv", source, tmp_path / "alone", steps=8,
-        network={**SMALL["niiv"], "residual": False}, optimisation={"lr": 1e-3},
-    )  # fmt: skip
+        "niiv",
+        source,
+        tmp_path / "alone",
+        steps=8,
+        network={**SMALL["niiv"], "residual": False},
+        optimisation={"lr": 1e-3},
+    )
     train(alone)
     one, both = weights(tmp_path / "alone"), weights(tmp_path / "both")
     for name, value in one.items():
@@ -341,154 +344,19 @@ def test_half_precision_learns_too(precision, steps, source, tmp_path):
     assert report.best_psnr > report.linear_psnr
 
 
-def test_training_without_a_vgg_file_says_so_and_records_it(source, tmp_path, caplog):
-    train(config("a2i", source, tmp_path / "out", steps=2))
-    said = [r.message for r in caplog.records if "no VGG file" in r.message]
-    assert len(said) == 1
-    assert "goes without pdl" in said[0]
-    record = json.loads((tmp_path / "out/model.json").read_text())["card"]["training"]
-    assert record["loss"]["perceptual"] == "pdl"
-    assert record["loss"]["vgg"] == "none given"
-
-
-@pytest.fixture(scope="module")
-def vgg(tmp_path_factory) -> Path:
-    """A VGG16 of random weights."""
-    rng = torch.Generator().manual_seed(0)
-    path = tmp_path_factory.mktemp("vgg") / "vgg16.safetensors"
-    scale = {name: 0.1 if len(shape) == 1 else (2 / (9 * shape[1])) ** 0.5
-             for name, shape in SHAPES.items()}  # fmt: skip
-    save_file({n: scale[n] * torch.randn(s, generator=rng) for n, s in SHAPES.items()}, path)
-    return path
-
-
-@pytest.mark.parametrize("name", ["pdl", "dists"])
-def test_the_loss_is_the_weighted_sum_of_its_parts(name, vgg, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    cpu, shades = torch.device("cpu"), (-2.0, 3.0)
-    rng = torch.Generator().manual_seed(1)
-    target = torch.randn(2, 1, 16, 3, 20, generator=rng)
-    predicted = (target + 0.1 * torch.randn(target.shape, generator=rng)).requires_grad_()
-    both = Loss("l1", 30.0, name, 0.5, str(vgg))
-    whole = Criterion(both, shades, cpu)(predicted, target)
-    seen = perceptual_loss(name, vgg)
-    xz = [
-        torch.stack([x[b, :, :, y] for b in range(2) for y in range(3)]).add(2).div(5)
-        for x in (predicted, target)
-    ]
-    parts = 30 * (predicted - target).abs().mean() + 0.5 * seen(*xz)
-    torch.testing.assert_close(whole, parts)
-    whole.backward()
-    assert predicted.grad.isfinite().all()
-    without = Criterion(replace(both, vgg=""), shades, cpu)(predicted, target)
-    torch.testing.assert_close(without, 30 * (predicted - target).abs().mean())
-
-
-def test_training_with_a_vgg_file(source, vgg, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    wrong = {"perceptual": "pdl", "vgg": str(tmp_path / "none.pth")}
-    with pytest.raises(UsageError, match=r"none\.pth"):
-        train(config("a2i", source, tmp_path / "out", steps=1, loss=wrong))
-    assert not (tmp_path / "out").exists()
-    report = train(config("a2i", source, tmp_path / "out", steps=1, loss={"vgg": str(vgg)}))
-    assert report.stopped == "finished"
-    record = json.loads((tmp_path / "out/model.json").read_text())["card"]["training"]
-    assert record["loss"]["vgg"] == "given"
-    assert str(vgg) not in (tmp_path / "out/model.json").read_text()
-
-
-def test_another_architecture_does_not_overwrite_a_training_or_a_checkpoint(source, tmp_path):
-    out = tmp_path / "out"
-    train(config("niiv", source, out, steps=5))
-    before = (out / "weights.safetensors").read_bytes()
-    with pytest.raises(TargetConflictError, match="arch: niiv there, a2i now"):
-        train(config("a2i", source, out, steps=5))
-    (out / "training" / "config.json").unlink()
-    with pytest.raises(TargetConflictError, match="holds a checkpoint, but no training"):
-        train(config("a2i", source, out, steps=5))
-    assert (out / "weights.safetensors").read_bytes() == before
-
-
-def turned(source: str, order: tuple[int, int, int], tmp_path: Path, spacing: str) -> str:
-    volume = open_volume(source)
-    voxels = np.ascontiguousarray(volume.read(volume.spec.box).transpose(order))
-    return write_source(f"{tmp_path}/turned", voxels, spacing)
-
-
-@pytest.mark.parametrize(("order", "axis"), [((1, 0, 2), "y"), ((2, 1, 0), "x")])
-def test_axes_in_a_wrong_order_are_refused(order, axis, tmp_path):
-    coarse, _ = synthetic_pair((64, 96, 96), 4)
-    plain = write_source(f"{tmp_path}/plain", coarse)
-    url = turned(plain, order, tmp_path, "32,8,8")
-    assert np.argmin(likeness(open_volume(plain))) == 0
-    with pytest.raises(UsageError, match=f"neighbours along {axis} are less alike.*order of its"):
-        train(config("niiv", url, tmp_path / "out", split_axis=0, patch=[8, 1, 8]))
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("spacing", "arch", "says"),
-    [
-        ("11,8,8", "niiv", r"coarser by 1\.38, but .* needs at least 1\.5; choose mode supervised"),
-        ("32,8,16", "niiv", "needs y and x alike"),
-        ("32,8,16", "pssr", "needs y and x alike"),
-    ],
-)
-def test_voxels_of_wrong_proportions_are_refused(spacing, arch, says, source, tmp_path):
-    url = turned(source, (0, 1, 2), tmp_path, spacing)
-    with pytest.raises(UsageError, match=says):
-        train(config(arch, url, tmp_path / "out"))
-    assert not (tmp_path / "out").exists()
-
-
-def test_constant_and_small_volumes_are_refused(source, tmp_path):
-    flat = write_source(f"{tmp_path}/flat", np.full((8, 96, 440), 9, np.uint8), "32,8,8")
-    with pytest.raises(UsageError, match="constant"):
-        train(config("niiv", flat, tmp_path / "out"))
-    with pytest.raises(UsageError, match="has 96 voxels along y, but a crop needs 128"):
-        train(config("niiv", source, tmp_path / "out", patch=[128, 1, 32]))
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("arch", "changes", "says"),
-    [
-        ("niiv", {"mode": "supervised"}, "needs a factor"),
-        ("niiv", {"factor": "1/2"}, "below 1"),
-        ("niiv", {"network": {"tile": 64}}, r"tiles of 64 pixels, but sees only those of patch"),
-        ("niiv", {"factor": 20}, "fewer than two sections of 20"),
-        ("niiv", {"network": {"variant": "planar"}}, "has no variants"),
-        ("niiv", {"network": {"window": 8}}, "network niiv: unknown field window"),
-        ("a2i", {"degradation": "em"}, "choose avg, skip, psf"),
-        ("pssr", {"mode": "self"}, "mode supervised"),
-        ("pssr", {"factor": 2}, "has factor 4"),
-        ("pssr", {"degradation": "avg"}, "choose em, fluorescence"),
-        ("pssr", {"patch": [1, 40, 40]}, "multiples of 32 from 64"),
-        ("pssr-mf", {"patch": [1, 64, 64]}, "needs 5 along z"),
-        ("pssr", {"normalisation": "standard"}, "choose normalisation range"),
-        ("pssr", {"augmentation": {"jitter": 1.0}}, "which pssr does not make"),
-        ("niiv", {"encoder": "resnet.pth"}, "only pssr has an encoder file"),
-        ("pssr", {"encoder": "/dev/null"}, "weights /dev/null"),
-        ("niiv", {"augmentation": {"rotation": 5.0}}, "of mode supervised"),
-        ("niiv", {"augmentation": {"missing": 1.5}}, "missing of at most 1"),
-        ("srunet", {"patch": [32, 1, 31]}, "multiples of"),
-    ],
-)
-def test_what_cannot_be_taught_is_refused(arch, changes, says, source, tmp_path):
-    with pytest.raises(UsageError, match=says):
-        train(config(arch, source, tmp_path / "out", **changes))
-    assert not (tmp_path / "out").exists()
-
-
 def test_progressive_resizing_resumes_where_it_stopped(source, tmp_path):
     stages = [
         {"share": 1, "patch": [1, 64, 64], "batch": 2, "lr": 1e-3, "encoder_lr": 0},
         {"share": 2, "patch": [1, 64, 64], "batch": 1, "lr": 1e-3, "encoder_lr": 1e-4},
     ]
     whole = config(
-        "pssr", source, tmp_path / "out", steps=10, stages=stages,
+        "pssr",
+        source,
+        tmp_path / "out",
+        steps=10,
+        stages=stages,
         optimisation={"lr": 1e-3, "schedule": "onecycle"},
-    )  # fmt: skip
+    )
     assert [span.stop for span in spans(whole)] == [2, 10]
     train(whole)
     assert fingerprint(whole)["steps"] == 10  # the rates depend on it

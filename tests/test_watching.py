@@ -49,9 +49,13 @@ def test_the_event_log_tells_a_run(tmp_path: Path) -> None:
     events = list(read_events(open_result(f"{tmp_path}/out").store))
     assert [e["event"] for e in events] == ["started", "ended"] * 2
     assert events[0] == {
-        "time": events[0]["time"], "session": events[0]["session"],
-        "event": "started", "blocks": report.total, "resumed": 0, "workers": 1,
-    }  # fmt: skip
+        "time": events[0]["time"],
+        "session": events[0]["session"],
+        "event": "started",
+        "blocks": report.total,
+        "resumed": 0,
+        "workers": 1,
+    }
     assert events[1]["blocks"]["done"] == report.total
     assert events[2]["resumed"] == report.total
     assert len({e["session"] for e in events}) == 2
@@ -69,8 +73,10 @@ def test_lines_are_kept_until_they_are_stored(tmp_path: Path) -> None:
     log.flush()
     log.flush()
     assert [(e["event"], e["n"]) for e in read_events(store)] == [
-        ("one", 1), ("two", 2), ("three", 3)
-    ]  # fmt: skip
+        ("one", 1),
+        ("two", 2),
+        ("three", 3),
+    ]
     assert last_event(store)["event"] == "three"
 
 

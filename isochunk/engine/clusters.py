@@ -65,7 +65,7 @@ class PromptClient(Client):
     Else Python closes it at its very end, and waits a minute for an event loop that is gone.
     """
 
-    def __init__(self, at: Any, timeout: float | str) -> None:  # noqa: ANN401
+    def __init__(self, at: Any, timeout: float | str) -> None:
         """Connect.
 
         Args:
@@ -186,7 +186,7 @@ def check_cluster(job: Job) -> None:
         checked_class(cluster_of(job))
 
 
-def checked_class(spec: ClusterSpec) -> Any:  # noqa: ANN401 - cluster classes share no base
+def checked_class(spec: ClusterSpec) -> Any:
     """Return the class of a cluster, which takes what the spec says.
 
     Raises:
@@ -218,7 +218,7 @@ def started(spec: ClusterSpec) -> Iterator[Any]:
             shut(cluster)
 
 
-def start(spec: ClusterSpec, made: Any) -> Any:  # noqa: ANN401 - cluster classes share no base
+def start(spec: ClusterSpec, made: Any) -> Any:
     """Make the cluster and ask for its workers.
 
     Raises:
@@ -243,7 +243,7 @@ def start(spec: ClusterSpec, made: Any) -> Any:  # noqa: ANN401 - cluster classe
     return cluster
 
 
-def shut(cluster: Any) -> None:  # noqa: ANN401
+def shut(cluster: Any) -> None:
     """Close a cluster; what stands in the way of that is told, not raised."""
     try:
         cluster.close()
@@ -325,7 +325,7 @@ def check_gpus(spec: ClusterSpec) -> None:
         )
 
 
-def cluster_class(spec: ClusterSpec) -> Any:  # noqa: ANN401 - cluster classes share no base
+def cluster_class(spec: ClusterSpec) -> Any:
     """Import the class of a cluster.
 
     Raises:
@@ -347,7 +347,7 @@ def cluster_class(spec: ClusterSpec) -> Any:  # noqa: ANN401 - cluster classes s
             signal.signal(signal.SIGINT, interrupt)
 
 
-def check_options(spec: ClusterSpec, made: Any) -> None:  # noqa: ANN401
+def check_options(spec: ClusterSpec, made: Any) -> None:
     """Refuse options that the class of a cluster does not take.
 
     Raises:
@@ -362,13 +362,13 @@ def check_options(spec: ClusterSpec, made: Any) -> None:  # noqa: ANN401
         )
 
 
-def open_ended(made: Any) -> bool:  # noqa: ANN401
+def open_ended(made: Any) -> bool:
     """Tell whether a class takes arguments that it does not name."""
     kinds = {p.kind for p in inspect.signature(made).parameters.values()}
     return inspect.Parameter.VAR_KEYWORD in kinds
 
 
-def option_names(made: Any) -> set[str]:  # noqa: ANN401
+def option_names(made: Any) -> set[str]:
     """Return the arguments that a cluster class names, or hands on to what it is made of."""
     classes = list(inspect.getmro(made))
     job = getattr(made, "job_cls", None)  # of dask-jobqueue

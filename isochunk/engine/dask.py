@@ -61,7 +61,7 @@ class JobPlugin(WorkerPlugin):
         self.settings = settings
         self.version = version("isochunk")
 
-    async def setup(self, worker: Any) -> None:  # noqa: ANN401 - distributed is untyped
+    async def setup(self, worker: Any) -> None:
         """Open the job in the worker's process; meanwhile the worker stays in touch.
 
         Raises:
@@ -78,7 +78,7 @@ class JobPlugin(WorkerPlugin):
         self.metrics = WorkerMetrics(self.name)
         self.metrics.register()
 
-    def teardown(self, worker: Any) -> None:  # noqa: ANN401
+    def teardown(self, worker: Any) -> None:
         """Drop what is not at work."""
         if self.pipeline is not None and self.metrics is not None:  # setup got so far
             self.pipeline.abandon()
@@ -184,9 +184,14 @@ class DaskBackend:
     def submit(self, task: BlockTask, key: str, workers: list[str] | None) -> Future[Any]:
         """Submit a task under a key, to some workers if these are still there."""
         return self.client.submit(
-            run_task, self.name, task,
-            key=key, pure=False, workers=workers, allow_other_workers=workers is not None,
-        )  # fmt: skip
+            run_task,
+            self.name,
+            task,
+            key=key,
+            pure=False,
+            workers=workers,
+            allow_other_workers=workers is not None,
+        )
 
     def compare(self, boxes: list[Box]) -> Iterator[Seam]:
         """Compare on the workers.
@@ -196,8 +201,11 @@ class DaskBackend:
         """
         futures = [self.client.submit(run_compare, self.name, b, pure=False) for b in boxes]
         try:
-            yield from (seam for _, seam in as_completed(
-                futures, loop=self.client.loop, with_results=True, timeout=self.patience.hung_s
-            ))  # fmt: skip
+            yield from (
+                seam
+                for _, seam in as_completed(
+                    futures, loop=self.client.loop, with_results=True, timeout=self.patience.hung_s
+                )
+            )
         except (KilledWorker, CancelledError, TimeoutError) as error:
             raise ClusterError(f"workers were lost while they compared: {error!r}") from error

@@ -151,7 +151,7 @@ class Flock:
         flight.copies[key] = future
         self.landed.add(future)
 
-    def land(self, future: Future[Any], result: Any) -> Reports:  # noqa: ANN401
+    def land(self, future: Future[Any], result: Any) -> Reports:
         """Take a future that ended and return the reports of its blocks, if it has any."""
         key = str(future.key)
         flight = self.flights.get(key.removesuffix(COPY))
@@ -184,8 +184,10 @@ class Flock:
         if not flight.alone:
             log.warning(
                 "blocks %s of stage %d did not come back and will run again, each alone: %s",
-                task.blocks, task.stage, cause,
-            )  # fmt: skip
+                task.blocks,
+                task.stage,
+                cause,
+            )
             self.notify("lost", details)
             self.suspects.append(task)
             return NOTHING
@@ -260,11 +262,16 @@ class Flock:
             here = [worker for worker, _ in flight.began.values()]
             others = sorted(set(load) - set(here), key=lambda worker: load[worker])
             if others:
-                self.notify("straggler", {
-                    "stage": flight.task.stage, "blocks": list(flight.task.blocks),
-                    "seconds": round(flight.age(now), 1), "median_s": round(usual, 1),
-                    "workers": here,
-                })  # fmt: skip
+                self.notify(
+                    "straggler",
+                    {
+                        "stage": flight.task.stage,
+                        "blocks": list(flight.task.blocks),
+                        "seconds": round(flight.age(now), 1),
+                        "median_s": round(usual, 1),
+                        "workers": here,
+                    },
+                )
                 self.send_copy(flight, flight.key + COPY, others[:3])
 
     def give_up(self, usual: float, now: float) -> None:

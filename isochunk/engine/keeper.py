@@ -114,7 +114,7 @@ class Keeper(Adaptive):
                 lost.append(job)
         return lost
 
-    async def _drop(self, job: Any) -> None:  # noqa: ANN401 - names are text or numbers
+    async def _drop(self, job: Any) -> None:
         """Give a job up, so that it is asked for again."""
         worker = self.cluster.workers.pop(job)
         try:

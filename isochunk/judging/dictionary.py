@@ -119,10 +119,15 @@ def learn(
     weight = np.sqrt(coarse.shape[1] / fine.shape[1])
     few = slice(max(config.atoms, len(order) // 4))
     learner = MiniBatchDictionaryLearning(
-        config.atoms, alpha=config.penalty, max_iter=config.epochs, batch_size=LEARN_BATCH,
-        fit_algorithm="cd", transform_max_iter=LEARN_SWEEPS, max_no_improvement=None,
+        config.atoms,
+        alpha=config.penalty,
+        max_iter=config.epochs,
+        batch_size=LEARN_BATCH,
+        fit_algorithm="cd",
+        transform_max_iter=LEARN_SWEEPS,
+        max_no_improvement=None,
         random_state=seed,
-    )  # fmt: skip
+    )
     joint = np.concatenate([coarse[few], weight * fine[few]], 1).astype(np.float64)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # codes that did not converge
@@ -183,8 +188,9 @@ def _pairs(
     sections = quantise(made, crop.dtype)
     left = crop - _cubic(sections, factor, config.degradation)
     patch = _coarse_patch(config, factor)
-    z, y, x = (rng.integers(0, n - p + 1, count)
-               for n, p in zip(sections.shape, patch, strict=True))  # fmt: skip
+    z, y, x = (
+        rng.integers(0, n - p + 1, count) for n, p in zip(sections.shape, patch, strict=True)
+    )
     coarse = sliding_window_view(sections, patch)[z, y, x]
     fine = sliding_window_view(left, config.patch)[z * factor, y, x]
     return coarse.reshape(count, -1), fine.reshape(count, -1)

@@ -250,9 +250,15 @@ def measure(name: str, voxels: Measured, seconds: float) -> Judged:
     log.info("%s: PSNR %.3f dB in %.1f s", name, row.psnr, seconds)
     sweep = cf_psnr_sweep(true, predicted, data_range=top)
     return Judged(
-        row, (*per_plane.values(), volume), sweep, rings, along, shells, closest,
+        row,
+        (*per_plane.values(), volume),
+        sweep,
+        rings,
+        along,
+        shells,
+        closest,
         view_of(predicted),
-    )  # fmt: skip
+    )
 
 
 def view_of(voxels: Voxels) -> View:
@@ -360,5 +366,5 @@ def _plain(row: dict[str, Any]) -> dict[str, Any]:
     return {key: _finite(value) for key, value in row.items()}
 
 
-def _finite(value: Any) -> Any:  # noqa: ANN401 - any figure
+def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -164,8 +164,14 @@ def _best(name: str, written: Sequence[str]) -> str | None:
 
 
 def _orientations(evaluation: Evaluation) -> str:
-    heads = ["model", *(f"{row.plane} {COLUMNS[figure][0]}" for figure in ("psnr", "ssim")
-                        for row in evaluation.judged[0].planes)]  # fmt: skip
+    heads = [
+        "model",
+        *(
+            f"{row.plane} {COLUMNS[figure][0]}"
+            for figure in ("psnr", "ssim")
+            for row in evaluation.judged[0].planes
+        ),
+    ]
     lines = []
     for judged in evaluation.judged:
         found = [cells(row, (figure,))[0] for figure in ("psnr", "ssim") for row in judged.planes]
@@ -194,15 +200,27 @@ def _curves(evaluation: Evaluation) -> str:
     frequency = f"cycles per voxel of {nm} nm"
     sampled = 1 / (2 * float(max(evaluation.factor)))
     plots = [
-        _plot(cut_offs, ("CF-PSNR: errors below a frequency", "cut-off, cycles per xz plane", "dB"),
-              {}),
-        _plot(rings, ("Fourier ring correlation with the truth, xz planes", frequency, ""),
-              {"1/7": THRESHOLD, "sampled": sampled}),
-        _plot(along, (f"Ring correlation within 30 degrees of {axis}", frequency, ""),
-              {"1/7": THRESHOLD, "sampled": sampled}),
-        _plot(shells, ("Fourier shell correlation with the truth", frequency, ""),
-              {"1/7": THRESHOLD, "sampled": sampled}),
-    ]  # fmt: skip
+        _plot(
+            cut_offs,
+            ("CF-PSNR: errors below a frequency", "cut-off, cycles per xz plane", "dB"),
+            {},
+        ),
+        _plot(
+            rings,
+            ("Fourier ring correlation with the truth, xz planes", frequency, ""),
+            {"1/7": THRESHOLD, "sampled": sampled},
+        ),
+        _plot(
+            along,
+            (f"Ring correlation within 30 degrees of {axis}", frequency, ""),
+            {"1/7": THRESHOLD, "sampled": sampled},
+        ),
+        _plot(
+            shells,
+            ("Fourier shell correlation with the truth", frequency, ""),
+            {"1/7": THRESHOLD, "sampled": sampled},
+        ),
+    ]
     note = (
         "<p>The dotted vertical line is the highest frequency that the degraded axis still holds; "
         "beyond it a model can only know what it learnt elsewhere, or from the other axes.</p>"
@@ -227,9 +245,13 @@ def _plot(
         grey = name in GREYS
         dashes, colour = (GREYS[name], "#777") if grey else next(styles)
         axes.plot(
-            x, np.where(np.isfinite(y), y, np.nan), dashes, label=_short(name),
-            color=colour, linewidth=1.2 if grey else 1.8,
-        )  # fmt: skip
+            x,
+            np.where(np.isfinite(y), y, np.nan),
+            dashes,
+            label=_short(name),
+            color=colour,
+            linewidth=1.2 if grey else 1.8,
+        )
     if "1/7" in marks:
         axes.axhline(marks["1/7"], color="#bbb", linewidth=0.8)
         axes.annotate("1/7", (0, marks["1/7"]), (2, 2), textcoords="offset points", color="#888")
@@ -304,15 +326,32 @@ def _data_uri(buffer: BytesIO, kind: str) -> str:
 def _cards(cards: Sequence[ModelSpec]) -> str:
     if not cards:
         return "<p>Interpolations only.</p>"
-    heads = ("model", "network", "factor z, y, x", "runs on", "halo z, y, x", "tiles join exactly",
-             "parameters", "trained on", "licence", "sha256")  # fmt: skip
+    heads = (
+        "model",
+        "network",
+        "factor z, y, x",
+        "runs on",
+        "halo z, y, x",
+        "tiles join exactly",
+        "parameters",
+        "trained on",
+        "licence",
+        "sha256",
+    )
     lines = []
     for card in cards:
         told: Sequence[Any] = (
-            card.name, card.arch, format_factor(card.resolved_factor), card.plane,
-            ", ".join(map(str, card.halo)), "yes" if card.exact else "no", f"{card.parameters:,}",
-            card.trained_on or "not said", card.licence or "not said", card.sha256[:12],
-        )  # fmt: skip
+            card.name,
+            card.arch,
+            format_factor(card.resolved_factor),
+            card.plane,
+            ", ".join(map(str, card.halo)),
+            "yes" if card.exact else "no",
+            f"{card.parameters:,}",
+            card.trained_on or "not said",
+            card.licence or "not said",
+            card.sha256[:12],
+        )
         lines.append("<tr>" + "".join(f"<td>{escape(str(t))}</td>" for t in told) + "</tr>")
     return _html_table(heads, lines, "words")
 

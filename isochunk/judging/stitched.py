@@ -128,8 +128,10 @@ def seam_error(
         near[max(0, row - config.reach) : row + config.reach] = True
     for column in columns:
         near[:, max(0, column - config.reach) : column + config.reach] = True
-    rms = [float(np.sqrt(np.square(e, dtype=np.float64).mean())) if e.size else 0.0
-           for e in (error[near], error[~near])]  # fmt: skip
+    rms = [
+        float(np.sqrt(np.square(e, dtype=np.float64).mean())) if e.size else 0.0
+        for e in (error[near], error[~near])
+    ]
     return SeamError(rms[0], rms[1], float(error.max()), len(rows) + len(columns))
 
 

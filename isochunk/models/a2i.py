@@ -157,10 +157,14 @@ class A2I(AxialNetwork):
             slice(want.lo[a] - span[0] + rim, want.hi[a] - span[0] + rim)
             for a, span in ((0, rows), (2, columns))
         )
-        return volume(torch.cat([
-            self(functional.pad(blended(part, taps), (rim,) * 4))[..., z, x]
-            for part in few_at_a_time(slices(tile.data), int(factor) + 1)
-        ]))  # fmt: skip
+        return volume(
+            torch.cat(
+                [
+                    self(functional.pad(blended(part, taps), (rim,) * 4))[..., z, x]
+                    for part in few_at_a_time(slices(tile.data), int(factor) + 1)
+                ]
+            )
+        )
 
     def _region(self, want: Box) -> tuple[Span, Span]:
         """Return the target pixels along z and x that are computed with: [first, past the last)."""

@@ -120,9 +120,13 @@ def geometry(network: Network) -> Geometry:
     if isinstance(network, PSSR):
         sections = network.config.sections
         return Geometry(
-            (z, y, x), network.halo, network.alignment, "xy",
-            sections=sections, exact=network.exact,
-        )  # fmt: skip
+            (z, y, x),
+            network.halo,
+            network.alignment,
+            "xy",
+            sections=sections,
+            exact=network.exact,
+        )
     plane: Plane = "xz" if network.config.planar else "3d"
     return Geometry((z, y, x), derived_halo(network), network.alignment, plane)
 
@@ -138,5 +142,5 @@ def cost_of(network: Network) -> Cost:
     return cost(network)
 
 
-def _tuples(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value

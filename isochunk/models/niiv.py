@@ -125,9 +125,14 @@ class NIIV(AxialNetwork):
         (z0, _, x0), (z1, _, x1) = want.lo, want.hi
         asked = Query(tile.origin[0] + rim, (z0, z1), (x0, x1), factor, phase)
         parts = few_at_a_time(slices(tile.data), int(factor) + 1)
-        return volume(torch.cat([
-            self.query(self.encode(part), part[..., rim:-rim, rim:-rim], asked) for part in parts
-        ]))  # fmt: skip
+        return volume(
+            torch.cat(
+                [
+                    self.query(self.encode(part), part[..., rim:-rim, rim:-rim], asked)
+                    for part in parts
+                ]
+            )
+        )
 
     def query(self, features: Tensor, values: Tensor, asked: Query) -> Tensor:
         """Answer for a grid of positions.

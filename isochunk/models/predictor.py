@@ -145,8 +145,11 @@ class TorchPredictor:
         self.halvings += 1
         log.warning(
             "model %s ran out of memory on %s in a tile of %s target voxels; going on with %s",
-            self.spec.name, self.device, step, self.tile,
-        )  # fmt: skip
+            self.spec.name,
+            self.device,
+            step,
+            self.tile,
+        )
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 

@@ -78,18 +78,26 @@ class PSSR(nn.Module):
         )
         self.pool = nn.MaxPool2d(3, stride=2, padding=1)
         self.stages = nn.ModuleList(
-            nn.Sequential(*(
-                Residual((w, *maps)[stage] if i == 0 else maps[stage], maps[stage],
-                         2 if stage and i == 0 else 1)
-                for i in range(depth)
-            ))
+            nn.Sequential(
+                *(
+                    Residual(
+                        (w, *maps)[stage] if i == 0 else maps[stage],
+                        maps[stage],
+                        2 if stage and i == 0 else 1,
+                    )
+                    for i in range(depth)
+                )
+            )
             for stage, depth in enumerate(config.depths)
-        )  # fmt: skip
+        )
         self.middle = nn.Sequential(
-            nn.BatchNorm2d(8 * w), nn.ReLU(),
-            nn.Conv2d(8 * w, 16 * w, 3, padding=1), nn.ReLU(),
-            nn.Conv2d(16 * w, 8 * w, 3, padding=1), nn.ReLU(),
-        )  # fmt: skip
+            nn.BatchNorm2d(8 * w),
+            nn.ReLU(),
+            nn.Conv2d(8 * w, 16 * w, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(16 * w, 8 * w, 3, padding=1),
+            nn.ReLU(),
+        )
         self.up = nn.ModuleList()
         below = 8 * w
         for place, skip in enumerate((4 * w, 2 * w, w, w)):
@@ -140,15 +148,17 @@ class Residual(nn.Module):
         """Build the layers with fresh weights."""
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv2d(before, maps, 3, stride, 1, bias=False), nn.BatchNorm2d(maps), nn.ReLU(),
-            nn.Conv2d(maps, maps, 3, 1, 1, bias=False), nn.BatchNorm2d(maps),
-        )  # fmt: skip
+            nn.Conv2d(before, maps, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(maps),
+            nn.ReLU(),
+            nn.Conv2d(maps, maps, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(maps),
+        )
         self.short = (
-            nn.Identity() if stride == 1 and before == maps
-            else nn.Sequential(
-                nn.Conv2d(before, maps, 1, stride, bias=False), nn.BatchNorm2d(maps)
-            )
-        )  # fmt: skip
+            nn.Identity()
+            if stride == 1 and before == maps
+            else nn.Sequential(nn.Conv2d(before, maps, 1, stride, bias=False), nn.BatchNorm2d(maps))
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply."""

@@ -161,10 +161,14 @@ def names_credentials(environment: Mapping[str, str], home: Path) -> bool:
     Without any, public buckets are read anonymously, and a machine's role is tried after that.
     """
     names = (
-        "AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE",
-        "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+        "AWS_ACCESS_KEY_ID",
+        "AWS_PROFILE",
+        "AWS_SHARED_CREDENTIALS_FILE",
+        "AWS_CONFIG_FILE",
+        "AWS_WEB_IDENTITY_TOKEN_FILE",
+        "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
         "AWS_CONTAINER_CREDENTIALS_FULL_URI",
-    )  # fmt: skip
+    )
     files = (home / ".aws" / "credentials", home / ".aws" / "config")
     return any(environment.get(n) for n in names) or any(f.is_file() for f in files)
 

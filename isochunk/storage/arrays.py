@@ -71,9 +71,15 @@ def read_zarr3(url: str, meta: JsonObject) -> ArrayMeta:
         names = meta.get("dimension_names")
         named = tuple(str(n).lower() for n in names) if names and all(names) else None
         return ArrayMeta(
-            "zarr3", tuple(meta["shape"]), str(meta["data_type"]), chunk, shard,
-            packed[-1] if packed else "raw", named, meta.get("attributes", {}),
-        )  # fmt: skip
+            "zarr3",
+            tuple(meta["shape"]),
+            str(meta["data_type"]),
+            chunk,
+            shard,
+            packed[-1] if packed else "raw",
+            named,
+            meta.get("attributes", {}),
+        )
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise _unreadable(url, "zarr v3", error) from error
 
@@ -88,10 +94,15 @@ def read_zarr2(url: str, meta: JsonObject, attributes: JsonObject) -> ArrayMeta:
         compressor = meta.get("compressor")
         names = attributes.get("_ARRAY_DIMENSIONS")  # as xarray writes it
         return ArrayMeta(
-            "zarr2", tuple(meta["shape"]), np.dtype(meta["dtype"]).name, tuple(meta["chunks"]),
-            None, compressor["id"] if compressor else "raw",
-            tuple(str(n).lower() for n in names) if names else None, attributes,
-        )  # fmt: skip
+            "zarr2",
+            tuple(meta["shape"]),
+            np.dtype(meta["dtype"]).name,
+            tuple(meta["chunks"]),
+            None,
+            compressor["id"] if compressor else "raw",
+            tuple(str(n).lower() for n in names) if names else None,
+            attributes,
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise _unreadable(url, "zarr v2", error) from error
 
@@ -106,9 +117,15 @@ def read_n5(url: str, meta: JsonObject) -> ArrayMeta:
         compression = meta.get("compression", {}).get("type", meta.get("compressionType", "raw"))
         shape = tuple(int(n) for n in meta["dimensions"])
         return ArrayMeta(
-            "n5", shape, str(meta["dataType"]), tuple(meta["blockSize"]), None, str(compression),
-            None, meta,
-        )  # fmt: skip
+            "n5",
+            shape,
+            str(meta["dataType"]),
+            tuple(meta["blockSize"]),
+            None,
+            str(compression),
+            None,
+            meta,
+        )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _unreadable(url, "N5", error) from error
 

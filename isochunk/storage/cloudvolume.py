@@ -61,8 +61,10 @@ class CloudVolumeSource:
         mip = self._mips[level]
         cutout = _within(
             lambda: np.asarray(self._cloud.image.download(xyz, mip)),
-            f"reading box {box} of level {level} of", self._location, self._access.timeout_s,
-        )  # (x, y, z, c)  # fmt: skip
+            f"reading box {box} of level {level} of",
+            self._location,
+            self._access.timeout_s,
+        )  # (x, y, z, c)
         return np.ascontiguousarray(cutout[..., 0].T)
 
 
@@ -83,8 +85,10 @@ def open_cloudvolume(location: Location, access: Access) -> CloudVolumeSource:
             cache=False,
             lru_bytes=access.cache_bytes,
         ),
-        "opening", location, access.timeout_s,
-    )  # fmt: skip
+        "opening",
+        location,
+        access.timeout_s,
+    )
     return CloudVolumeSource(location, access, cloud)
 
 

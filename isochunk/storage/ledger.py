@@ -103,7 +103,7 @@ def check_same_job(store: ObjectStore, old: Plan, new: Plan) -> None:
         )
 
 
-def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:  # noqa: ANN401
+def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
     """Yield every leaf at which two JSON values differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(old.keys() | new.keys()):

@@ -82,7 +82,7 @@ class Store:
         with self._told(doing):
             future = begin()
 
-        def finish() -> Any:  # noqa: ANN401
+        def finish() -> Any:
             with self._told(doing):
                 try:
                     return future.result(timeout=max(0.0, end - time.monotonic()))
@@ -92,7 +92,7 @@ class Store:
 
         return finish
 
-    def wait(self, begin: Callable[[], Any], doing: str) -> Any:  # noqa: ANN401
+    def wait(self, begin: Callable[[], Any], doing: str) -> Any:
         """Start an operation and wait for its result; see :meth:`start`."""
         return self.start(begin, doing)()
 

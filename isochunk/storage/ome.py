@@ -20,11 +20,18 @@ from isochunk.storage.arrays import ArrayMeta
 JsonObject: TypeAlias = dict[str, Any]
 
 UNITS_NM = {
-    "angstrom": Fraction(1, 10), "nanometer": Fraction(1), "nm": Fraction(1),
-    "micrometer": Fraction(10**3), "um": Fraction(10**3), "µm": Fraction(10**3),
-    "micron": Fraction(10**3), "millimeter": Fraction(10**6), "mm": Fraction(10**6),
-    "meter": Fraction(10**9), "m": Fraction(10**9),
-}  # fmt: skip
+    "angstrom": Fraction(1, 10),
+    "nanometer": Fraction(1),
+    "nm": Fraction(1),
+    "micrometer": Fraction(10**3),
+    "um": Fraction(10**3),
+    "µm": Fraction(10**3),
+    "micron": Fraction(10**3),
+    "millimeter": Fraction(10**6),
+    "mm": Fraction(10**6),
+    "meter": Fraction(10**9),
+    "m": Fraction(10**9),
+}
 """Nanometres per unit of length."""
 
 SPACING_HELP = "give the voxel size in nm: Access(spacing=Spacing.parse('46,4.6,4.6'))"
@@ -99,9 +106,13 @@ def volume_spec(
     by_axis = dict(zip(names, placements[0], strict=True))
     corner = [(by_axis[a].translation - by_axis[a].scale / 2) * units[a] for a in AXES]
     spec = VolumeSpec(
-        url, first.format, first.dtype, first.encoding, (corner[0], corner[1], corner[2]),
+        url,
+        first.format,
+        first.dtype,
+        first.encoding,
+        (corner[0], corner[1], corner[2]),
         tuple(levels),
-    )  # fmt: skip
+    )
     return spec, names
 
 

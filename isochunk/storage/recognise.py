@@ -178,9 +178,11 @@ def _cosem(store: Store, multiscale: JsonObject) -> Recognised:
             f"{store.url} has unreadable multiscales: {type(error).__name__}: {error}"
         ) from error
     return _multiscale(
-        store, {"axes": axes, "datasets": datasets}, "attributes.json",
+        store,
+        {"axes": axes, "datasets": datasets},
+        "attributes.json",
         lambda url, meta, _: arrays.read_n5(url, meta),
-    )  # fmt: skip
+    )
 
 
 def _n5_spacing(attributes: JsonObject, names: tuple[str, ...]) -> Spacing | None:

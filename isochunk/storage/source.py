@@ -130,7 +130,7 @@ class TensorStoreVolume:
                 "(--missing background)"
             )
 
-    def view(self, level: int) -> Any:  # noqa: ANN401
+    def view(self, level: int) -> Any:
         """Return the level's array as z, y, x, in global voxels."""
         with self._lock:
             if level not in self._views:
@@ -144,12 +144,12 @@ class TensorStoreVolume:
         return array_json(self._spec, level, self._store)
 
 
-def part_of(view: Any, box: Box) -> Any:  # noqa: ANN401
+def part_of(view: Any, box: Box) -> Any:
     """Select a box of a z, y, x tensorstore array in global voxels."""
     return view[tuple(slice(a, b) for a, b in zip(box.lo, box.hi, strict=True))]
 
 
-def _zyx(array: Any, axes: tuple[str, ...]) -> Any:  # noqa: ANN401
+def _zyx(array: Any, axes: tuple[str, ...]) -> Any:
     for position in reversed(range(len(axes))):
         if axes[position] not in AXES:
             first = array.domain[position].inclusive_min

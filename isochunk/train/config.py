@@ -27,7 +27,7 @@ Perceptual: TypeAlias = Literal["none", "pdl", "dists"]
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
 
 
-def _choose(what: str, value: str, among: Any) -> None:  # noqa: ANN401 - a Literal
+def _choose(what: str, value: str, among: Any) -> None:
     if value not in get_args(among):
         raise UsageError(f"{what} {value!r} is unknown; choose {', '.join(get_args(among))}")
 

@@ -239,11 +239,13 @@ def _require(condition: object, message: str) -> None:
         raise UsageError(message)
 
 
-CRAPPIFIERS: Mapping[str, tuple[Step, ...]] = MappingProxyType({
-    "em": (LocalGaussianNoise(0.05, 3.0), Coarser()),
-    "fluorescence": (SaltAndPepper(0.005), LocalGaussianNoise(0.5, 5.0), Coarser()),
-    "gaussian": (GaussianNoise(0.15), Coarser()),
-    "poisson": (PoissonNoise(), Coarser()),
-    "coarse": (Coarser(),),
-})  # fmt: skip
+CRAPPIFIERS: Mapping[str, tuple[Step, ...]] = MappingProxyType(
+    {
+        "em": (LocalGaussianNoise(0.05, 3.0), Coarser()),
+        "fluorescence": (SaltAndPepper(0.005), LocalGaussianNoise(0.5, 5.0), Coarser()),
+        "gaussian": (GaussianNoise(0.15), Coarser()),
+        "poisson": (PoissonNoise(), Coarser()),
+        "coarse": (Coarser(),),
+    }
+)
 """PSSR's ways from sections to its inputs, four times coarser; deviations are its code's."""

@@ -12,9 +12,13 @@ from isochunk.models.pssr import PSSR
 from isochunk.train.vgg import read_torch
 
 LAYERS = {
-    "body.0": "conv1", "body.1": "bn1", "body.3": "conv2", "body.4": "bn2",
-    "short.0": "downsample.0", "short.1": "downsample.1",
-}  # fmt: skip
+    "body.0": "conv1",
+    "body.1": "bn1",
+    "body.3": "conv2",
+    "body.4": "bn2",
+    "short.0": "downsample.0",
+    "short.1": "downsample.1",
+}
 """Layers of a residual block, and torchvision's names for them."""
 
 

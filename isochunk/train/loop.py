@@ -193,8 +193,10 @@ def _steps(run: Run, batches: Batches, terminated: threading.Event) -> Stopped:
                 log.error(
                     "the loss is %s at step %d; keeping the snapshot of step %d; "
                     "try a lower lr or a warmup",
-                    loss, run.step, run.best_step,
-                )  # fmt: skip
+                    loss,
+                    run.step,
+                    run.best_step,
+                )
                 return "diverged"
             recent = loss if math.isnan(recent) else 0.98 * recent + 0.02 * loss
             if first and judge:
@@ -230,8 +232,11 @@ class Progress:
             per_step = (now - self._started) / (step - self._first)
             log.info(
                 "%d of %d steps, loss %.5f, about %.0f s left",
-                step, self._steps, loss, per_step * (self._steps - step),
-            )  # fmt: skip
+                step,
+                self._steps,
+                loss,
+                per_step * (self._steps - step),
+            )
 
     def close(self) -> None:
         """Leave the bar as it stands."""

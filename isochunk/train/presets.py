@@ -143,7 +143,7 @@ def with_options(table: Mapping[str, Any], options: Mapping[str, str]) -> dict[s
     return values
 
 
-def parse_value(text: str) -> Any:  # noqa: ANN401 - whatever TOML has
+def parse_value(text: str) -> Any:
     """Read an option of the command line as TOML would: 32, true, ``1,2,4,8`` or a word."""
     if "," in text:
         return [parse_value(part) for part in text.split(",")]
@@ -167,7 +167,7 @@ def _merged(preset: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, An
     return values
 
 
-def _factors(given: Any) -> tuple[Fraction, ...]:  # noqa: ANN401 - what a table holds
+def _factors(given: Any) -> tuple[Fraction, ...]:
     if isinstance(given, str) and "," in given:
         given = given.split(",")
     try:
@@ -236,14 +236,14 @@ def _flat(kernel: Triple) -> Triple:
     return (kernel[0], 1, kernel[2])
 
 
-def _made(kind: type[Any], values: Mapping[str, Any], what: str) -> Any:  # noqa: ANN401
+def _made(kind: type[Any], values: Mapping[str, Any], what: str) -> Any:
     _refuse_unknown(values, kind, what)
     if "patch" in values:
         values = {**values, "patch": triple(values["patch"])}
     return kind(**values)
 
 
-def _tuples(value: Any) -> Any:  # noqa: ANN401
+def _tuples(value: Any) -> Any:
     """Turn TOML's nested lists into tuples."""
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 

@@ -131,8 +131,11 @@ class Run:
         self.history.append({"step": self.step, "loss": loss, "validation_psnr": psnr})
         log.info(
             "step %d: loss %.5f, validation PSNR %.3f dB (cubic %.3f dB)",
-            self.step, loss, psnr, self.references["cubic"],
-        )  # fmt: skip
+            self.step,
+            loss,
+            psnr,
+            self.references["cubic"],
+        )
         if psnr > self.best_psnr:
             self.best_psnr, self.best_step = psnr, self.step
             self._snapshot(Path(self.config.out))
@@ -242,7 +245,7 @@ class Run:
         ]
         return side_by_side(rows, ("input", "prediction", "target"))
 
-    def _slice(self, x: Tensor) -> Any:  # noqa: ANN401 - a 2D array
+    def _slice(self, x: Tensor) -> Any:
         """Return the middle section of what is made finer within sections, else an xz slice."""
         black, white = self.shades
         axis = 2 if isinstance(self.trained.network, PSSR) else 3

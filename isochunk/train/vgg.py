@@ -185,7 +185,7 @@ def _read_safetensors(path: Path) -> Weights:
 class ArraysOnly(pickle.Unpickler):
     """Builds plain values and numpy arrays, and calls nothing else."""
 
-    def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401
+    def find_class(self, module: str, name: str) -> Any:
         """Return what an array is made with; numpy 1 and 2 call its place differently.
 
         Raises:
@@ -203,14 +203,14 @@ class ArraysOnly(pickle.Unpickler):
         return known[place, name]
 
 
-def _read_pickle(path: Path) -> Any:  # noqa: ANN401
+def _read_pickle(path: Path) -> Any:
     try:
         return ArraysOnly(io.BytesIO(path.read_bytes())).load()
     except Exception as error:  # damaged pickles fail in as many ways as there are bytes
         raise UsageError(_refusal(path, error)) from error
 
 
-def _named_as_torchvision(tree: Any, path: Path) -> dict[str, Any]:  # noqa: ANN401
+def _named_as_torchvision(tree: Any, path: Path) -> dict[str, Any]:
     """Turn ``{"VGG16_0": {"Conv_0": {"kernel": HWIO, "bias": O}, ...}}`` into a state dict."""
     names = [(weight, bias) for (weight, bias) in pairwise(SHAPES) if weight.endswith("weight")]
     found: dict[str, Any] = {}
