@@ -14,7 +14,7 @@ help:
 	@echo "make demo    anisotropic to isotropic on a synthetic volume, local files and local workers"
 	@echo "make test    all tests, and each benchmark once"
 	@echo "make check   lint and the tests that take seconds"
-	@echo "make lint    ruff, its formatter and mypy"
+	@echo "make lint    ruff, its formatter, the rooms' imports and mypy"
 	@echo "make bench   measure the benchmarks"
 	@echo "make reliability  the fault tests, and their tables in docs/reliability.md"
 	@echo "make clean   remove what was set up and built"
@@ -52,15 +52,16 @@ check: lint
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
 
 bench: $(READY)
 	$(BIN)/python -m pytest --benchmark-enable --benchmark-only benchmarks
 
 reliability: $(READY)
-	$(BIN)/python -m pytest tests/test_faults_dask.py tests/test_faults_storage.py tests/test_slurm.py \
+	$(BIN)/python -m pytest tests/cluster/test_faults.py tests/storage/test_faults.py tests/cluster/test_slurm.py \
 	    --reliability docs/reliability.md
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -17,15 +17,15 @@ from pathlib import Path
 
 import numpy as np
 
-from isochunk.evaluate import EvaluateConfig, evaluate, judge
-from isochunk.geometry import Box, Triple
-from isochunk.judging.figures import Evaluation, averaged, ceiling_told, degraded
-from isochunk.judging.truth import ArrayVolume
+from isochunk.core.degradation import PHASES, Degradation
+from isochunk.core.geometry import Box, Triple
+from isochunk.core.spec import ModelSpec
+from isochunk.core.voxels import Voxels, quantise
+from isochunk.evaluation.evaluate import EvaluateConfig, evaluate, judge
+from isochunk.evaluation.results import Evaluation, averaged, ceiling_told, degraded
+from isochunk.evaluation.truth import ArrayVolume
 from isochunk.models.load import shipped
-from isochunk.predict import Voxels, quantise
-from isochunk.spec import ModelSpec
-from isochunk.storage.tensorstore import open_volume
-from isochunk.train.degrade import PHASES, Degradation
+from isochunk.storage.open import open_volume
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 TRUTH = DATA / "medulla_fibsem_250.ome.zarr"

@@ -29,14 +29,14 @@ import tensorstore as ts
 import torch
 
 import isochunk
-from isochunk.allocator import keep_memory
+from isochunk.core.geometry import Box, Spacing, Triple, reflected
+from isochunk.core.spec import LevelSpec, VolumeSpec
+from isochunk.core.synthetic import synthetic_em
 from isochunk.engine.local import WorkerSettings, open_pipeline
-from isochunk.geometry import Box, Spacing, Triple, reflected
+from isochunk.host.allocator import keep_memory
 from isochunk.models.checkpoint import Card, load_module, save
 from isochunk.models.srunet import SRUNet, SRUNetConfig
-from isochunk.spec import LevelSpec, VolumeSpec
-from isochunk.storage.tensorstore import create_volume, open_volume
-from isochunk.testing.synthetic import synthetic_em
+from isochunk.storage.open import create_volume, open_volume
 
 FACTOR = 4
 HALO = (9, 26, 26)
@@ -119,7 +119,7 @@ def isochunk_local(work: Path, target: Path) -> dict[str, float]:
 
 def isochunk_dask(work: Path, target: Path, workers: int) -> dict[str, float]:
     """The product, on its own Dask cluster of processes; starting it is not counted."""
-    from isochunk.engine.clusters import connect
+    from isochunk.cluster.start import connect
 
     plan = isochunk.plan(job(work, target, workers=workers))
     with connect(plan.job, None) as client:

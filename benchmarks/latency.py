@@ -26,14 +26,14 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "helpers"))
 
 import servers
 from jobs import slow_model, write_source
 
 import isochunk
-from isochunk.geometry import Spacing, Triple
-from isochunk.testing.synthetic import synthetic_em
+from isochunk.core.geometry import Spacing, Triple
+from isochunk.core.synthetic import synthetic_em
 
 MODEL = "srunet-z4-small"
 CHUNK = (64, 64, 64)

@@ -27,10 +27,10 @@ import psutil
 from distributed import Client, LocalCluster
 
 import isochunk
-from isochunk.geometry import Box, Spacing, Triple
-from isochunk.spec import LevelSpec, VolumeSpec
-from isochunk.storage.tensorstore import create_volume
-from isochunk.testing.synthetic import synthetic_em
+from isochunk.core.geometry import Box, Spacing, Triple
+from isochunk.core.spec import LevelSpec, VolumeSpec
+from isochunk.core.synthetic import synthetic_em
+from isochunk.storage.open import create_volume
 
 BLOCK = 16
 MIB = 1 << 20

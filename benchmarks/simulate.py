@@ -34,12 +34,13 @@ import psutil
 from distributed import Client, Worker
 
 import isochunk
-from isochunk import planning
+from isochunk.core.geometry import Box, Spacing
+from isochunk.core.spec import LevelSpec, ModelSpec, VolumeSpec
+from isochunk.core.voxels import Voxels
 from isochunk.engine import local
-from isochunk.geometry import Box, Spacing
-from isochunk.predict import Predictor, Voxels
-from isochunk.spec import LevelSpec, ModelSpec, VolumeSpec
-from isochunk.storage.tensorstore import create_volume
+from isochunk.models.interface import Predictor
+from isochunk.planning import plan as planning
+from isochunk.storage.open import create_volume
 
 BLOCK = 16
 MIB = 1 << 20

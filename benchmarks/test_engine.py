@@ -11,9 +11,9 @@ import pytest
 from jobs import write_source
 
 import isochunk
-from isochunk.block import BlockReport, Reports
-from isochunk.storage.ledger import Ledger
-from isochunk.storage.tensorstore import open_store
+from isochunk.engine.ledger import Ledger
+from isochunk.planning.block import BlockReport, Reports
+from isochunk.storage.open import open_store
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from isochunk.geometry import Box
-from isochunk.predict import Interpolation, interpolation_spec
+from isochunk.core.geometry import Box
+from isochunk.models.interpolation import Interpolation, interpolation_spec
 
 ONE = Fraction(1)
 

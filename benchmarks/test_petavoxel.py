@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from isochunk.config import Job
-from isochunk.geometry import Box, Spacing
-from isochunk.planning import Inputs, Plan, make_plan
-from isochunk.predict import interpolation_spec
-from isochunk.spec import Intensity, LevelSpec, VolumeSpec
-from isochunk.storage.ledger import Ledger
-from isochunk.storage.tensorstore import open_store
+from isochunk.core.geometry import Box, Spacing
+from isochunk.core.job import Job
+from isochunk.core.spec import Intensity, LevelSpec, VolumeSpec
+from isochunk.engine.ledger import Ledger
+from isochunk.models.interpolation import interpolation_spec
+from isochunk.planning.plan import Inputs, Plan, make_plan
+from isochunk.storage.open import open_store
 
 BLOCKS = 49 * 391 * 391
 WORKERS = 1000

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from isochunk.storage.tensorstore import open_volume
+from isochunk.storage.open import open_volume
 from isochunk.train.data import Batch, read_ahead, split, validation_crops
 from isochunk.train.loop import READ_AHEAD, Batches, sampling_of, shades_of
 from isochunk.train.presets import config_from_table, read_recipe

@@ -5,19 +5,18 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from isochunk.config import Job
+from isochunk.core.job import Job
 
 if TYPE_CHECKING:
-    from isochunk.api import isotropic, load_model, plan, run
+    from isochunk.api import audit, isotropic, load_model, plan, run
     from isochunk.api import open_any as open
-    from isochunk.results import audit
 
 __version__ = "0.1.0"
 
 __all__ = ["Job", "audit", "isotropic", "load_model", "open", "plan", "run"]
 
 _LAZY = {
-    "audit": ("results", "audit"),
+    "audit": ("api", "audit"),
     "isotropic": ("api", "isotropic"),
     "load_model": ("api", "load_model"),
     "open": ("api", "open_any"),

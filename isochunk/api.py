@@ -1,4 +1,4 @@
-"""What users call: open, plan, run, load_model, isotropic; see also :mod:`isochunk.results`."""
+"""What users call: plan, run, audit, repair, open and what goes with them."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from dataclasses import replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from isochunk.calibrating import measure, trial
-from isochunk.cluster import WORDS, wait_s
-from isochunk.config import Job
-from isochunk.cost import Calibration
+from isochunk.cluster.spec import WORDS, wait_s
+from isochunk.core.geometry import Box, triple
+from isochunk.core.job import Job
+from isochunk.core.spec import Format, Intensity, ModelSpec, VolumeSpec
+from isochunk.engine.audit import AuditReport, audit_target
+from isochunk.engine.calibrate import measure, trial
+from isochunk.engine.cost import Calibration
+from isochunk.engine.events import EventLog
+from isochunk.engine.ledger import Ledger, check_same_job, read_job, write_job
 from isochunk.engine.local import LocalBackend, WorkerSettings, open_pipeline
 from isochunk.engine.loop import Backend, Recorder, execute
-from isochunk.engine.patience import Patience
 from isochunk.engine.report import Report
+from isochunk.engine.target import open_result
+from isochunk.engine.timeouts import Patience
 from isochunk.errors import TargetConflictError, UsageError
-from isochunk.geometry import Box, triple
-from isochunk.intensity import measure_intensity
+from isochunk.models.interface import Predictor
 from isochunk.models.load import Runtime, describe, load
-from isochunk.planning import Inputs, Plan, make_plan
-from isochunk.predict import Predictor
-from isochunk.preview import preview_job, serve_preview
-from isochunk.serve import LOCAL, RunningViewer, view
-from isochunk.spec import Format, Intensity, ModelSpec, VolumeSpec
+from isochunk.planning.intensity import measure_intensity
+from isochunk.planning.plan import Inputs, Plan, make_plan
 from isochunk.storage.access import Access
-from isochunk.storage.events import EventLog
-from isochunk.storage.ledger import Ledger, check_same_job, read_job, write_job
 from isochunk.storage.objects import Store
-from isochunk.storage.tensorstore import (
+from isochunk.storage.open import (
     MARKERS,
     check_creatable,
     check_supported,
@@ -40,13 +40,15 @@ from isochunk.storage.tensorstore import (
 )
 from isochunk.storage.url import parse_url
 from isochunk.storage.volume import Volume
-from isochunk.viewer import (
+from isochunk.viewing.neuroglancer import (
     PUBLIC_NEUROGLANCER,
     Layer,
     contrast_range,
     neuroglancer_state,
     neuroglancer_url,
 )
+from isochunk.viewing.preview import preview_job, serve_preview
+from isochunk.viewing.server import LOCAL, RunningViewer, view
 
 if TYPE_CHECKING:
     import dask.array
@@ -101,7 +103,7 @@ def plan(job: Job) -> Plan:
 def resolve(job: Job, target_url: str, target_format: Format) -> tuple[Plan, Volume]:
     """Open the source, describe the model and plan; return the plan and the open source."""
     if job.cluster not in WORDS:
-        from isochunk.engine.clusters import check_cluster
+        from isochunk.cluster.start import check_cluster
 
         check_cluster(job)
     access = access_for(job)
@@ -220,7 +222,7 @@ def calibrate(plan: Plan, blocks: int, client: Client | None = None) -> Calibrat
     """Run blocks, spread over the volume, where the job would run; see :func:`calibrating.measure`.
 
     They are read and computed as in a run, and written to the memory of the workers, which keep the
-    last few. :func:`isochunk.cost.estimate` turns the result into what the whole job costs.
+    last few. :func:`isochunk.engine.cost.estimate` turns the result into what the whole job costs.
 
     Raises:
         UsageError: ``blocks`` is less than 1.
@@ -273,8 +275,8 @@ def backend_for(
         with open_pipeline(made, settings) as pipeline:
             yield LocalBackend(pipeline)
         return
-    from isochunk.engine.clusters import connect
-    from isochunk.engine.dask import DaskBackend
+    from isochunk.cluster.backend import DaskBackend
+    from isochunk.cluster.start import connect
 
     patience = replace(patience, workers_s=wait_s(job) or patience.workers_s)
     with (
@@ -322,7 +324,7 @@ def as_seen(spec: VolumeSpec, access: Access) -> VolumeSpec:
 
 
 def view_result(url: str, source: str | None, endpoint_url: str | None = None) -> RunningViewer:
-    """Show a volume, beside its source if that is given; see :func:`isochunk.serve.view`.
+    """Show a volume, beside its source if that is given; see :func:`isochunk.viewing.server.view`.
 
     Contrast is set from the middle of the data.
     """
@@ -367,8 +369,48 @@ def isotropic(source: str, model: str, job: Job | None = None) -> dask.array.Arr
         model: as for :class:`Job`.
         job: for further options; its target is not used.
     """
-    from isochunk.engine.lazy import lazy_array
+    from isochunk.cluster.lazy import lazy_array
 
     wanted = job or Job(source=source, target="memory", model=model, shard="none", levels=1)
     made, _ = resolve(wanted, "memory://array", "zarr3")
     return lazy_array(made, worker_settings(wanted))
+
+
+def audit(
+    target: str, endpoint_url: str | None = None, watch: Callable[[int], None] = lambda _: None
+) -> AuditReport:
+    """Read every object of a target again and compare it with the record.
+
+    Raises:
+        NotFoundError: isochunk wrote nothing there.
+    """
+    return audit_target(open_result(target, endpoint_url).auditor(), watch)
+
+
+def repair(
+    target: str,
+    changes: dict[str, Any] | None = None,
+    client: Client | None = None,
+    watch: Watch | None = None,
+) -> tuple[AuditReport, Report]:
+    """Audit a target and compute exactly the blocks again that have a hole.
+
+    Args:
+        target: URL of a target.
+        changes: fields of :class:`Job` that say how to run: model path, device, workers, ...
+        client: as for :func:`run`.
+        watch: as for :func:`run`.
+
+    Returns:
+        What was found, and the report of the blocks computed.
+    """
+    changes = changes or {}
+    found = open_result(target, changes.get("endpoint_url"))
+    audited = audit_target(found.auditor())
+    made = replace(found.plan, job=replace(found.plan.job, **changes))
+    for hole in audited.holes:
+        found.ledger.forget(hole.stage, hole.block)
+    found.ledger.flush()  # whatever happens now, these blocks are not done
+    # A block that the mask leaves out writes nothing, so it would not replace what is there.
+    found.store.delete(hole.object for hole in audited.holes if hole.kind == "corrupt")
+    return audited, run(made, client, watch)

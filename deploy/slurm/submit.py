@@ -16,9 +16,9 @@ from distributed import Client
 
 import isochunk
 from isochunk.api import PATIENCE
-from isochunk.cluster import read_cluster
-from isochunk.config import Job, read_toml
-from isochunk.engine.clusters import started
+from isochunk.cluster.spec import read_cluster
+from isochunk.cluster.start import started
+from isochunk.core.job import Job, read_toml
 
 
 def main(cluster_file: str, job_files: list[str]) -> int:

@@ -1,1 +1,6 @@
-"""Running a plan: the loop, and the places where blocks run."""
+"""A plan carried out, recorded and proved.
+
+One block from storage to storage (``pipeline``), the loop over all (``loop``), the record
+(``ledger``, ``events``, ``report``), and what is asked of it afterwards (``target``, ``audit``).
+``local`` runs blocks in this process; of Dask nothing is known here.
+"""

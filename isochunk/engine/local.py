@@ -8,20 +8,22 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from isochunk.allocator import keep_memory
-from isochunk.block import BlockReport, BlockTask, Reports
-from isochunk.config import Device
+from isochunk.core.geometry import Box
+from isochunk.core.job import Device
+from isochunk.core.voxels import Voxels, convert
+from isochunk.engine.events import Notify
 from isochunk.engine.loop import FLUSH_S
+from isochunk.engine.pipeline import Pipeline, Volumes
 from isochunk.engine.report import Seam
 from isochunk.errors import ModelError
-from isochunk.geometry import Box
-from isochunk.models.load import Runtime, limit_device, load
-from isochunk.planning import Plan, device_tile
-from isochunk.predict import INTERPOLATIONS, Predictor, Voxels
-from isochunk.process import Pipeline, Volumes, convert
+from isochunk.host.allocator import keep_memory
+from isochunk.models.interface import Predictor
+from isochunk.models.interpolation import INTERPOLATIONS
+from isochunk.models.load import Runtime, limit_device, limit_threads, load
+from isochunk.planning.block import BlockReport, BlockTask, Reports
+from isochunk.planning.plan import Plan, device_tile
 from isochunk.storage.access import Access
-from isochunk.storage.events import Notify
-from isochunk.storage.tensorstore import open_target, open_volume
+from isochunk.storage.open import open_target, open_volume
 from isochunk.storage.volume import Volume, read_reflected
 
 
@@ -43,15 +45,6 @@ class WorkerSettings:
     """The user accepts seams."""
     threads: int | None = None
     """Compute threads; None for torch's default."""
-
-
-def prepare_for_network(threads: int | None) -> None:
-    """Set up this process to run networks on the CPU."""
-    import torch
-
-    keep_memory()
-    if threads is not None:
-        torch.set_num_threads(threads)
 
 
 def open_predictor(plan: Plan, settings: WorkerSettings) -> Predictor:
@@ -92,7 +85,8 @@ def open_pipeline(plan: Plan, settings: WorkerSettings) -> Pipeline:
         StorageError: a volume cannot be opened.
     """
     if plan.model.arch not in INTERPOLATIONS:
-        prepare_for_network(settings.threads)
+        keep_memory()
+        limit_threads(settings.threads)
     volumes = Volumes(
         source=open_volume(plan.source.url, settings.access),
         target=open_target(plan.target, settings.access),

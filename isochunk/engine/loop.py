@@ -11,16 +11,15 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Protocol
 
-from isochunk.block import NOTHING, BlockTask, Reports
-from isochunk.engine.patience import Patience
+from isochunk.core.geometry import Box, Triple, triple
+from isochunk.engine.events import EventLog, Notify
+from isochunk.engine.ledger import Ledger
 from isochunk.engine.report import Report, Seam
+from isochunk.engine.timeouts import Patience
 from isochunk.errors import AccessError, ClusterError, StorageError
-from isochunk.geometry import Box, Triple, triple
-from isochunk.layout import blocks_over
-from isochunk.planning import Plan
-from isochunk.process import finer
-from isochunk.storage.events import EventLog, Notify
-from isochunk.storage.ledger import Ledger
+from isochunk.planning.block import NOTHING, BlockTask, Reports
+from isochunk.planning.layout import blocks_over, finer
+from isochunk.planning.plan import Plan
 
 log = logging.getLogger(__name__)
 

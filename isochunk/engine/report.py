@@ -8,7 +8,7 @@ from heapq import nlargest
 from itertools import pairwise
 from typing import Any
 
-from isochunk.block import BlockReport, Reports
+from isochunk.planning.block import BlockReport, Reports
 
 KEPT_ERRORS = 20
 """Errors kept word for word; all are counted."""

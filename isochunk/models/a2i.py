@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from isochunk.core.geometry import Box, ceil_div, reflected
+from isochunk.core.spec import INTERPOLATION_REACH, Grid, Phase
 from isochunk.errors import ModelError
-from isochunk.geometry import Box, ceil_div, reflected
 from isochunk.models.axial import (
     AxialNetwork,
     Corner,
@@ -27,9 +28,8 @@ from isochunk.models.axial import (
     slices,
     volume,
 )
-from isochunk.models.placed import Placed
-from isochunk.predict import axis_taps
-from isochunk.spec import INTERPOLATION_REACH, Grid, Phase
+from isochunk.models.interpolation import axis_taps
+from isochunk.models.tiled_layers import Placed
 
 Attention: TypeAlias = Literal["residual", "printed"]
 Span: TypeAlias = tuple[int, int]

@@ -13,10 +13,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from isochunk.geometry import Box
-from isochunk.models.placed import Placed
-from isochunk.predict import Taps
-from isochunk.spec import Grid, Phase
+from isochunk.core.geometry import Box
+from isochunk.core.spec import Grid, Phase
+from isochunk.models.interpolation import Taps
+from isochunk.models.tiled_layers import Placed
 
 Corner: TypeAlias = tuple[int, int]
 """Target coordinates z, x of the first pixel of a slice."""

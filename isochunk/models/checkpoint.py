@@ -15,14 +15,14 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from isochunk.atomic import write_atomically
+from isochunk.core.geometry import triple
+from isochunk.core.spec import ModelSpec, Normalisation, Phase
 from isochunk.errors import ModelError
-from isochunk.geometry import triple
-from isochunk.spec import ModelSpec, Normalisation, Phase
+from isochunk.host.files import write_atomically
 
 if TYPE_CHECKING:
-    from isochunk.models.networks import Geometry, Network
     from isochunk.models.probe import Cost
+    from isochunk.models.registry import Geometry, Network
 
 MODEL_FILE = "model.json"
 WEIGHTS_FILE = "weights.safetensors"
@@ -53,7 +53,7 @@ def save(folder: Path, network: Network, card: Card, counted: Cost | None = None
 
     Args:
         folder: created where needed; an older checkpoint in it is replaced.
-        network: one of :mod:`isochunk.models.networks`.
+        network: one of :mod:`isochunk.models.registry`.
         card: what it says of itself.
         counted: what the network costs, where it was counted before: counting can take a minute.
 
@@ -62,7 +62,7 @@ def save(folder: Path, network: Network, card: Card, counted: Cost | None = None
     """
     from safetensors.torch import save as to_bytes
 
-    from isochunk.models.networks import architecture_of, cost_of, geometry
+    from isochunk.models.registry import architecture_of, cost_of, geometry
 
     state = network.state_dict()
     weights = to_bytes({name: value.cpu().contiguous() for name, value in state.items()})
@@ -131,7 +131,7 @@ def load_module(folder: Path) -> Network:
     from safetensors import SafetensorError
     from safetensors.torch import load as from_bytes
 
-    from isochunk.models.networks import build, geometry
+    from isochunk.models.registry import build, geometry
 
     model, _, weights = _read(folder)
     try:

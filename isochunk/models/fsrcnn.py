@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from torch import nn
 from torch.nn import functional
 
+from isochunk.core.geometry import Box, Triple
+from isochunk.core.spec import Phase
 from isochunk.errors import ModelError
-from isochunk.geometry import Box, Triple
-from isochunk.models.placed import (
+from isochunk.models.tiled_layers import (
     Padding,
     Placed,
     PlacedNetwork,
@@ -21,7 +22,6 @@ from isochunk.models.placed import (
     with_residual,
     zero_for_residual,
 )
-from isochunk.spec import Phase
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from isochunk.config import Device, Precision
+from isochunk.core.geometry import Factor, Triple
+from isochunk.core.job import Device, Precision
+from isochunk.core.spec import Intensity, ModelSpec, Plane
 from isochunk.errors import ModelError
-from isochunk.geometry import Factor, Triple
 from isochunk.models.checkpoint import MODEL_FILE, load_module, read_spec
-from isochunk.predict import INTERPOLATIONS, Interpolation, Predictor, interpolation_spec
-from isochunk.spec import Intensity, ModelSpec, Plane
+from isochunk.models.interface import Predictor
+from isochunk.models.interpolation import INTERPOLATIONS, Interpolation, interpolation_spec
 
 if TYPE_CHECKING:
     import torch
@@ -58,7 +59,7 @@ def describe(name: str, *, trust: bool = False) -> ModelSpec:
     if name in INTERPOLATIONS:
         return interpolation_spec(name)
     if _is_foreign(name):
-        from isochunk.models.foreign import open_foreign
+        from isochunk.models.user_model import open_foreign
 
         return open_foreign(name, trust=trust).spec
     return read_spec(checkpoint_folder(name))
@@ -78,13 +79,13 @@ def load(name: str, runtime: Runtime) -> Predictor:
     """
     if name in INTERPOLATIONS:
         return Interpolation(interpolation_spec(name).for_factor(runtime.factor))
-    from isochunk.models.engines import Engine, SameSizeEngine, engine_for
     from isochunk.models.predictor import TorchPredictor
+    from isochunk.models.tiling import Engine, SameSizeEngine, engine_for
 
     device = device_of(runtime.device)
     engine: Engine
     if _is_foreign(name):
-        from isochunk.models.foreign import open_foreign
+        from isochunk.models.user_model import open_foreign
 
         foreign = open_foreign(name, trust=runtime.trust)
         spec = foreign.spec.for_factor(runtime.factor)
@@ -133,6 +134,14 @@ def checkpoint_folder(name: str) -> Path:
         f"no model {name!r}: it is no checkpoint folder and no name; names are "
         f"{', '.join([*INTERPOLATIONS, *here])}; files can be model.pt2 or my_model.py:make"
     )
+
+
+def limit_threads(threads: int | None) -> None:
+    """Set how many threads of this process compute; None for torch's default."""
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
 
 
 def limit_device(wanted: Device, share: float) -> int | None:

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from isochunk.core.geometry import Box
+from isochunk.core.spec import Grid, Phase
 from isochunk.errors import ModelError
-from isochunk.geometry import Box
 from isochunk.models.axial import (
     AxialNetwork,
     Corner,
@@ -31,9 +32,8 @@ from isochunk.models.axial import (
     slices,
     volume,
 )
-from isochunk.models.placed import Placed
-from isochunk.predict import axis_taps
-from isochunk.spec import Grid, Phase
+from isochunk.models.interpolation import axis_taps
+from isochunk.models.tiled_layers import Placed
 
 PERIODS = (1, 2)
 """Waves of the positional encoding per training tile."""

@@ -10,13 +10,13 @@ from contextlib import AbstractContextManager, nullcontext
 import numpy as np
 import torch
 
-from isochunk.config import Precision
+from isochunk.core.geometry import Box, Triple, ceil_div, triple
+from isochunk.core.job import Precision
+from isochunk.core.spec import Intensity, ModelSpec
+from isochunk.core.voxels import Voxels
 from isochunk.errors import PredictionError, UsageError
-from isochunk.geometry import Box, Triple, ceil_div, triple
-from isochunk.models.engines import Engine
-from isochunk.models.placed import PlacedNetwork
-from isochunk.predict import Voxels
-from isochunk.spec import Intensity, ModelSpec
+from isochunk.models.tiled_layers import PlacedNetwork
+from isochunk.models.tiling import Engine
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ _NO_MEMORY = re.compile(r"DefaultCPUAllocator: (can't allocate|not enough) memor
 
 
 class TorchPredictor:
-    """Predicts blocks tile by tile on one device; see :class:`isochunk.predict.Predictor`.
+    """Predicts blocks tile by tile on one device; see :class:`isochunk.models.interface.Predictor`.
 
     Tiles lie on the absolute grid of the network's alignment. Those of one block have one shape,
     except at the far end where the block ends. Where memory runs out, the tile is halved for good

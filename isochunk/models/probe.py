@@ -21,10 +21,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from isochunk.core.geometry import AXES, Box, Triple, triple
 from isochunk.errors import ModelError
-from isochunk.geometry import AXES, Box, Triple, triple
 from isochunk.models.axial import AxialNetwork
-from isochunk.models.placed import Placed, PlacedNetwork
+from isochunk.models.tiled_layers import Placed, PlacedNetwork
 
 Forward: TypeAlias = Callable[[Tensor], Tensor]
 """float32 (1, 1, z, y, x) to (1, 1, fz*z, fy*y, fx*x)."""

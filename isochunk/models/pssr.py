@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from isochunk.core.geometry import Triple, ceil_div
 from isochunk.errors import ModelError
-from isochunk.geometry import Triple, ceil_div
 from isochunk.models.axial import PIXELS_AT_ONCE
 
 FACTOR = 4

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from isochunk.core.geometry import Box, Triple
+from isochunk.core.spec import Phase
 from isochunk.errors import ModelError
-from isochunk.geometry import Box, Triple
-from isochunk.models.placed import (
+from isochunk.models.tiled_layers import (
     Padding,
     Placed,
     PlacedNetwork,
@@ -26,7 +27,6 @@ from isochunk.models.placed import (
     with_residual,
     zero_for_residual,
 )
-from isochunk.spec import Phase
 
 CUBE: Triple = (3, 3, 3)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from isochunk.core.geometry import Spacing
 from isochunk.errors import (
     AccessError,
     CorruptDataError,
@@ -18,7 +19,6 @@ from isochunk.errors import (
     StorageTimeoutError,
     UsageError,
 )
-from isochunk.geometry import Spacing
 from isochunk.storage.url import Location, clean, parse_url
 
 JsonObject: TypeAlias = dict[str, Any]

@@ -7,9 +7,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from isochunk.core.geometry import Triple
+from isochunk.core.spec import Format, LevelSpec
 from isochunk.errors import CorruptDataError, UsageError
-from isochunk.geometry import Triple
-from isochunk.spec import Format, LevelSpec
 
 JsonObject: TypeAlias = dict[str, Any]
 

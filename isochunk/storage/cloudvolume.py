@@ -18,10 +18,10 @@ import numpy as np
 from cloudvolume import Bbox, CloudVolume
 from cloudvolume.secrets import CLOUD_VOLUME_DIR
 
+from isochunk.core.geometry import Box
+from isochunk.core.spec import VolumeSpec
+from isochunk.core.voxels import Voxels
 from isochunk.errors import AccessError, UsageError
-from isochunk.geometry import Box
-from isochunk.predict import Voxels
-from isochunk.spec import VolumeSpec
 from isochunk.storage import precomputed
 from isochunk.storage.access import CREDENTIALS, Access, storage_error, without_secrets
 from isochunk.storage.url import Location

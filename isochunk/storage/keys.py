@@ -12,9 +12,9 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from isochunk.core.geometry import AXES, Box, Spacing, Triple, grid_shape, triple
+from isochunk.core.spec import Format, LevelSpec, VolumeSpec
 from isochunk.errors import GeometryError, UsageError
-from isochunk.geometry import AXES, Box, Spacing, Triple, grid_shape, triple
-from isochunk.spec import Format, LevelSpec, VolumeSpec
 
 MAX_PRESHIFT_BITS = 9
 """Chunks of one minishard: 512, an index of 12 kB, which a viewer fetches in one request."""

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, TypeAlias
 
+from isochunk.core.geometry import AXES, Box, Spacing, exact_nm, triple
+from isochunk.core.spec import LevelSpec, VolumeSpec
 from isochunk.errors import CorruptDataError, UsageError
-from isochunk.geometry import AXES, Box, Spacing, exact_nm, triple
-from isochunk.spec import LevelSpec, VolumeSpec
 from isochunk.storage.arrays import ArrayMeta
 
 JsonObject: TypeAlias = dict[str, Any]

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any, TypeAlias
 
+from isochunk.core.geometry import Box, Spacing, Triple, exact_nm, triple
+from isochunk.core.spec import LevelSpec, VolumeSpec
 from isochunk.errors import CorruptDataError, UsageError
-from isochunk.geometry import Box, Spacing, Triple, exact_nm, triple
-from isochunk.spec import LevelSpec, VolumeSpec
 from isochunk.storage.keys import precomputed_sharding, shard_shape
 
 JsonObject: TypeAlias = dict[str, Any]

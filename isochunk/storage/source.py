@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
+from isochunk.core.geometry import AXES, Box
+from isochunk.core.spec import LevelSpec, VolumeSpec
+from isochunk.core.voxels import Voxels
 from isochunk.errors import CorruptDataError, NotFoundError, StorageError
-from isochunk.geometry import AXES, Box
-from isochunk.predict import Voxels
-from isochunk.spec import LevelSpec, VolumeSpec
 from isochunk.storage.access import JsonObject
 from isochunk.storage.keys import object_boxes, object_key
 from isochunk.storage.objects import Store

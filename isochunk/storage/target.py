@@ -12,6 +12,9 @@ from functools import partial
 import numpy as np
 import tensorstore as ts
 
+from isochunk.core.geometry import AXES, Box, ceil_div, triple
+from isochunk.core.spec import LevelSpec, VolumeSpec
+from isochunk.core.voxels import Voxels
 from isochunk.errors import (
     CorruptDataError,
     GeometryError,
@@ -19,9 +22,6 @@ from isochunk.errors import (
     TargetConflictError,
     UsageError,
 )
-from isochunk.geometry import AXES, Box, ceil_div, triple
-from isochunk.predict import Voxels
-from isochunk.spec import LevelSpec, VolumeSpec
 from isochunk.storage import arrays, ome, precomputed
 from isochunk.storage.access import Access, JsonObject
 from isochunk.storage.keys import check_whole_objects, object_boxes, object_key, object_keys

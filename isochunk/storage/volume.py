@@ -7,10 +7,10 @@ from typing import Protocol
 
 import numpy as np
 
+from isochunk.core.geometry import Box, reflected
+from isochunk.core.spec import VolumeSpec
+from isochunk.core.voxels import Voxels
 from isochunk.errors import GeometryError
-from isochunk.geometry import Box, reflected
-from isochunk.predict import Voxels
-from isochunk.spec import VolumeSpec
 
 
 class Volume(Protocol):

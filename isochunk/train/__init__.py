@@ -1,1 +1,5 @@
-"""Training: degradations, crops, configs and the loop."""
+"""Training, on the user's own volumes too.
+
+What comes out is a checkpoint folder, and nothing else here is needed to run it. Read ``config``,
+``sources``, ``data``, ``apply``, ``run``, ``loop``.
+"""

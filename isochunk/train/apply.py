@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import l1_loss, mse_loss
 
+from isochunk.core.geometry import Triple, reflected, triple
+from isochunk.core.spec import Phase
 from isochunk.errors import UsageError
-from isochunk.geometry import Triple, reflected, triple
 from isochunk.models.axial import AxialNetwork, Corner, blended
-from isochunk.models.networks import Network, NetworkConfig, make
-from isochunk.models.placed import PlacedNetwork
+from isochunk.models.interpolation import INTERPOLATIONS, axis_taps
 from isochunk.models.pssr import PSSR
-from isochunk.predict import INTERPOLATIONS, axis_taps
-from isochunk.spec import Phase
+from isochunk.models.registry import Network, NetworkConfig, make
+from isochunk.models.tiled_layers import PlacedNetwork
 from isochunk.train.config import Loss
 from isochunk.train.perceptual import perceptual_loss
 

@@ -9,16 +9,17 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
+from isochunk.core.degradation import Degradation, phase_of
+from isochunk.core.geometry import AXES, Triple
+from isochunk.core.spec import Normalisation
 from isochunk.errors import UsageError
-from isochunk.geometry import AXES, Triple
 from isochunk.models.fsrcnn import FSRCNNConfig
-from isochunk.models.networks import CONFIGS, NetworkConfig
 from isochunk.models.niiv import NIIVConfig
 from isochunk.models.pssr import CELL, FACTOR, PSSRConfig
+from isochunk.models.registry import CONFIGS, NetworkConfig
 from isochunk.models.srunet import SRUNetConfig
-from isochunk.spec import Normalisation
+from isochunk.train.augment import Augmentation
 from isochunk.train.crappify import CRAPPIFIERS
-from isochunk.train.degrade import Augmentation, Degradation, phase_of
 
 Mode: TypeAlias = Literal["supervised", "self"]
 Schedule: TypeAlias = Literal["constant", "sqrt", "cosine", "onecycle"]
@@ -177,7 +178,7 @@ class TrainConfig:
     """Target voxels per section; each step draws one. Empty: the network's own factor or, for
     ``self``, how much coarser z is."""
     degradation: str = "avg"
-    """How coarse input is made of a crop: a :data:`isochunk.train.degrade.Degradation` or, for
+    """How coarse input is made of a crop: a :data:`isochunk.core.degradation.Degradation` or, for
     pssr, one of :data:`isochunk.train.crappify.CRAPPIFIERS`."""
     steps: int = 290_000
     """Steps altogether, resumed ones included."""
@@ -190,7 +191,7 @@ class TrainConfig:
     averages: tuple[Triple, ...] = ((1, 1, 1),)
     """Blocks of stored voxels averaged before anything else; each crop draws one of them."""
     normalisation: Normalisation = "range"
-    """Global intensity map; see :func:`isochunk.intensity.measure_intensity`."""
+    """Global intensity map; see :func:`isochunk.planning.intensity.measure_intensity`."""
     augmentation: Augmentation = NO_AUGMENTATION
     """How crops are varied beyond flips and transposition; not at all by default."""
     border: Triple = (0, 0, 0)

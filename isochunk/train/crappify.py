@@ -18,8 +18,9 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from isochunk.core.degradation import Degradation
 from isochunk.errors import UsageError
-from isochunk.train.degrade import Degradation, degrade
+from isochunk.models.degrade import degrade
 
 Image: TypeAlias = NDArray[np.float32]
 
@@ -163,7 +164,7 @@ class Coarser:
 
 @dataclass(frozen=True, slots=True)
 class Sections:
-    """Fewer, thicker sections along z; see :func:`isochunk.train.degrade.degrade`."""
+    """Fewer, thicker sections along z; see :func:`isochunk.models.degrade.degrade`."""
 
     factor: Fraction
     """Old sections per new one; any rational number of at least 1."""

@@ -21,27 +21,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from isochunk.core.degradation import Degradation
+from isochunk.core.geometry import AXES, Box, Triple, triple
+from isochunk.core.spec import Intensity
 from isochunk.errors import UsageError
-from isochunk.geometry import AXES, Box, Triple, triple
 from isochunk.models.axial import Corner
-from isochunk.spec import Intensity
+from isochunk.models.degrade import degrade
 from isochunk.storage.volume import Volume
+from isochunk.train.augment import Augmentation, Patch, input_noise, rotate, turn, vary_intensity
 from isochunk.train.crappify import (
     CRAPPIFIERS,
     JitteredSections,
     MissingSections,
     Step,
     crappify,
-)
-from isochunk.train.degrade import (
-    Augmentation,
-    Degradation,
-    Patch,
-    degrade,
-    input_noise,
-    rotate,
-    turn,
-    vary_intensity,
 )
 
 TRAINED_SHARE, VALIDATED_SHARE = 70, 85

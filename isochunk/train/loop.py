@@ -16,11 +16,12 @@ from typing import Literal, TypeAlias
 import torch
 from tqdm import tqdm
 
+from isochunk.core.geometry import Box
+from isochunk.core.spec import Intensity
 from isochunk.errors import UsageError
-from isochunk.geometry import Box
-from isochunk.spec import Intensity
-from isochunk.storage.tensorstore import open_volume
+from isochunk.storage.open import open_volume
 from isochunk.storage.volume import Volume
+from isochunk.train.augment import Augmentation
 from isochunk.train.config import TrainConfig
 from isochunk.train.data import (
     IN_PLACE,
@@ -35,7 +36,6 @@ from isochunk.train.data import (
     split,
     validation_crops,
 )
-from isochunk.train.degrade import Augmentation
 from isochunk.train.ranks import Ranks, joined
 from isochunk.train.run import Run, require_free
 from isochunk.train.schedule import span_at, spans

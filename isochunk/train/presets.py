@@ -15,14 +15,15 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+from isochunk.core.degradation import phase_of
+from isochunk.core.geometry import Triple, triple
 from isochunk.errors import UsageError
-from isochunk.geometry import Triple, triple
 from isochunk.models.fsrcnn import FSRCNNConfig
-from isochunk.models.networks import CONFIGS, NetworkConfig
+from isochunk.models.registry import CONFIGS, NetworkConfig
 from isochunk.models.srunet import SRUNetConfig
-from isochunk.options import NETWORK_OPTIONS, TRAIN_PARTS
+from isochunk.train.augment import Augmentation
 from isochunk.train.config import Keeping, Loss, Optimisation, Stage, TrainConfig
-from isochunk.train.degrade import Augmentation, phase_of
+from isochunk.train.options import NETWORK_OPTIONS, TRAIN_PARTS
 
 PRESETS: Mapping[str, str] = {
     "srunet": "heinrich-srunet",
@@ -128,7 +129,7 @@ def with_options(table: Mapping[str, Any], options: Mapping[str, str]) -> dict[s
 
     Args:
         table: as :func:`config_from_table` takes it.
-        options: texts by the names of :mod:`isochunk.options`.
+        options: texts by the names of :mod:`isochunk.cli.options`.
     """
     values = {**table, "network": dict(table.get("network", {}))}
     for name, text in options.items():

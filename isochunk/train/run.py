@@ -21,18 +21,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isochunk.atomic import write_atomically
+from isochunk.core.degradation import phase_of
+from isochunk.core.geometry import Triple
 from isochunk.errors import TargetConflictError
-from isochunk.geometry import Triple
+from isochunk.host.files import write_atomically
 from isochunk.models.checkpoint import MODEL_FILE, Card, save
-from isochunk.models.networks import cost_of
-from isochunk.models.placed import PlacedNetwork
 from isochunk.models.probe import Cost
 from isochunk.models.pssr import PSSR
+from isochunk.models.registry import cost_of
+from isochunk.models.tiled_layers import PlacedNetwork
 from isochunk.train.apply import Application, Criterion, build, groups, interpolated, require_fit
 from isochunk.train.config import TrainConfig, differences, fingerprint
 from isochunk.train.data import Batch
-from isochunk.train.degrade import phase_of
 from isochunk.train.encoder import load_encoder
 from isochunk.train.pictures import Picture, curves, side_by_side
 from isochunk.train.ranks import Ranks

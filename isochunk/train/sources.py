@@ -11,12 +11,12 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
+from isochunk.core.geometry import AXES, Triple, triple
+from isochunk.core.spec import Intensity
 from isochunk.errors import UsageError
-from isochunk.geometry import AXES, Triple, triple
-from isochunk.intensity import measure_intensity, sample_boxes
 from isochunk.models.pssr import PSSRConfig
-from isochunk.spec import Intensity
-from isochunk.storage.tensorstore import check_supported
+from isochunk.planning.intensity import measure_intensity, sample_boxes
+from isochunk.storage.open import check_supported
 from isochunk.storage.volume import Volume
 from isochunk.train.config import TrainConfig
 from isochunk.train.data import Source

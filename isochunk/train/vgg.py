@@ -27,8 +27,8 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, relu
 
-from isochunk.atomic import write_atomically
 from isochunk.errors import UsageError
+from isochunk.host.files import write_atomically
 from isochunk.models.pssr import IMAGENET_MEAN, IMAGENET_STD
 
 log = logging.getLogger(__name__)

@@ -1,0 +1,5 @@
+"""Dask: the only room that knows it.
+
+Read ``spec`` for what a cluster file says, ``start`` and ``replace`` for the workers, ``backend``
+for how they run blocks, ``window`` for tasks in flight and those that go wrong.
+"""

@@ -1,0 +1,221 @@
+"""One block from storage to storage, and many of them overlapped in one process.
+
+The functions in the middle are pure. :class:`Pipeline` is the only place where reading, computing
+and writing run at the same time; its depth is the byte budget, since the plan knows what one block
+in flight costs.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+
+from isochunk.core.geometry import Box, Triple, triple
+from isochunk.core.voxels import Voxels, checksum, convert, pool
+from isochunk.engine.mask import masked_out
+from isochunk.errors import StorageError, may_pass
+from isochunk.models.interface import Predictor
+from isochunk.planning.block import DONE, Block, BlockReport, BlockTask, Reports
+from isochunk.planning.layout import block_bounds, coarser, finer
+from isochunk.planning.plan import Plan
+from isochunk.storage.volume import Volume, WritableVolume, read_reflected
+
+log = logging.getLogger(__name__)
+
+
+def block_levels(plan: Plan, block: Block) -> list[tuple[int, Box]]:
+    """Return every level a block writes with its box there, finest first."""
+    stage, levels = plan.stages[block.stage], plan.target.levels
+    boxes = [(stage.writes[0], block.write)]
+    for number in stage.writes[1:]:
+        last, box = boxes[-1]
+        boxes.append((number, coarser(box, levels[last], levels[number])[0]))
+    return boxes
+
+
+def pyramid(plan: Plan, block: Block, finest: Voxels) -> list[Voxels]:
+    """Return a block's voxels at every level it writes, pooled from one another."""
+    levels, arrays = plan.target.levels, [finest]
+    boxes = block_levels(plan, block)
+    for (fine, box), (coarse, _) in pairwise(boxes):
+        arrays.append(pool(arrays[-1], coarser(box, levels[fine], levels[coarse])[1]))
+    return arrays
+
+
+@dataclass(frozen=True, slots=True)
+class Volumes:
+    """The open volumes of a job."""
+
+    source: Volume
+    """Read through the model."""
+    target: WritableVolume
+    """Written, and read back for coarse levels."""
+    mask: Volume | None = None
+    """Tells where there is nothing to compute."""
+
+
+def read_block(plan: Plan, volumes: Volumes, block: Block) -> Voxels | None:
+    """Read what a block needs; None where the mask says it is background."""
+    reads = plan.stages[block.stage].reads
+    if reads is not None:
+        levels = plan.target.levels
+        return volumes.target.read(
+            finer(block.write, levels[reads], levels[reads + 1])[0], level=reads
+        )
+    if volumes.mask is not None and masked_out(plan, volumes.mask, np.array([block.index]))[0]:
+        return None
+    return read_reflected(volumes.source, plan.read_box(block))
+
+
+def compute_block(plan: Plan, predictor: Predictor, source: Voxels, block: Block) -> list[Voxels]:
+    """Compute a block's voxels at every level it writes. Pure.
+
+    Raises:
+        PredictionError: the model answered with NaN.
+    """
+    reads = plan.stages[block.stage].reads
+    if reads is None:
+        predicted = predictor(source, plan.read_box(block), plan.anchored(block.write))
+        finest = convert(predicted, plan.target.dtype)
+    else:
+        levels = plan.target.levels
+        finest = pool(source, finer(block.write, levels[reads], levels[reads + 1])[1])
+    return pyramid(plan, block, finest)
+
+
+def write_block(plan: Plan, target: WritableVolume, block: Block, arrays: list[Voxels]) -> int:
+    """Write a block at all its levels; return the checksum of the first, as it reads back."""
+    started = [
+        target.start_write(box, voxels, level)
+        for (level, box), voxels in zip(block_levels(plan, block), arrays, strict=True)
+    ]
+    for finish in started:
+        finish()
+    if plan.target.lossy:
+        return checksum(target.read(block.write, plan.stages[block.stage].writes[0]))
+    return checksum(arrays[0])
+
+
+class Pipeline:
+    """Runs a plan's blocks in one process, several in flight, one computing.
+
+    Use it as a context manager. Blocks may be submitted from any thread.
+    """
+
+    def __init__(self, plan: Plan, predictor: Predictor, volumes: Volumes) -> None:
+        """Take an opened job; nothing starts until a block is submitted."""
+        self.plan = plan
+        self.predictor = predictor
+        self.volumes = volumes
+        # Networks keep one thread pool per calling thread, so all computing has one thread.
+        self._compute = ThreadPoolExecutor(1, "isochunk-compute")
+        self._flight = ThreadPoolExecutor(plan.depth, "isochunk-block")
+        self._zeros: dict[Triple, int] = {}
+        self.turn = threading.Semaphore(2)
+        """Held by a task while it runs here; the second keeps the pipeline full between tasks."""
+
+    def __enter__(self) -> Pipeline:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Drop what has not started and wait for what has."""
+        self.close()
+
+    def close(self) -> None:
+        """Drop what has not started and wait for what has."""
+        self._flight.shutdown(wait=True, cancel_futures=True)
+        self._compute.shutdown(wait=True)
+
+    def abandon(self) -> None:
+        """Drop what has not started and let the rest end by itself: it may hang."""
+        self._flight.shutdown(wait=False, cancel_futures=True)
+        self._compute.shutdown(wait=False)
+
+    def run(self, task: BlockTask) -> Reports:
+        """Run the blocks of a task."""
+        background, blocks = self.background(task)
+        futures = [self.submit(task.stage, index) for index in blocks]
+        return background | Reports.gather(task.stage, (future.result() for future in futures))
+
+    def background(self, task: BlockTask) -> tuple[Reports, Sequence[int]]:
+        """Settle at once what the mask leaves as background.
+
+        Returns:
+            Reports of those blocks, and the numbers of the others.
+        """
+        mask = self.volumes.mask
+        settled = Reports.gather(task.stage, ())
+        if mask is None or self.plan.stages[task.stage].reads is not None:
+            return settled, task.blocks
+        start, blocks = time.perf_counter(), np.array(task.blocks)
+        try:
+            out = masked_out(self.plan, mask, blocks)
+        except (StorageError, MemoryError):
+            return settled, task.blocks  # each block asks for itself, and fails by itself
+        done = np.zeros(np.count_nonzero(out), DONE)
+        lo, hi = block_bounds(self.plan.target.box, self.plan.stages[0].block, blocks[out])
+        done["index"] = blocks[out]
+        done["voxels"] = np.prod(hi - lo, axis=1)
+        done["empty"] = True
+        done["checksum"] = [self._zeros_checksum(triple(shape)) for shape in (hi - lo).tolist()]
+        done["read_s"] = (time.perf_counter() - start) / len(blocks)
+        return replace(settled, done=done), blocks[~out].tolist()
+
+    def submit(self, stage: int, index: int) -> Future[BlockReport]:
+        """Start a block; the future never raises for what the block does, it reports it."""
+        return self._flight.submit(self._run, self.plan.block(stage, index))
+
+    def _run(self, block: Block) -> BlockReport:
+        report = BlockReport(block.stage, block.index, voxels=block.write.size)
+        try:
+            return self._attempt(block, report)
+        except Exception as error:
+            log.debug("block %d of stage %d failed", block.index, block.stage, exc_info=True)
+            where = f"block {block.index} {block.write}"
+            said = f"{where}: {type(error).__name__}: {error}"
+            return replace(report, error=said, transient=may_pass(error))
+
+    def _attempt(self, block: Block, report: BlockReport) -> BlockReport:
+        start = time.perf_counter()
+        source = read_block(self.plan, self.volumes, block)
+        read = time.perf_counter()
+        if source is None:
+            return replace(
+                report,
+                empty=True,
+                checksum=self._zeros_checksum(block.write.shape),
+                read_s=read - start,
+            )
+        arrays, compute_s = self._compute.submit(self._timed, source, block).result()
+        computed = time.perf_counter()
+        crc = write_block(self.plan, self.volumes.target, block, arrays)
+        return replace(
+            report,
+            checksum=crc,
+            empty=not arrays[0].any(),
+            bytes_read=source.nbytes,
+            bytes_written=sum(a.nbytes for a in arrays),
+            read_s=read - start,
+            compute_s=compute_s,
+            write_s=time.perf_counter() - computed,
+            halvings=self.predictor.halvings,
+        )
+
+    def _zeros_checksum(self, shape: Triple) -> int:
+        """Return the checksum of a block of background; blocks have few shapes."""
+        if shape not in self._zeros:
+            self._zeros[shape] = checksum(np.zeros(shape, self.plan.target.dtype))
+        return self._zeros[shape]
+
+    def _timed(self, source: Voxels, block: Block) -> tuple[list[Voxels], float]:
+        start = time.perf_counter()
+        arrays = compute_block(self.plan, self.predictor, source, block)
+        return arrays, time.perf_counter() - start

@@ -1,1 +1,0 @@
-"""Judging restored volumes: figures, pictures, and published methods to compare with."""

@@ -1,0 +1,341 @@
+"""Layers on tensors that know where they lie, in two paddings that share one network.
+
+A :class:`Placed` tensor carries the absolute grid position of its first voxel at its own
+level. ``SAME`` pads with zeros and keeps the size, for training on patches. ``VALID`` keeps
+only voxels whose every input is known and moves the origin, so its answer equals the same crop
+of the network run on an unbounded volume, wherever the tile lies. A network writes its
+structure once, in :meth:`PlacedNetwork.run`, and serves both.
+
+"Same" padding of a kernel ``k`` pads ``(k - 1) // 2`` voxels before and the rest after. A
+transposed convolution of kernel ``k`` and stride ``s <= k`` makes ``s * n`` voxels by dropping
+``(k - s) // 2`` before and the rest after.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from isochunk.core.geometry import Box, Triple, add, ceil_div, reflected, sub, triple
+from isochunk.core.spec import Phase
+from isochunk.errors import ModelError
+
+Kernel: TypeAlias = Literal["linear", "cubic"]
+Residual: TypeAlias = Literal["none", "linear", "cubic"]
+
+_REACH = {"linear": 1, "cubic": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A tensor and the position of its first voxel."""
+
+    data: Tensor
+    """Values, (b, c, z, y, x)."""
+    origin: Triple
+    """Grid coordinate of the first voxel at the tensor's own level (z, y, x)."""
+
+    @property
+    def box(self) -> Box:
+        """Voxels covered, at the tensor's own level."""
+        return Box.from_shape(triple(self.data.shape[2:]), self.origin)
+
+    def crop(self, box: Box) -> Placed:
+        """Return the part inside ``box``, as a view."""
+        inside = self.box & box
+        return Placed(self.data[(..., *inside.slices(self.origin))], inside.lo)
+
+
+class Padding(Protocol):
+    """How layers treat the rim of a tile."""
+
+    def conv(self, x: Placed, layer: nn.Conv3d) -> Placed:
+        """Convolve with stride 1."""
+        ...
+
+    def transposed(self, x: Placed, layer: nn.ConvTranspose3d, within: Box | None = None) -> Placed:
+        """Upsample by ``layer.stride``; only voxels inside ``within`` are wanted."""
+        ...
+
+    def pool(self, x: Placed, stride: Triple) -> Placed:
+        """Take the maximum of each cell of the absolute grid of ``stride``."""
+        ...
+
+    def interpolate(self, x: Placed, factor: int, kernel: Kernel, phase: Phase) -> Placed:
+        """Interpolate along z; see :func:`isochunk.models.interpolation.axis_taps`."""
+        ...
+
+
+class Same:
+    """Zero padding: the size stays, and the rim is only approximately right."""
+
+    def conv(self, x: Placed, layer: nn.Conv3d) -> Placed:
+        """Convolve with zeros around."""
+        kernel = triple(layer.kernel_size)
+        data = x.data
+        if any(k % 2 == 0 for k in kernel):
+            rims = [n for k in reversed(kernel) for n in ((k - 1) // 2, k // 2)]
+            return Placed(_conv(functional.pad(data, rims), layer), x.origin)
+        half = triple(k // 2 for k in kernel)
+        return Placed(_conv(data, layer, half), x.origin)
+
+    def transposed(self, x: Placed, layer: nn.ConvTranspose3d, within: Box | None = None) -> Placed:
+        """Upsample to ``stride * n`` voxels; ``within`` is not used."""
+        kernel, stride = triple(layer.kernel_size), triple(layer.stride)
+        if _is_phased(layer):
+            rim = triple(map(ceil_div, kernel, stride))
+            data = functional.pad(x.data, [n for n in reversed(rim) for _ in range(2)])
+            around = VALID.transposed(Placed(data, sub(x.origin, rim)), layer)
+            return around.crop(Box(_scaled(x.box.lo, stride), _scaled(x.box.hi, stride)))
+        full = functional.conv_transpose3d(x.data, layer.weight, layer.bias, stride)
+        first = [(k - s) // 2 for k, s in zip(kernel, stride, strict=True)]
+        z, y, x_ = (
+            slice(a, a + n * s) for a, n, s in zip(first, x.data.shape[2:], stride, strict=True)
+        )
+        return Placed(full[..., z, y, x_], _scaled(x.origin, stride))
+
+    def pool(self, x: Placed, stride: Triple) -> Placed:
+        """Pool; the size must be whole cells."""
+        origin = triple(o // s for o, s in zip(x.origin, stride, strict=True))
+        return Placed(functional.max_pool3d(x.data, stride), origin)
+
+    def interpolate(self, x: Placed, factor: int, kernel: Kernel, phase: Phase) -> Placed:
+        """Interpolate the tile continued by half-sample reflection along z."""
+        n = x.data.shape[2]
+        index = torch.from_numpy(reflected(-_REACH[kernel], n + _REACH[kernel], 0, n))
+        padded = x.data.index_select(2, index.to(x.data.device))
+        data = _interpolate(padded, factor, _phases(factor, kernel, phase))
+        return Placed(data, _scaled(x.origin, (factor, 1, 1)))
+
+
+class Valid:
+    """No padding: every voxel kept is exact, and the origin moves."""
+
+    def conv(self, x: Placed, layer: nn.Conv3d) -> Placed:
+        """Convolve, losing ``(k - 1) // 2`` voxels before and the rest after."""
+        origin = triple(
+            o + (k - 1) // 2 for o, k in zip(x.origin, triple(layer.kernel_size), strict=True)
+        )
+        return Placed(_conv(x.data, layer), origin)
+
+    def transposed(self, x: Placed, layer: nn.ConvTranspose3d, within: Box | None = None) -> Placed:
+        """Upsample, keeping only outputs of which every contributing input is known."""
+        kernel, stride = triple(layer.kernel_size), triple(layer.stride)
+        if within is not None:
+            x = x.crop(transposed_inputs(within, layer))
+        # Output o sums inputs (o + first - k + 1)/s .. (o + first)/s, so k - s outputs at either
+        # end of the full transposed convolution miss a contributor.
+        margin = triple(k - s for k, s in zip(kernel, stride, strict=True))
+        if _is_phased(layer):
+            data = _phased(x.data, layer)
+        else:
+            data = functional.conv_transpose3d(x.data, layer.weight, layer.bias, stride, margin)
+        origin = triple(
+            o * s + m - m // 2 for o, s, m in zip(x.origin, stride, margin, strict=True)
+        )
+        result = Placed(data, origin)
+        return result if within is None else result.crop(within)
+
+    def pool(self, x: Placed, stride: Triple) -> Placed:
+        """Pool the whole cells of the absolute grid that lie inside the tile."""
+        lo = triple(map(ceil_div, x.box.lo, stride))
+        hi = triple(b // s for b, s in zip(x.box.hi, stride, strict=True))
+        whole = x.crop(Box(_scaled(lo, stride), _scaled(hi, stride)))
+        return Placed(functional.max_pool3d(whole.data, stride), lo)
+
+    def interpolate(self, x: Placed, factor: int, kernel: Kernel, phase: Phase) -> Placed:
+        """Interpolate where all taps are known."""
+        z, y, x_ = x.origin
+        data = _interpolate(x.data, factor, _phases(factor, kernel, phase))
+        return Placed(data, ((z + _REACH[kernel]) * factor, y, x_))
+
+
+SAME = Same()
+VALID = Valid()
+
+
+class PlacedNetwork(nn.Module, ABC):
+    """A network written once for both paddings."""
+
+    config: Any
+    """The network's frozen dataclass of hyperparameters."""
+    factor: Triple
+    """Target voxels per source voxel (z, y, x)."""
+    alignment: Triple
+    """Source grid on which the network's pooling cells start."""
+
+    @abstractmethod
+    def run(self, x: Placed, padding: Padding, want: Box | None = None) -> Placed:
+        """Apply the network to (b, 1, z, y, x) source voxels.
+
+        Args:
+            x: source voxels.
+            padding: what to do at the rim.
+            want: target box beyond which nothing need be computed.
+
+        Returns:
+            Target voxels, at least those of ``want`` that are known.
+        """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply with zero padding: (b, 1, z, y, x) to (b, 1, fz*z, fy*y, fx*x).
+
+        Raises:
+            ModelError: an extent is no multiple of ``alignment``.
+        """
+        shape = triple(x.shape[2:])
+        if any(n % g for n, g in zip(shape, self.alignment, strict=True)):
+            raise ModelError(
+                f"patch of {shape} source voxels does not fit the pooling grid; "
+                f"choose multiples of {self.alignment} (z, y, x)"
+            )
+        return self.run(Placed(x, (0, 0, 0)), SAME).data
+
+    def predict(self, tile: Placed, want: Box | None = None) -> Placed:
+        """Apply to real voxels without padding; returns the target voxels that are exact."""
+        return self.run(tile, VALID, want)
+
+
+def concatenate(*parts: Placed) -> Placed:
+    """Stack channels of the voxels that all parts cover."""
+    common = parts[0].box
+    for part in parts[1:]:
+        common &= part.box
+    return Placed(torch.cat([part.crop(common).data for part in parts], 1), common.lo)
+
+
+class Refined(Protocol):
+    """Hyperparameters that say what a network's answer is added to."""
+
+    @property
+    def factor(self) -> int:
+        """Target voxels per section."""
+        ...
+
+    @property
+    def residual(self) -> Residual:
+        """Interpolation along z that is added; none where the answer stands by itself."""
+        ...
+
+    @property
+    def phase(self) -> Phase:
+        """Where a section lies."""
+        ...
+
+
+def with_residual(x: Placed, source: Placed, config: Refined, padding: Padding) -> Placed:
+    """Add the interpolation of ``source`` along z to a network's answer, where both are known."""
+    if config.residual == "none":
+        return x
+    base = padding.interpolate(source, config.factor, config.residual, config.phase)
+    common = x.box & base.box
+    return Placed(x.crop(common).data + base.crop(common).data, common.lo)
+
+
+def zero_for_residual(last: nn.Conv3d | nn.ConvTranspose3d) -> None:
+    """Zero the last layer, so that training starts from the interpolation itself."""
+    nn.init.zeros_(last.weight)
+    if last.bias is not None:
+        nn.init.zeros_(last.bias)
+
+
+def conv_inputs(outputs: Box, layer: nn.Conv3d) -> Box:
+    """Return the voxels that a convolution needs for ``outputs``."""
+    kernel = triple(layer.kernel_size)
+    before = triple((k - 1) // 2 for k in kernel)
+    after = triple(k // 2 for k in kernel)
+    return Box(sub(outputs.lo, before), add(outputs.hi, after))
+
+
+def transposed_inputs(outputs: Box, layer: nn.ConvTranspose3d) -> Box:
+    """Return the voxels that a transposed convolution needs for ``outputs``."""
+    lo, hi = [], []
+    sizes = zip(triple(layer.kernel_size), triple(layer.stride), strict=True)
+    for a, b, (k, s) in zip(outputs.lo, outputs.hi, sizes, strict=True):
+        first = (k - s) // 2
+        lo.append(ceil_div(a + first - k + 1, s))
+        hi.append((b - 1 + first) // s + 1)
+    return Box(triple(lo), triple(hi))
+
+
+def require_kernel(kernel: Triple, stride: Triple, role: str) -> None:
+    """Refuse a transposed convolution that leaves gaps.
+
+    Raises:
+        ModelError: the kernel is smaller than the stride on an axis.
+    """
+    if any(k < s for k, s in zip(kernel, stride, strict=True)):
+        raise ModelError(
+            f"{role}: transposed kernel {kernel} is smaller than its stride {stride}; "
+            "some output voxels would have no input"
+        )
+
+
+def _conv(x: Tensor, layer: nn.Conv3d, padding: Triple = (0, 0, 0)) -> Tensor:
+    """Convolve; 1x1x1 kernels as a matrix product, 7x faster on a CPU where one map comes out."""
+    if layer.kernel_size != (1, 1, 1):
+        return functional.conv3d(x, layer.weight, layer.bias, padding=padding)
+    return functional.linear(x.movedim(1, -1), layer.weight.flatten(1), layer.bias).movedim(-1, 1)
+
+
+def _is_phased(layer: nn.ConvTranspose3d) -> bool:
+    """Tell whether a transposed convolution is better run as :func:`_phased`."""
+    return layer.out_channels == 1 and triple(layer.stride)[1:] == (1, 1)
+
+
+def _phased(x: Tensor, layer: nn.ConvTranspose3d) -> Tensor:
+    """Upsample along z to one map by a plain convolution with a map for each phase.
+
+    The same products as the transposed convolution, for which oneDNN has only its slow reference
+    code where one map comes out.
+    """
+    weight = layer.weight  # (c, 1, z, y, x)
+    c, _, k, ky, kx = weight.shape
+    stride = triple(layer.stride)[0]
+    taps = ceil_div(k, stride)
+    missing = taps * stride - k
+    if missing:
+        # The first cell of outputs needs one input fewer than the kernel made whole has.
+        weight = functional.pad(weight, (0, 0, 0, 0, 0, missing))
+        x = functional.pad(x, (0, 0, 0, 0, 1, 0))
+    weight = weight.reshape(c, taps, stride, ky, kx).permute(2, 0, 1, 3, 4).flip(2, 3, 4)
+    bias = None if layer.bias is None else layer.bias.expand(stride)
+    phases = functional.conv3d(x, weight, bias)  # (b, phase, z, y, x)
+    b, _, _, ny, nx = phases.shape
+    full = phases.transpose(1, 2).reshape(b, 1, -1, ny, nx)
+    return full[:, :, stride - missing :] if missing else full
+
+
+def _scaled(origin: Triple, by: Triple) -> Triple:
+    return (origin[0] * by[0], origin[1] * by[1], origin[2] * by[2])
+
+
+def _interpolate(x: Tensor, factor: int, taps: Tensor) -> Tensor:
+    """Interpolate along z without padding; 1 or 2 sections at either end are used up."""
+    b, c, _, ny, nx = x.shape
+    weight = taps.to(x)[:, None, :, None, None]  # (phase, 1, tap, 1, 1)
+    phases = functional.conv3d(x.reshape(b * c, 1, *x.shape[2:]), weight)  # (b*c, phase, z, y, x)
+    return phases.transpose(1, 2).reshape(b, c, -1, ny, nx)
+
+
+def _phases(factor: int, kernel: Kernel, phase: Phase) -> Tensor:
+    """Return the taps of each of the ``factor`` target voxels of a section.
+
+    Cubic is Keys' kernel with a = -0.5 (Keys 1981, IEEE Trans. ASSP 29:1153).
+    """
+    reach = _REACH[kernel]
+    target = torch.arange(factor, dtype=torch.float64) / factor
+    if phase == "mean":
+        target += 0.5 / factor - 0.5
+    taps = torch.arange(-reach, reach + 1, dtype=torch.float64)
+    t = (target[:, None] - taps).abs()
+    if kernel == "linear":
+        return (1 - t).clamp(min=0)
+    near = (1.5 * t - 2.5) * t * t + 1
+    far = ((-0.5 * t + 2.5) * t - 4) * t + 2
+    return torch.where(t < 1, near, torch.where(t < reach, far, torch.zeros_like(t)))

@@ -1,0 +1,223 @@
+"""Networks as what a predictor needs: exact answers for a target box from the voxels under it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Protocol
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from isochunk.core.geometry import Box, Triple, add, ceil_div, sub, triple
+from isochunk.core.spec import ModelSpec, Phase, Plane
+from isochunk.errors import PredictionError
+from isochunk.models.axial import AxialNetwork
+from isochunk.models.pssr import PSSR
+from isochunk.models.registry import Network
+from isochunk.models.tiled_layers import Placed, PlacedNetwork
+
+
+class Engine(Protocol):
+    """A network that answers exactly inside a tile."""
+
+    @property
+    def module(self) -> nn.Module:
+        """The network itself."""
+        ...
+
+    @property
+    def largest(self) -> Triple | None:
+        """Largest tile in target voxels; None for any."""
+        ...
+
+    def needs(self, want: Box) -> Box:
+        """Return the source voxels needed for the target box ``want``."""
+        ...
+
+    def __call__(self, tile: Tensor, want: Box) -> Tensor:
+        """Predict ``want`` from the source voxels ``needs(want)``, both (1, 1, z, y, x)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ValidEngine:
+    """One of our networks, by valid convolutions: least work, exact at any position."""
+
+    module: PlacedNetwork
+    """The network."""
+    halo: Triple
+    """Source voxels needed on each side."""
+    largest: Triple | None = None
+    """Any tile will do."""
+
+    def needs(self, want: Box) -> Box:
+        """Return the source voxels under ``want`` and the halo."""
+        z, y, x = self.module.factor
+        lo = triple(a // f for a, f in zip(want.lo, (z, y, x), strict=True))
+        hi = triple(map(ceil_div, want.hi, (z, y, x)))
+        return Box(lo, hi).grow(self.halo)
+
+    def __call__(self, tile: Tensor, want: Box) -> Tensor:
+        """Predict ``want``."""
+        return self.module.predict(Placed(tile, self.needs(want).lo), want).crop(want).data
+
+
+@dataclass(frozen=True, slots=True)
+class SameSizeEngine:
+    """Any module that maps a tile to ``factor`` times its size; the halo is cropped away."""
+
+    module: nn.Module
+    """Maps (1, 1, z, y, x) to (1, 1, fz*z, fy*y, fx*x)."""
+    spec: ModelSpec
+    """Its factor, its halo (whole cells of its alignment) and its alignment."""
+    shape: Triple | None = None
+    """The only input shape it takes; None for any multiple of its alignment."""
+
+    @property
+    def largest(self) -> Triple | None:
+        """Largest tile that fits the only input shape."""
+        if self.shape is None:
+            return None
+        inner = sub(self.shape, add(self.spec.halo, self.spec.halo))
+        z, y, x = (
+            int(n // g * g * f)
+            for n, g, f in zip(inner, self.spec.alignment, self.spec.resolved_factor, strict=True)
+        )
+        return (z, y, x)
+
+    def needs(self, want: Box) -> Box:
+        """Return the aligned source voxels under ``want`` and the halo."""
+        return self.spec.read_box(want)
+
+    def __call__(self, tile: Tensor, want: Box) -> Tensor:
+        """Predict ``want``; a tile smaller than the only input shape is padded and cropped."""
+        read, got = self.needs(want), tile.shape[2:]
+        if self.shape is not None:
+            rims = [n for a, b in zip(self.shape, got, strict=True) for n in (a - b, 0)]
+            tile = functional.pad(tile, rims[::-1])
+        answer = self.module(tile)
+        factor = triple(self.spec.resolved_factor)
+        wanted = (1, 1, *(n * f for n, f in zip(tile.shape[2:], factor, strict=True)))
+        if not isinstance(answer, Tensor) or tuple(answer.shape) != wanted:
+            shape = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
+            raise PredictionError(
+                f"model {self.spec.name!r} answered {shape} to an input of {tuple(tile.shape)}; "
+                f"with factor {factor} it must answer {wanted}"
+            )
+        z, y, x = (lo * f for lo, f in zip(read.lo, factor, strict=True))
+        return Placed(answer, (z, y, x)).crop(want).data
+
+
+@dataclass(frozen=True, slots=True)
+class LateralEngine:
+    """PSSR: sections in, finer sections out; the halo is cropped away."""
+
+    module: PSSR
+    """The network."""
+    spec: ModelSpec
+    """Its spec with its factor resolved."""
+    largest: Triple | None = None
+    """Any tile will do."""
+
+    def needs(self, want: Box) -> Box:
+        """Return the aligned source voxels under ``want`` and the halo."""
+        return self.spec.read_box(want)
+
+    def __call__(self, tile: Tensor, want: Box) -> Tensor:
+        """Predict ``want``."""
+        z, y, x = self.needs(want).lo
+        _, fy, fx = self.module.factor
+        origin = (z + self.spec.sections, y * fy, x * fx)
+        return Placed(self.module(tile), origin).crop(want).data
+
+
+@dataclass(frozen=True, slots=True)
+class AxialEngine:
+    """An axial network on the xz slices of a tile."""
+
+    module: AxialNetwork
+    """The network."""
+    factor: Fraction
+    """Target voxels per source voxel along z."""
+    phase: Phase
+    """Where a source section lies."""
+    largest: None = None
+    """Any tile will do."""
+
+    def needs(self, want: Box) -> Box:
+        """Return the source voxels under ``want`` and the halo."""
+        return self.module.needs(want, self.factor, self.phase)
+
+    def __call__(self, tile: Tensor, want: Box) -> Tensor:
+        """Predict ``want``, (1, 1, z, y, x)."""
+        placed = Placed(tile, self.needs(want).lo)
+        return self.module.restore(placed, want, self.factor, self.phase)
+
+
+@dataclass(frozen=True, slots=True)
+class PlanesEngine:
+    """A network for slices on xz slices, yz slices or both: then the mean of the answers."""
+
+    engine: Engine
+    """What restores xz slices."""
+    plane: Plane
+    """xz, yz or xz+yz."""
+    largest: None = None
+    """Any tile will do."""
+
+    @property
+    def module(self) -> nn.Module:
+        """The network itself."""
+        return self.engine.module
+
+    def needs(self, want: Box) -> Box:
+        """Return the source voxels under ``want`` and the halo."""
+        boxes = [self._needs(want, plane) for plane in self._planes()]
+        return Box(
+            triple(map(min, zip(*(box.lo for box in boxes), strict=True))),
+            triple(map(max, zip(*(box.hi for box in boxes), strict=True))),
+        )
+
+    def __call__(self, tile: Tensor, want: Box) -> Tensor:
+        """Predict ``want``, (1, 1, z, y, x)."""
+        placed = Placed(tile, self.needs(want).lo)
+        answers = [self._restore(placed, want, plane) for plane in self._planes()]
+        return answers[0] if len(answers) == 1 else (answers[0] + answers[1]) / 2
+
+    def _needs(self, want: Box, plane: str) -> Box:
+        return _turned(self.engine.needs(_turned(want, plane)), plane)
+
+    def _restore(self, tile: Placed, want: Box, plane: str) -> Tensor:
+        part = tile.crop(self._needs(want, plane)).data
+        if plane == "xz":
+            return self.engine(part, want)
+        return self.engine(part.transpose(3, 4), _turned(want, plane)).transpose(3, 4)
+
+    def _planes(self) -> list[str]:
+        return self.plane.split("+")
+
+
+def engine_for(network: Network, spec: ModelSpec) -> Engine:
+    """Choose how a network of ours is run on tiles.
+
+    Args:
+        network: the network.
+        spec: its spec with factor and plane fixed.
+    """
+    if isinstance(network, AxialNetwork):
+        axial = AxialEngine(network, spec.resolved_factor[0], spec.phase)
+        return PlanesEngine(axial, spec.plane)
+    if isinstance(network, PlacedNetwork):
+        if spec.plane == "3d":
+            return ValidEngine(network, spec.halo)
+        return PlanesEngine(ValidEngine(network, spec.on_plane("xz").halo), spec.plane)
+    return LateralEngine(network, spec)
+
+
+def _turned(box: Box, plane: str) -> Box:
+    """Exchange y and x for yz slices."""
+    if plane == "xz":
+        return box
+    (z0, y0, x0), (z1, y1, x1) = box.lo, box.hi
+    return Box((z0, x0, y0), (z1, x1, y1))

@@ -1,1 +1,0 @@
-"""What tests of isochunk, and of models and tools built on it, can use."""

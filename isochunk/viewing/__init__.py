@@ -1,0 +1,1 @@
+"""Volumes in neuroglancer: states and links, local files served, predictions on demand."""

@@ -1,0 +1,173 @@
+"""Neuroglancer states and links: volumes as layers that lie exactly on one another. Pure.
+
+Neuroglancer speaks x,y,z and metres; only here are axes turned round. It takes a position as the
+corner of voxels: precomputed voxel 0 starts at voxel_offset * resolution, OME-Zarr voxel 0 at
+translation - scale/2 (neuroglancer, datasource/zarr/ome.ts). ``VolumeSpec.corner_nm`` says where
+the volume truly lies; a layer gets a transform only where its format could not hold that.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, Literal, TypeAlias
+from urllib.parse import quote
+
+import numpy as np
+
+from isochunk.core.geometry import AXES, Spacing
+from isochunk.core.spec import VolumeSpec
+from isochunk.core.voxels import Voxels
+from isochunk.errors import UsageError
+
+Arrangement: TypeAlias = Literal["side-by-side", "overlay"]
+JsonObject: TypeAlias = dict[str, Any]
+
+PUBLIC_NEUROGLANCER = "https://neuroglancer-demo.appspot.com/"
+"""A client that anyone can use with volumes that browsers can reach."""
+
+SUFFIXES = {
+    "precomputed": "|neuroglancer-precomputed:",
+    "zarr2": "|zarr2:",
+    "zarr3": "|zarr3:",
+    "n5": "|n5:",
+    "cloudvolume": "",
+}
+"""How neuroglancer names a format, after the URL of the folder."""
+
+NM_PER_M = 10**9
+PANEL_PIXELS = 400
+"""Shorter side of a panel on a common screen; decides the zoom only."""
+SHADER = "#uicontrol invlerp normalized\nvoid main() {\n  emitGrayscale(normalized());\n}\n"
+CONTRAST_PERCENTILES = (1.0, 99.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A volume to be shown."""
+
+    name: str
+    """What the layer is called."""
+    spec: VolumeSpec
+    """The volume; its URL is where the browser finds it, its ``corner_nm`` where it truly lies."""
+    contrast: tuple[float, float] | None = None
+    """Stored values shown as black and as white; None for the range of the dtype."""
+
+
+def contrast_range(voxels: Voxels) -> tuple[float, float]:
+    """Return the 1st and 99th percentile of the voxels that are not zero, at least 1 apart.
+
+    Zero is what missing chunks and the margin around a specimen hold.
+    """
+    seen = voxels[voxels > 0]
+    if not seen.size:
+        return (0.0, float(np.iinfo(voxels.dtype).max))
+    low, high = (float(v) for v in np.percentile(seen, CONTRAST_PERCENTILES))
+    return (low, max(high, low + 1.0))
+
+
+def neuroglancer_state(
+    layers: Sequence[Layer], arrangement: Arrangement = "side-by-side"
+) -> JsonObject:
+    """Return the viewer state that shows all of the first layer, in its voxels.
+
+    Args:
+        layers: result first, then what it is compared with; names differ.
+        arrangement: one four-panel view per layer beside each other, with one position, or all
+            layers in one view, the first on top.
+
+    Raises:
+        UsageError: no layers, or names that repeat.
+    """
+    names = [layer.name for layer in layers]
+    if not layers or len(set(names)) != len(names):
+        raise UsageError(f"layers to show need names that differ; got {names}")
+    spec = layers[0].spec
+    corner_nm, extent_nm = _bounds_nm(spec)
+    finest = min(spec.spacing)
+    scale = float(max(extent_nm) / finest / PANEL_PIXELS)
+    return {
+        "dimensions": _dimensions(spec.spacing, reversed(AXES)),
+        "position": [
+            # The centre of a voxel: between two voxels rounding would decide which is shown.
+            math.floor((corner + extent / 2) / size) + 0.5
+            for corner, extent, size in zip(
+                reversed(corner_nm), reversed(extent_nm), reversed(tuple(spec.spacing)), strict=True
+            )
+        ],
+        "crossSectionScale": scale,
+        "projectionScale": scale * PANEL_PIXELS * 2,
+        # Neuroglancer draws later layers over earlier ones.
+        "layers": [_layer(layer) for layer in reversed(layers)],
+        "layout": _layout(names, arrangement),
+        "selectedLayer": {"visible": False, "layer": names[0]},
+    }
+
+
+def neuroglancer_url(base: str, state: JsonObject) -> str:
+    """Return the link that opens a state in the neuroglancer served at ``base``."""
+    text = json.dumps(state, separators=(",", ":"))
+    return f"{base.rstrip('/')}/#!{quote(text, safe='~@$&()*!+=:;,./')}"
+
+
+def layer_url(spec: VolumeSpec) -> str:
+    """Return the data source URL of a volume as neuroglancer takes it."""
+    suffix = SUFFIXES[spec.format]
+    return f"{spec.url.rstrip('/')}/{suffix}" if suffix else spec.url
+
+
+def _layout(names: Sequence[str], arrangement: Arrangement) -> JsonObject | str:
+    if arrangement == "overlay" or len(names) == 1:
+        return "4panel"
+    views = [{"type": "viewer", "layers": [name], "layout": "4panel"} for name in names]
+    return {"type": "row", "children": views}
+
+
+def _layer(layer: Layer) -> JsonObject:
+    low, high = layer.contrast or (0.0, float(np.iinfo(layer.spec.dtype).max))
+    return {
+        "type": "image",
+        "name": layer.name,
+        "source": _source(layer),
+        "opacity": 1,
+        "shader": SHADER,
+        "shaderControls": {"normalized": {"range": [low, high]}},
+    }
+
+
+def _source(layer: Layer) -> JsonObject | str:
+    """Name the data, and its place where neuroglancer would not find that by itself."""
+    spec = layer.spec
+    url = layer_url(spec)
+    sizes = _dimensions(spec.spacing, AXES)
+    # The linear part is in lengths: metres per metre, or per voxel of an array without lengths.
+    stretch = dict.fromkeys(AXES, 1.0)
+    if spec.format in ("zarr2", "zarr3"):
+        if spec.levels[0].key:  # OME-Zarr holds the corner
+            return url
+        stretch = {axis: sizes[axis][0] for axis in AXES}
+    elif not any(spec.corner_nm):
+        return url
+    # Stored order: the columns of the matrix are the data's axes, its rows ``outputDimensions``.
+    axes = tuple(reversed(AXES)) if spec.format in ("precomputed", "cloudvolume", "n5") else AXES
+    voxels = {a: float(c / s) for a, c, s in zip(AXES, spec.corner_nm, spec.spacing, strict=True)}
+    matrix = [[*(stretch[row] * (row == axis) for axis in axes), voxels[row]] for row in axes]
+    return {
+        "url": url,
+        "transform": {"outputDimensions": {axis: sizes[axis] for axis in axes}, "matrix": matrix},
+    }
+
+
+def _bounds_nm(spec: VolumeSpec) -> tuple[list[Fraction], list[Fraction]]:
+    """Return the first corner and the extent (z, y, x) of the finest level."""
+    sizes = tuple(spec.spacing)
+    corner = [c + a * s for c, a, s in zip(spec.corner_nm, spec.box.lo, sizes, strict=True)]
+    return corner, [n * s for n, s in zip(spec.box.shape, sizes, strict=True)]
+
+
+def _dimensions(spacing: Spacing, axes: Iterable[str]) -> JsonObject:
+    sizes = dict(zip(AXES, spacing, strict=True))
+    return {axis: [float(sizes[axis] / NM_PER_M), "m"] for axis in axes}

@@ -1,0 +1,157 @@
+"""Rules of the house that no single module can hold: imports, packaging, linting."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from importlib.metadata import version
+from itertools import chain
+from pathlib import Path
+
+import pytest
+
+import isochunk
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "isochunk"
+MAX_LINES = {"isochunk": 450, "examples": 450, "benchmarks": 500, "tests": 500}
+
+HEAVY = ["torch", "dask", "distributed", "tensorstore", "cloudvolume", "scipy", "neuroglancer"]
+
+
+def sources() -> dict[str, Path]:
+    """Return the files of the package by module name, without the package's own name."""
+    files = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        files[name.removesuffix("__init__").rstrip(".")] = path
+    return files
+
+
+@pytest.mark.slow
+def test_imports_go_one_way():
+    done = subprocess.run(
+        [Path(sys.executable).with_name("lint-imports"), "--no-cache"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_few_modules_lie_at_the_root():
+    assert {path.stem for path in PACKAGE.glob("*.py")} == {"__init__", "api", "errors"}
+
+
+@pytest.mark.parametrize("room", sorted(p.parent for p in PACKAGE.rglob("*/__init__.py")))
+def test_a_room_says_what_lives_in_it(room):
+    tree = ast.parse((room / "__init__.py").read_text())
+    assert ast.get_docstring(tree)
+    assert len(tree.body) == 1, f"{room.name}/__init__.py does more than to say it"
+
+
+@pytest.mark.parametrize("module", ["isochunk", "isochunk.planning.plan", "isochunk.cli.main"])
+def test_importing_is_light(module):
+    code = f"import {module}, sys; print(*sorted(set({HEAVY!r}) & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout.split() == []
+
+
+def test_only_the_command_line_prints():
+    for module, path in sources().items():
+        calls = (n.func for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call))
+        prints = any(isinstance(f, ast.Name) and f.id == "print" for f in calls)
+        assert not prints or module.startswith("cli."), f"{module} prints; log instead"
+
+
+@pytest.mark.parametrize("folder", MAX_LINES)
+def test_files_can_be_read_in_one_sitting(folder):
+    lengths = {
+        path.name: len(path.read_text().splitlines()) for path in (ROOT / folder).rglob("*.py")
+    }
+    assert {name: n for name, n in lengths.items() if n > MAX_LINES[folder]} == {}
+
+
+def pins() -> dict[str, str]:
+    lines = [
+        line.partition(";")[0].strip()
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if line.strip() and not line.startswith("#")
+    ]
+    return {normal(name): pin for name, _, pin in (line.partition("==") for line in lines)}
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_the_version_is_in_one_place():
+    assert version("isochunk") == isochunk.__version__
+    for path in [*PACKAGE.rglob("*.py"), ROOT / "pyproject.toml", ROOT / "Makefile"]:
+        own = path == PACKAGE / "__init__.py"
+        assert own or f'"{isochunk.__version__}"' not in path.read_text(), path
+    newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest.group(1) in (isochunk.__version__, "Unreleased")
+
+
+def test_floors_in_the_project_and_pins_in_the_constraints():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for requirement in chain(project["dependencies"], *project["optional-dependencies"].values()):
+        name = re.fullmatch(r"([\w.-]+)(?:\[[\w,]+\])?>=[\d.]+", requirement)
+        assert name, f"{requirement} is more than a floor"
+        assert normal(name.group(1)) in pins(), f"{requirement} has no pin in constraints.txt"
+    assert all(re.fullmatch(r"[\d.]+(post\d+)?", pin) for pin in pins().values())
+    assert pins()["dask"] == pins()["distributed"]
+
+
+def test_what_is_tested_is_what_is_pinned():
+    for name in ("torch", "dask", "distributed", "tensorstore", "zarr", "numpy"):
+        installed = version(name).partition("+")[0]
+        assert f"{name}=={installed}" in (ROOT / "constraints.txt").read_text()
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(tmp_path):
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
+        check=True,
+        capture_output=True,
+        cwd=ROOT,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    files = {
+        str(path.relative_to(ROOT))
+        for path in PACKAGE.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert {name for name in names if ".dist-info/" not in name} == files
+    assert "isochunk/py.typed" in files
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+@pytest.mark.parametrize("command", ["check --output-format=concise", "format --check"])
+def test_ruff(command):
+    done = subprocess.run(
+        [sys.executable, "-m", "ruff", *command.split(), "--no-cache", "."],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.slow
+def test_mypy():
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy"], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stdout
