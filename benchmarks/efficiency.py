@@ -32,7 +32,8 @@ import isochunk
 from isochunk.core.geometry import Box, Spacing, Triple, reflected
 from isochunk.core.spec import LevelSpec, VolumeSpec
 from isochunk.core.synthetic import synthetic_em
-from isochunk.engine.local import WorkerSettings, open_pipeline
+from isochunk.engine.opened import open_job
+from isochunk.engine.pipeline import Pipeline
 from isochunk.host.allocator import keep_memory
 from isochunk.models.checkpoint import Card, load_module, save
 from isochunk.models.srunet import SRUNet, SRUNetConfig
@@ -133,13 +134,13 @@ def isochunk_dask(work: Path, target: Path, workers: int) -> dict[str, float]:
 
 def bare_pipeline(work: Path, target: Path) -> dict[str, float]:
     """Read, compute and write overlapped, without engine, ledger or scheduler."""
-    from isochunk.api import prepare_target
+    from isochunk.engine.prepare import prepare_target
 
     keep_memory()
     plan = isochunk.plan(job(work, target))
     prepare_target(plan)
     start = time.perf_counter()
-    with open_pipeline(plan, WorkerSettings(model=plan.job.model)) as pipeline:
+    with Pipeline(open_job(plan)) as pipeline:
         futures = [pipeline.submit(0, i) for i in range(plan.block_count(0))]
         assert not any(f.result().error for f in futures)
     return {"wall_s": time.perf_counter() - start}

@@ -165,7 +165,7 @@ def measure(folder: Path, workers: int, tasks: int, hosts: int, task_s: float) -
         def watch(report: Any) -> None:
             nonlocal opening_s, wall_s, busy_s, peak, before
             if not opening_s:
-                sending_s = time.monotonic() - report.started
+                sending_s = report.wall_s
                 opening_s, before = time.perf_counter() - begun - sending_s, cpu_s(scheduler)
             if not wall_s and report.done == report.total:
                 wall_s = report.wall_s

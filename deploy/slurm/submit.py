@@ -10,27 +10,21 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import replace
-
-from distributed import Client
+import tomllib
+from pathlib import Path
 
 import isochunk
-from isochunk.api import PATIENCE
-from isochunk.cluster.spec import read_cluster
-from isochunk.cluster.start import started
-from isochunk.core.job import Job, read_toml
 
 
 def main(cluster_file: str, job_files: list[str]) -> int:
     """Plan all, then run all; return 0 if every volume is complete."""
-    spec = read_cluster(cluster_file)
-    plans = [isochunk.plan(Job.from_mapping(read_toml(path))) for path in job_files]
-    patience = replace(PATIENCE, workers_s=spec.wait_s or PATIENCE.workers_s)
+    tables = [tomllib.loads(Path(path).read_text()) for path in job_files]
+    plans = [isochunk.plan(isochunk.Job.from_mapping(table)) for table in tables]
     complete = True
     # A dask_jobqueue.SLURMCluster with the file's options, whose workers are kept at their number.
-    with started(spec) as cluster, Client(cluster, set_as_default=False) as client:
+    with isochunk.start_cluster(cluster_file) as client:
         for plan in plans:
-            report = isochunk.run(plan, client, patience=patience)
+            report = isochunk.run(plan, client)
             print(json.dumps({"target": plan.job.target, **report.summary()}))
             complete &= report.complete
     return 0 if complete else 1

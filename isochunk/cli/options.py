@@ -1,80 +1,110 @@
-"""Options of the command line by name, with what ``--help`` says of them."""
+"""Options of the command line, made of the fields that dataclasses declare, and read back."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeAlias, get_type_hints
 
-JOB_OPTIONS: Mapping[str, str] = {
-    "spacing": "Z,Y,X of the target in nm; default: isotropic, or what the model's factor gives",
-    "source-spacing": "Z,Y,X of the source in nm, where it does not say",
-    "box": "source voxels to convert, z0:z1,y0:y1,x0:x1",
-    "mask": "URL of a volume over the same space; where it is all zero nothing is computed",
-    "block": "Z,Y,X target voxels of one unit of work",
-    "format": "target format",
-    "encoding": "target compression",
-    "chunk": "Z,Y,X of target chunks",
-    "shard": "Z,Y,X of target shards, or none",
-    "levels": "resolution levels to write",
-    "dtype": "target voxel type; default: the source's",
-    "missing": "what an absent source object means; auto: as the format says",
-    "device": "where networks run",
-    "precision": "arithmetic of networks",
-    "plane": "slices that an axial network runs on; xz+yz: the mean of both",
-    "memory": "host memory of one worker, as 8GiB",
-    "device-memory": "share of a GPU's memory that one worker may take, as 0.9",
-    "timeout": "seconds that storage may take for one answer, retries included",
-    "requests": "requests that one process has in flight",
-    "slow-start": "requests a second that one process starts with; doubles in 20 minutes",
-    "workers": "worker processes; with cuda at most one per GPU, and all GPUs by default",
-    "scheduler": "address of a running Dask scheduler, tcp://host:8786",
-    "cluster": "local, cuda, or a TOML file that describes a cluster",
+from isochunk.core.fields import documented
+from isochunk.core.job import Job
+from isochunk.core.text_forms import choices, field_kind, read_field
+from isochunk.errors import UsageError
+from isochunk.host.files import read_toml
+
+DONE, INCOMPLETE, REFUSED = 0, 1, 2
+"""Exit codes: all is done; something is missing or failed; the request cannot be carried out."""
+
+Result: TypeAlias = tuple[dict[str, Any] | None, int]
+"""What a command found, or None if it printed by itself, and its exit code."""
+
+ACCESS_FIELDS = {
+    "endpoint_url": "endpoint_url",
+    "source_spacing": "spacing",
+    "timeout_s": "timeout_s",
+    "requests": "requests",
 }
-"""Options of plan and run that take a value, named as the fields of Job."""
-
-JOB_SWITCHES: Mapping[str, str] = {
-    "allow-inexact": "accept a model whose tiles do not join exactly",
-    "trust": "accept a model that runs code of its own",
-    "overwrite": "delete what is stored at the target first",
-}
-"""Options of plan and run without a value."""
-
-RUN_FIELDS = (
-    "model",
-    "device",
-    "memory",
-    "device-memory",
-    "timeout",
-    "requests",
-    "slow-start",
-    "workers",
-    "scheduler",
-    "cluster",
-    "trust",
-)
-"""Fields of Job that a repair may change: none of them changes the output."""
-
-INTEGERS = ("levels", "workers", "requests")
+"""Fields of :class:`Job` that say how volumes are read, where there is no job, and what
+:class:`~isochunk.storage.access.Access` calls them."""
 
 
-SECONDS = {"timeout": "timeout_s"}
-"""Options whose fields carry the unit."""
+class Parser(argparse.ArgumentParser):
+    """A parser whose mistakes are errors like all others."""
 
-EVALUATE_OPTIONS: Mapping[str, str] = {
-    "factor": "truth voxels that become one, along the axes that models refine; 4, 2.5 or 225/23",
-    "degradation": "how: avg is the mean over a section, skip its first voxel",
-    "plane": JOB_OPTIONS["plane"],
-    "average": "Z,Y,X voxels of the truth averaged to one first; boxes count those",
-    "learn-from": "isotropic volume that a dictionary is learnt from",
-    "box": "part of the truth, z0:z1,y0:y1,x0:x1",
-    "background": "part of the truth without signal, to measure SNR against",
-    "device": JOB_OPTIONS["device"],
-    "report": "folder to write index.html, evaluation.json and evaluation.md to",
-}
-"""Options of evaluate that take one value."""
+    def error(self, message: str) -> NoReturn:
+        """Refuse the arguments."""
+        raise UsageError(f"{message}; {self.prog} --help lists what there is")
 
-EVALUATE_CHOICES = {
-    "degradation": ("avg", "skip", "psf"),
-    "plane": ("xz", "yz", "xz+yz"),
-    "device": ("auto", "cpu", "cuda"),
-}
-"""Values allowed for those of them that take one of a few words."""
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A word after ``isochunk``."""
+
+    name: str
+    """The word."""
+    text: str
+    """What ``--help`` says of it."""
+    arguments: Callable[[argparse.ArgumentParser], None]
+    """Adds its arguments; called only where the command is asked for."""
+    run: Callable[[argparse.Namespace], Result]
+    """Carries it out."""
+
+
+def option_of(field: str) -> str:
+    """Return the option that sets a field: without the unit, with dashes."""
+    return f"--{field.removesuffix('_s').replace('_', '-')}"
+
+
+def add_fields(parser: argparse.ArgumentParser, cls: type, names: Sequence[str]) -> None:
+    """Add options for fields of a dataclass; those not given stay out of the namespace."""
+    hints, texts = get_type_hints(cls, include_extras=True), documented(cls)
+    for name in names:
+        text, kind = texts[name].replace("``", ""), field_kind(hints[name])
+        if kind is bool:
+            parser.add_argument(
+                option_of(name),
+                dest=name,
+                action="store_true",
+                default=argparse.SUPPRESS,
+                help=text,
+            )
+        else:
+            parser.add_argument(
+                option_of(name),
+                dest=name,
+                default=argparse.SUPPRESS,
+                type=int if kind is int else str,
+                choices=choices(kind),
+                help=text,
+            )
+
+
+def given(options: argparse.Namespace, cls: type) -> dict[str, Any]:
+    """Return the fields of a dataclass that were given, read by their types."""
+    hints = get_type_hints(cls, include_extras=True)
+    told = {name: getattr(options, name, None) for name in hints}
+    return {
+        name: read_field(value, hints[name], name)
+        for name, value in told.items()
+        if value is not None
+    }
+
+
+def job_of(options: argparse.Namespace, **fixed: str) -> Job:
+    """Make a job of a configuration file and options; options win, and what is fixed wins both."""
+    config = getattr(options, "config", None)
+    return Job.from_mapping(
+        {**(read_toml(config) if config else {}), **given(options, Job), **fixed}
+    )
+
+
+def access_options(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of :class:`~isochunk.storage.access.Access` that were given."""
+    hints = get_type_hints(Job, include_extras=True)
+    told = {field: getattr(options, field, None) for field in ACCESS_FIELDS}
+    return {
+        ACCESS_FIELDS[field]: read_field(value, hints[field], field)
+        for field, value in told.items()
+        if value is not None
+    }

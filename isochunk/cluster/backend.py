@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
@@ -28,14 +29,14 @@ from distributed import (
 )
 
 from isochunk.cluster.metrics import WorkerMetrics
-from isochunk.cluster.start import check_versions
-from isochunk.cluster.window import Flock
+from isochunk.cluster.start import check_versions, connected
+from isochunk.cluster.window import TaskWindow
 from isochunk.core.geometry import Box
 from isochunk.engine.events import Notify
-from isochunk.engine.local import WorkerSettings, compare_box, open_pipeline
+from isochunk.engine.opened import open_job
 from isochunk.engine.pipeline import Pipeline
 from isochunk.engine.report import Seam
-from isochunk.engine.timeouts import Patience
+from isochunk.engine.timeouts import Timeouts
 from isochunk.errors import ClusterError, UsageError
 from isochunk.planning.block import BlockTask, Reports
 from isochunk.planning.plan import Plan
@@ -54,11 +55,10 @@ class JobPlugin(WorkerPlugin):
     metrics: WorkerMetrics | None = None
     """What it has done there."""
 
-    def __init__(self, name: str, plan: Plan, settings: WorkerSettings) -> None:
+    def __init__(self, name: str, plan: Plan) -> None:
         """Take the job; it is opened on the worker."""
         self.name = name
         self.plan = plan
-        self.settings = settings
         self.version = version("isochunk")
 
     async def setup(self, worker: Any) -> None:
@@ -72,9 +72,8 @@ class JobPlugin(WorkerPlugin):
                 f"worker {worker.address} has isochunk {version('isochunk')}, wanted is "
                 f"{self.version}; install that version there"
             )
-        threads = self.settings.threads or worker.state.nthreads
-        settings = replace(self.settings, threads=threads)
-        self.pipeline = await asyncio.to_thread(open_pipeline, self.plan, settings)
+        opened = await asyncio.to_thread(open_job, self.plan, worker.state.nthreads)
+        self.pipeline = Pipeline(opened)
         self.metrics = WorkerMetrics(self.name)
         self.metrics.register()
 
@@ -105,8 +104,8 @@ def run_task(name: str, task: BlockTask) -> Reports:
     """Run a task on a worker."""
     pipeline, metrics = on_worker(name)
     # Leaving the thread pool lets the worker start its next task, so that its reads overlap with
-    # this task's last blocks; the turn comes first, so that it never takes more than that.
-    with pipeline.turn:
+    # this task's last blocks; the slot comes first, so that it never takes more than that.
+    with pipeline.task_slots:
         secede()
         reports = pipeline.run(task)
     metrics.add(reports)
@@ -115,15 +114,13 @@ def run_task(name: str, task: BlockTask) -> Reports:
 
 def run_compare(name: str, box: Box) -> Seam:
     """Compare a box on a worker."""
-    return compare_box(on_worker(name)[0], box)
+    return on_worker(name)[0].job.compare(box)
 
 
 class DaskBackend:
     """Runs tasks on the workers of a client. Use it as a context manager."""
 
-    def __init__(
-        self, client: Client, plan: Plan, settings: WorkerSettings, patience: Patience
-    ) -> None:
+    def __init__(self, client: Client, plan: Plan, timeouts: Timeouts) -> None:
         """Send the job to every worker, present and future.
 
         Raises:
@@ -131,17 +128,17 @@ class DaskBackend:
         """
         self.client = client
         self.plan = plan
-        self.patience = patience
+        self.timeouts = timeouts
         self.name = f"isochunk-{plan.model.sha256[:8]}-{time.time_ns():x}"
         try:
-            client.wait_for_workers(1, timeout=patience.workers_s)
+            client.wait_for_workers(1, timeout=timeouts.no_workers_s)
         except TimeoutError:
             raise UsageError(
-                f"no Dask worker came within {patience.workers_s:.0f} s; start workers for "
+                f"no Dask worker came within {timeouts.no_workers_s:.0f} s; start workers for "
                 f"{client.scheduler_info()['address']}"
             ) from None
         check_versions(client)
-        self.send_job(JobPlugin(self.name, plan, settings))
+        self.send_job(JobPlugin(self.name, plan))
 
     def send_job(self, plugin: JobPlugin) -> None:
         """Open the job on every worker; one that dies meanwhile is not the end.
@@ -174,12 +171,12 @@ class DaskBackend:
         return max(1, len(self.client.nthreads()))
 
     def map(self, tasks: Iterator[BlockTask], notify: Notify) -> Iterator[Reports]:
-        """Keep a few tasks a worker in flight; see :class:`Flock` for what goes wrong.
+        """Keep a few tasks a worker in flight; see :class:`TaskWindow` for what goes wrong.
 
         Raises:
             ClusterError: the scheduler or all workers are gone.
         """
-        return Flock(self.client, self.plan, self.submit, self.patience, notify).run(tasks)
+        return TaskWindow(self.client, self.plan, self.submit, self.timeouts, notify).run(tasks)
 
     def submit(self, task: BlockTask, key: str, workers: list[str] | None) -> Future[Any]:
         """Submit a task under a key, to some workers if these are still there."""
@@ -200,12 +197,23 @@ class DaskBackend:
             ClusterError: workers died of it, or hang.
         """
         futures = [self.client.submit(run_compare, self.name, b, pure=False) for b in boxes]
+        limit = self.timeouts.hang_min_s
+        done = as_completed(futures, loop=self.client.loop, with_results=True, timeout=limit)
         try:
-            yield from (
-                seam
-                for _, seam in as_completed(
-                    futures, loop=self.client.loop, with_results=True, timeout=self.patience.hung_s
-                )
-            )
+            yield from (seam for _, seam in done)
         except (KilledWorker, CancelledError, TimeoutError) as error:
             raise ClusterError(f"workers were lost while they compared: {error!r}") from error
+
+
+@contextmanager
+def dask_backend(plan: Plan, client: Client | None, timeouts: Timeouts) -> Iterator[DaskBackend]:
+    """Open a job on the cluster that it asks for, or on that of a client.
+
+    Raises:
+        UsageError: there is no such cluster, no worker came, or one could not open the job.
+        ClusterError: workers kept dying.
+    """
+    with connected(plan.job, client) as cluster_client:
+        wait_s = getattr(cluster_client, "wait_s", None) or timeouts.no_workers_s
+        with DaskBackend(cluster_client, plan, replace(timeouts, no_workers_s=wait_s)) as backend:
+            yield backend

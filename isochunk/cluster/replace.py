@@ -1,4 +1,4 @@
-"""Keep the workers of a Dask cluster at their number."""
+"""Start the workers of a Dask cluster, and replace those that are lost."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from isochunk.errors import UsageError
 
 log = logging.getLogger(__name__)
 
-LOOK = "5s"
-"""How often workers are looked for."""
+CHECK = "5s"
+"""How often workers are counted."""
 
 RETRY_S = 30.0
 """Pause before what could not be started is asked for again."""
@@ -26,7 +26,7 @@ NOT_STARTED = (Status.failed, Status.closed)
 """What a worker says of itself that was asked for in vain."""
 
 
-def ask(cluster: SpecCluster, workers: int, origin: str) -> None:
+def start_workers(cluster: SpecCluster, workers: int, origin: str) -> None:
     """Ask for worker processes and wait until all have been asked for.
 
     Raises:
@@ -42,12 +42,12 @@ def ask(cluster: SpecCluster, workers: int, origin: str) -> None:
     try:
         cluster.sync(plan_and_start)
     except Exception as error:
-        said = mark_failed(cluster, error)
+        cause = mark_failed(cluster, error)
         if not any(w.status == Status.running for w in cluster.workers.values()):
             raise UsageError(
-                f"the cluster of {origin} could not start a worker: {said}; see its [options]"
+                f"the cluster of {origin} could not start a worker: {cause}; see its [options]"
             ) from error
-        log.warning("some workers could not be started and will be asked for again: %s", said)
+        log.warning("some workers could not be started and will be asked for again: %s", cause)
 
 
 def mark_failed(cluster: SpecCluster, error: Exception) -> str:
@@ -59,7 +59,7 @@ def mark_failed(cluster: SpecCluster, error: Exception) -> str:
 
 
 def in_a_line(error: BaseException) -> str:
-    """Write an error in one line, with what it began with: cluster classes stumble in closing."""
+    """Write an error in one line, with the first of its causes: classes often fail in closing."""
     first = error
     while (earlier := first.__cause__ or first.__context__) is not None:
         first = earlier
@@ -67,7 +67,7 @@ def in_a_line(error: BaseException) -> str:
     return ", after ".join(dict.fromkeys(said))
 
 
-class Keeper(Adaptive):
+class WorkerReplacer(Adaptive):
     """Asks again for workers that were lost or could not be started; retires none.
 
     Dask's own :class:`Adaptive` counts what was asked for. So a worker that could not be started is
@@ -75,14 +75,14 @@ class Keeper(Adaptive):
     """
 
     def __init__(self, cluster: SpecCluster, minimum: float = 0, maximum: float = math.inf) -> None:
-        """Look after a cluster; how many workers there are to be, its own plan says."""
-        super().__init__(cluster, interval=LOOK)
+        """Take a cluster; how many workers there are to be, its own plan says."""
+        super().__init__(cluster, interval=CHECK)
         self.cluster: SpecCluster = cluster
         self._seen: dict[Any, float] = {}
         self._tried = time.monotonic()
 
     async def adapt(self) -> None:
-        """Look once."""
+        """Count once, and ask for what is missing."""
         cluster, now = self.cluster, time.monotonic()
         for job in self._lost(now):
             log.warning("job %s and its workers are lost and are asked for again", job)
@@ -98,19 +98,19 @@ class Keeper(Adaptive):
             try:
                 await cluster
             except Exception as error:
-                said = mark_failed(cluster, error)
-                log.warning("workers could not be started: %s", said)
+                cause = mark_failed(cluster, error)
+                log.warning("workers could not be started: %s", cause)
                 log.debug("as follows", exc_info=True)
 
     def _lost(self, now: float) -> list[Any]:
         """Return jobs of several processes of which none is left; SpecCluster sees to others."""
-        patience = parse_timedelta(dask.config.get("distributed.deploy.lost-worker-timeout"))
+        limit = parse_timedelta(dask.config.get("distributed.deploy.lost-worker-timeout"))
         lost = []
         for job in self.cluster.workers:
             suffixes = self.cluster.worker_spec.get(job, {}).get("group", ())
             if self.cluster.observed & {f"{job}{suffix}" for suffix in suffixes}:
                 self._seen[job] = now
-            elif now - self._seen.get(job, now) > patience:
+            elif now - self._seen.get(job, now) > limit:
                 lost.append(job)
         return lost
 

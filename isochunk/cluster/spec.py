@@ -1,4 +1,4 @@
-"""What a job says of the Dask cluster it wants: a word, or a TOML file. Nothing is started here."""
+"""The Dask cluster that a job asks for: a word, or a TOML file. Nothing is started here."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from isochunk.core.job import Job, read_seconds, read_toml
+from isochunk.core.job import RunOptions
+from isochunk.core.text_forms import read_seconds
 from isochunk.errors import UsageError
+from isochunk.host.files import read_toml
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ class ClusterSpec:
     workers: int | None = None
     """Worker processes to keep; None for the kind's own number: one, or one per GPU."""
     wait_s: float | None = None
-    """How long a run waits while there is no worker at all; None for the usual patience."""
+    """How long a run waits while there is no worker at all; None for the usual time."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of the class."""
     dask: Mapping[str, Any] = field(default_factory=dict)
@@ -66,30 +68,38 @@ class ClusterSpec:
         return KINDS[self.kind].install if self.kind else None
 
 
-def cluster_of(job: Job) -> ClusterSpec:
-    """Return the cluster that a job asks for; ``workers`` of the job is stronger than the file's.
+def requested_cluster(options: RunOptions) -> ClusterSpec:
+    """Return the cluster that a job asks for.
 
     Raises:
         UsageError: the file cannot be read, or a scheduler is given too.
     """
-    if job.cluster in WORDS:
-        spec = ClusterSpec(KINDS[job.cluster].path, f"--cluster {job.cluster}", job.cluster)
-    elif job.scheduler is not None:
+    if options.scheduler is not None and options.cluster not in WORDS:
         raise UsageError(
-            f"scheduler is {job.scheduler} and cluster is {job.cluster}; a job runs on one of "
-            "them, so drop the other"
+            f"scheduler is {options.scheduler} and cluster is {options.cluster}; a job runs on one "
+            "of them, so drop the other"
         )
+    return named_cluster(options.cluster, options.workers)
+
+
+def named_cluster(cluster: str, workers: int | None = None) -> ClusterSpec:
+    """Return the cluster of a word or a file.
+
+    Args:
+        cluster: ``local``, ``cuda`` or the path of a TOML file.
+        workers: how many, whatever the file says.
+
+    Raises:
+        UsageError: the file cannot be read.
+    """
+    if cluster in WORDS:
+        spec = ClusterSpec(KINDS[cluster].path, f"--cluster {cluster}", cluster)
     else:
-        spec = read_cluster(job.cluster)
-    return replace(spec, workers=job.workers or spec.workers)
+        spec = read_cluster_file(cluster)
+    return replace(spec, workers=workers or spec.workers)
 
 
-def wait_s(job: Job) -> float | None:
-    """Return how long a run waits while there is no worker at all, if the job says so."""
-    return None if job.scheduler is not None else cluster_of(job).wait_s
-
-
-def read_cluster(path: str) -> ClusterSpec:
+def read_cluster_file(path: str) -> ClusterSpec:
     """Read a cluster file.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Connect to the Dask cluster that a job asks for, or start it and keep its workers."""
+"""Start a Dask cluster and keep its workers, or connect to one that runs."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from urllib.parse import urlsplit
 import dask
 from distributed import Client, LocalCluster, Nanny, SpecCluster, Worker
 
-from isochunk.cluster.replace import Keeper, ask, in_a_line
-from isochunk.cluster.spec import WORDS, ClusterSpec, cluster_of
-from isochunk.core.job import Job
+from isochunk.cluster.replace import WorkerReplacer, in_a_line, start_workers
+from isochunk.cluster.spec import WORDS, ClusterSpec, named_cluster, requested_cluster
+from isochunk.core.job import RunOptions
 from isochunk.errors import UsageError
 from isochunk.host.allocator import ENVIRONMENT
 
@@ -59,22 +59,24 @@ CLOSE_S = 5.0
 _ABSENT = object()
 
 
-class PromptClient(Client):
+class ClusterClient(Client):
     """A client that is closed at once where Ctrl-C interrupts its start.
 
     Else Python closes it at its very end, and waits a minute for an event loop that is gone.
     """
 
-    def __init__(self, at: Any, timeout: float | str) -> None:
+    def __init__(self, at: Any, timeout: float | str, wait_s: float | None = None) -> None:
         """Connect.
 
         Args:
             at: an address or a cluster.
             timeout: how long it may take to answer, as dask writes it.
+            wait_s: how long a run is to wait while there is no worker; None for the usual time.
 
         Raises:
             OSError: nothing answers.
         """
+        self.wait_s = wait_s
         try:
             super().__init__(at, set_as_default=False, timeout=timeout)  # type: ignore[no-untyped-call]
         except BaseException:
@@ -85,32 +87,60 @@ class PromptClient(Client):
 
 
 @contextmanager
-def connect(job: Job, client: Client | None) -> Iterator[Client]:
+def start_cluster(cluster: str = "local", workers: int | None = None) -> Iterator[Client]:
+    """Start a Dask cluster for several runs, keep its workers at their number, and close it.
+
+    ``isochunk.start_cluster``; use it as a context manager that gives a client for ``run``.
+
+    Args:
+        cluster: ``local``, ``cuda``, or a TOML file that describes a cluster.
+        workers: worker processes, whatever the file says.
+
+    Raises:
+        UsageError: the file cannot be read, or the cluster cannot be started.
+    """
+    with client_of(named_cluster(cluster, workers)) as client:
+        yield client
+
+
+@contextmanager
+def connected(options: RunOptions, client: Client | None) -> Iterator[Client]:
     """Give a client of the cluster that a job asks for; what is started here is closed here.
 
     Raises:
         UsageError: the scheduler does not answer, or the cluster cannot be started.
     """
     with ExitStack() as closing:
-        if client is None and job.scheduler is not None:
-            client = closing.enter_context(scheduler_client(job.scheduler))
+        if client is None and options.scheduler is not None:
+            client = closing.enter_context(scheduler_client(options.scheduler))
         elif client is None:
-            cluster = closing.enter_context(started(cluster_of(job)))
-            usual = dask.config.get("distributed.comm.timeouts.connect")
-            client = closing.enter_context(PromptClient(cluster, usual))
+            client = closing.enter_context(client_of(requested_cluster(options)))
         warn_if_open(client)
         log.info("Dask dashboard: %s", client.dashboard_link)
         yield client
 
 
-def scheduler_client(address: str) -> Client:
+@contextmanager
+def client_of(spec: ClusterSpec) -> Iterator[ClusterClient]:
+    """Start a cluster and connect to it; both are closed.
+
+    Raises:
+        UsageError: it cannot be started.
+    """
+    with running_cluster(spec) as cluster:
+        usual = dask.config.get("distributed.comm.timeouts.connect")
+        with ClusterClient(cluster, usual, spec.wait_s) as client:
+            yield client
+
+
+def scheduler_client(address: str) -> ClusterClient:
     """Connect to a running scheduler; TLS is as dask's own configuration says.
 
     Raises:
         UsageError: it does not answer.
     """
     try:
-        return PromptClient(address, CONNECT_S)
+        return ClusterClient(address, CONNECT_S)
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         tls = address.startswith("tls:")
         advice = (
@@ -176,14 +206,14 @@ def check_versions(client: Client) -> None:
     )
 
 
-def check_cluster(job: Job) -> None:
+def check_cluster(options: RunOptions) -> None:
     """Refuse a cluster file that could not be started, without starting anything.
 
     Raises:
         UsageError: a key, a value or an option is not what it should be, or a package is missing.
     """
-    if job.cluster not in WORDS:
-        checked_class(cluster_of(job))
+    if options.cluster not in WORDS:
+        checked_class(requested_cluster(options))
 
 
 def checked_class(spec: ClusterSpec) -> Any:
@@ -199,7 +229,7 @@ def checked_class(spec: ClusterSpec) -> Any:
 
 
 @contextmanager
-def started(spec: ClusterSpec) -> Iterator[Any]:
+def running_cluster(spec: ClusterSpec) -> Iterator[Any]:
     """Start a cluster, keep its workers at their number, and close it.
 
     Raises:
@@ -210,15 +240,15 @@ def started(spec: ClusterSpec) -> Iterator[Any]:
     with configured(spec):
         # Cluster classes print while they start; standard output is for results.
         with redirect_stdout(sys.stderr):
-            cluster = start(spec, made)
+            cluster = make_cluster(spec, made)
         cluster.quiet = True
         try:
             yield cluster
         finally:
-            shut(cluster)
+            close_cluster(cluster)
 
 
-def start(spec: ClusterSpec, made: Any) -> Any:
+def make_cluster(spec: ClusterSpec, made: Any) -> Any:
     """Make the cluster and ask for its workers.
 
     Raises:
@@ -232,18 +262,18 @@ def start(spec: ClusterSpec, made: Any) -> Any:
         ) from error
     try:
         if isinstance(cluster, SpecCluster):
-            ask(cluster, spec.workers or 1, spec.origin)
+            start_workers(cluster, spec.workers or 1, spec.origin)
             # A SpecCluster forgets what it lost; others, as Kubernetes' operator, do not.
-            cluster.adapt(Adaptive=Keeper)
+            cluster.adapt(Adaptive=WorkerReplacer)
         elif spec.workers is not None:
             cluster.scale(spec.workers)
     except BaseException:
-        shut(cluster)
+        close_cluster(cluster)
         raise
     return cluster
 
 
-def shut(cluster: Any) -> None:
+def close_cluster(cluster: Any) -> None:
     """Close a cluster; what stands in the way of that is told, not raised."""
     try:
         cluster.close()

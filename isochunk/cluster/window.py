@@ -16,90 +16,95 @@ from typing import Any
 from distributed import Client, Future, as_completed
 
 from isochunk.engine.events import Notify
-from isochunk.engine.timeouts import Patience
+from isochunk.engine.timeouts import Timeouts
 from isochunk.errors import ClusterError
-from isochunk.planning.block import NOTHING, BlockReport, BlockTask, Reports
+from isochunk.planning.block import EMPTY_REPORTS, BlockReport, BlockTask, Reports
 from isochunk.planning.plan import Plan
 
 log = logging.getLogger(__name__)
 
-TASKS_IN_FLIGHT = 3
-"""Tasks per worker: two at work in the pipeline, one on its way."""
+TASKS_PER_WORKER = 3
+"""Tasks in flight for each worker: two at work in the pipeline, one on its way."""
 
-LOOK_S = 1.0
-"""How often workers are counted and tasks looked after."""
+CHECK_S = 1.0
+"""How often workers are counted, and stragglers and tasks that hang are looked for."""
 
 POLL_S = 0.01
 """Pause between looks at the futures while none is ready."""
 
-PACE_SAMPLES = 101
+KEPT_DURATIONS = 101
 """Recent tasks whose median tells how long a task usually takes."""
 
-PACE_LEAST = 5
-"""With fewer samples nothing is a straggler."""
+LEAST_DURATIONS = 5
+"""With fewer, nothing is a straggler."""
 
-COPIES_SHARE = 10
-"""One worker in this many may run second copies."""
+WORKERS_PER_BACKUP = 10
+"""One worker in this many may run speculative copies."""
 
 RESTART_S = 5
 """How long a restart is waited for; it goes on without."""
 
-COPY = "-copy"
-"""Ends the key of a second copy."""
+BACKUP = "-backup"
+"""Ends the key of a speculative copy."""
 
 Submit = Callable[[BlockTask, str, list[str] | None], Future[Any]]
 """Submits a task under a key, to some workers if these are still there."""
 
 
 @dataclass(frozen=True, slots=True)
-class Flight:
-    """A task on its way."""
+class InFlightTask:
+    """A task that was sent and has not answered."""
 
     task: BlockTask
     """What it carries."""
     key: str
     """Key of its first copy."""
-    alone: bool
+    isolated: bool
     """Nothing else is in flight: what kills its worker is its own doing."""
     sent: float
     """Clock when it was sent."""
     copies: dict[str, Future[Any]]
     """What is still awaited, by key."""
-    began: dict[str, tuple[str, float]]
+    running: dict[str, tuple[str, float]]
     """The worker that each copy is on, and the clock when it was first seen there, by key."""
 
-    def age(self, now: float) -> float:
+    def running_s(self, now: float) -> float:
         """Return how long workers have had it; waiting for a worker is nobody's fault."""
-        return now - min((since for _, since in self.began.values()), default=now)
+        return now - min((since for _, since in self.running.values()), default=now)
+
+    @property
+    def workers(self) -> list[str]:
+        """Workers that its copies are on."""
+        return [worker for worker, _ in self.running.values()]
 
 
-class Flock:
-    """Runs the tasks of one stage.
+class TaskWindow:
+    """Runs the tasks of one stage, a bounded number of them in flight.
 
-    A task that takes three times the median gets a second copy on another worker; the first answer
-    counts, and where that is the copy's, the worker that was late is restarted. A task whose
-    workers keep dying, or that hangs, is a suspect: when all others are done, its blocks run again,
-    one at a time and nothing beside them. A block that fails alone, too, is quarantined: it is
-    reported as failed, and the rest of the job is done.
+    A straggler, a task that takes three times the median, gets a speculative copy on another
+    worker; the first answer counts, and where that is the copy's, the worker that was late is
+    restarted. A task whose workers keep dying, or that hangs, is a suspect: when all others are
+    done, its blocks run again, one at a time and nothing beside them. A block that fails isolated,
+    too, is quarantined: it is reported as failed, and the rest of the job is done.
     """
 
     def __init__(
-        self, client: Client, plan: Plan, submit: Submit, patience: Patience, notify: Notify
+        self, client: Client, plan: Plan, submit: Submit, timeouts: Timeouts, notify: Notify
     ) -> None:
         """Take the way to the cluster; nothing is sent yet."""
         self.client = client
         self.plan = plan
         self.submit = submit
-        self.patience = patience
+        self.timeouts = timeouts
         self.notify = notify
-        self.flights: dict[str, Flight] = {}
+        self.in_flight: dict[str, InFlightTask] = {}
         """By the key of the first copy."""
         self.suspects: deque[BlockTask] = deque()
         self.given_up: list[Reports] = []
-        self.pace: deque[float] = deque(maxlen=PACE_SAMPLES)
+        self.durations: deque[float] = deque(maxlen=KEPT_DURATIONS)
         self.workers = max(1, len(client.nthreads()))
-        self.landed = as_completed(loop=client.loop, with_results=True, raise_errors=False)
-        self._looked = self._reached = self._staffed = time.monotonic()
+        self.completed = as_completed(loop=client.loop, with_results=True, raise_errors=False)
+        self._checked = self._had_scheduler = self._had_workers = time.monotonic()
 
     def run(self, tasks: Iterator[BlockTask]) -> Iterator[Reports]:
         """Run tasks, then the blocks of those that were lost.
@@ -109,79 +114,79 @@ class Flock:
         """
         try:
             while True:
-                room = TASKS_IN_FLIGHT * self.workers - len(self.flights)
+                room = TASKS_PER_WORKER * self.workers - len(self.in_flight)
                 for task in itertools.islice(tasks, max(0, room)):
-                    self.send(task, alone=False)
-                if not self.flights:
+                    self.send(task, isolated=False)
+                if not self.in_flight:
                     break
-                yield from self.turn()
+                yield from self.poll()
             while self.suspects:
                 task = self.suspects.popleft()
                 for index in task.blocks:
-                    self.send(BlockTask(task.stage, (index,)), alone=True)
-                    while self.flights:
-                        yield from self.turn()
+                    self.send(BlockTask(task.stage, (index,)), isolated=True)
+                    while self.in_flight:
+                        yield from self.poll()
         finally:
-            self.cancel([f for flight in self.flights.values() for f in flight.copies.values()])
+            self.cancel([f for sent in self.in_flight.values() for f in sent.copies.values()])
 
-    def turn(self) -> Iterator[Reports]:
-        """Take what has landed, or wait a moment and look after the others."""
-        if time.monotonic() - self._looked > LOOK_S:
-            self.look_after()
-            self._looked = time.monotonic()
+    def poll(self) -> Iterator[Reports]:
+        """Yield what has completed, or wait a moment; see now and then to the others."""
+        if time.monotonic() - self._checked > CHECK_S:
+            self.check_health()
+            self._checked = time.monotonic()
             yield from self.given_up
             self.given_up = []
-        if self.landed.has_ready():
-            for future, result in self.landed.next_batch(block=True):
-                yield self.land(future, result)
+        if self.completed.has_ready():
+            for future, result in self.completed.next_batch(block=True):
+                yield self.on_task_done(future, result)
         else:
-            yield NOTHING
+            yield EMPTY_REPORTS
             time.sleep(POLL_S)
 
-    def send(self, task: BlockTask, *, alone: bool) -> None:
+    def send(self, task: BlockTask, *, isolated: bool) -> None:
         """Send a task under a new key: the scheduler remembers the fate of old ones."""
         key = f"isochunk-{task.stage}-{task.blocks[0]}-{uuid.uuid4().hex[:8]}"
-        flight = Flight(task, key, alone, time.monotonic(), {}, {})
-        self.flights[key] = flight
-        self.send_copy(flight, key, None)
+        sent = InFlightTask(task, key, isolated, time.monotonic(), {}, {})
+        self.in_flight[key] = sent
+        self.send_copy(sent, key, None)
 
-    def send_copy(self, flight: Flight, key: str, workers: list[str] | None) -> None:
+    def send_copy(self, sent: InFlightTask, key: str, workers: list[str] | None) -> None:
         """Send one copy of a task."""
-        future = self.submit(flight.task, key, workers)
-        flight.copies[key] = future
-        self.landed.add(future)
+        future = self.submit(sent.task, key, workers)
+        sent.copies[key] = future
+        self.completed.add(future)
 
-    def land(self, future: Future[Any], result: Any) -> Reports:
+    def on_task_done(self, future: Future[Any], result: Any) -> Reports:
         """Take a future that ended and return the reports of its blocks, if it has any."""
         key = str(future.key)
-        flight = self.flights.get(key.removesuffix(COPY))
-        if flight is None:  # the other copy was faster, or the task was given up
-            return NOTHING
-        del flight.copies[key]
-        _, began = flight.began.pop(key, ("", flight.sent))
+        sent = self.in_flight.get(key.removesuffix(BACKUP))
+        if sent is None:  # the other copy was faster, or the task was given up
+            return EMPTY_REPORTS
+        del sent.copies[key]
+        _, began = sent.running.pop(key, ("", sent.sent))
         if future.status == "finished":
             reports: Reports = result
             if reports.failed or not reports.done["empty"].all():
-                self.pace.append(time.monotonic() - began)
-            self.drop(flight)
-            if key.endswith(COPY):  # what was late may never end, and holds a thread until then
-                self.restart([worker for worker, _ in flight.began.values()])
+                self.durations.append(time.monotonic() - began)
+            self.drop(sent)
+            if key.endswith(BACKUP):  # what was late may never end, and holds a thread until then
+                self.restart(sent.workers)
             return reports
-        if flight.copies:
-            return NOTHING
-        self.drop(flight)
+        if sent.copies:
+            return EMPTY_REPORTS
+        self.drop(sent)
         if future.status == "error":
-            return self.lose(flight, f"{type(result[1]).__name__}: {result[1]}")
+            return self.on_task_lost(sent, f"{type(result[1]).__name__}: {result[1]}")
         # Cancelled: the client lost the scheduler, which then forgot what this client had sent.
-        self.look_after()
-        self.send(flight.task, alone=flight.alone)
-        return NOTHING
+        self.check_health()
+        self.send(sent.task, isolated=sent.isolated)
+        return EMPTY_REPORTS
 
-    def lose(self, flight: Flight, cause: str) -> Reports:
-        """Note that a task did not come back; return the verdict if it was alone."""
-        task = flight.task
+    def on_task_lost(self, sent: InFlightTask, cause: str) -> Reports:
+        """Note that a task did not come back; return the verdict if it ran isolated."""
+        task = sent.task
         details = {"stage": task.stage, "blocks": list(task.blocks), "cause": cause}
-        if not flight.alone:
+        if not sent.isolated:
             log.warning(
                 "blocks %s of stage %d did not come back and will run again, each alone: %s",
                 task.blocks,
@@ -190,7 +195,7 @@ class Flock:
             )
             self.notify("lost", details)
             self.suspects.append(task)
-            return NOTHING
+            return EMPTY_REPORTS
         log.warning("blocks %s of stage %d are quarantined: %s", task.blocks, task.stage, cause)
         self.notify("quarantined", details)
         reports = []
@@ -200,90 +205,109 @@ class Flock:
             reports.append(BlockReport(task.stage, index, error=f"{where}: {reason}"))
         return Reports.gather(task.stage, reports)
 
-    def drop(self, flight: Flight) -> None:
+    def drop(self, sent: InFlightTask) -> None:
         """Forget a task and the copies of it that are still at work."""
-        del self.flights[flight.key]
-        self.cancel(list(flight.copies.values()))
+        del self.in_flight[sent.key]
+        self.cancel(list(sent.copies.values()))
 
     def cancel(self, futures: list[Future[Any]]) -> None:
         """Cancel futures where there is still a scheduler to tell."""
         if futures and self.client.status == "running":
             self.client.cancel(futures)
 
-    def look_after(self) -> None:
+    def check_health(self) -> None:
         """Look for a lost scheduler, lost workers, stragglers and tasks that hang.
 
         Raises:
             ClusterError: the scheduler or all workers are gone.
         """
         self.check_scheduler()
-        now = self._reached = time.monotonic()
+        now = self._had_scheduler = time.monotonic()
         at = self.client.processing()
-        if at:
-            self._staffed = now
-        elif now - self._staffed > self.patience.workers_s:
-            raise ClusterError(
-                f"the Dask cluster has had no worker for {self.patience.workers_s:.0f} s; what is "
-                "done is recorded: start workers and give the same command again"
-            )
-        if max(1, len(at)) != self.workers:
-            self.notify("workers", {"workers": len(at)})
-        self.workers = max(1, len(at))
+        self.check_workers(len(at), now)
         where = {key: worker for worker, keys in at.items() for key in keys}
-        for flight in self.flights.values():
-            for key in flight.copies:
+        for sent in self.in_flight.values():
+            for key in sent.copies:
                 worker = where.get(key)
                 if worker is None:
-                    flight.began.pop(key, None)
-                elif flight.began.get(key, ("", now))[0] != worker:
-                    flight.began[key] = (worker, now)
-        usual = statistics.median(self.pace) if len(self.pace) >= PACE_LEAST else math.nan
-        self.hurry(usual, now, {worker: len(keys) for worker, keys in at.items()})
-        self.give_up(usual, now)
+                    sent.running.pop(key, None)
+                elif sent.running.get(key, ("", now))[0] != worker:
+                    sent.running[key] = (worker, now)
+        enough = len(self.durations) >= LEAST_DURATIONS
+        median_s = statistics.median(self.durations) if enough else math.nan
+        self.launch_backups(median_s, now, {worker: len(keys) for worker, keys in at.items()})
+        self.give_up_hanging(median_s, now)
 
     def check_scheduler(self) -> None:
-        """Wait for a lost scheduler for as long as patience allows."""
+        """Wait for a lost scheduler, for a time.
+
+        Raises:
+            ClusterError: it did not come back.
+        """
         while self.client.status != "running":
-            lost_s = time.monotonic() - self._reached
-            if self.client.status == "closed" or lost_s > self.patience.scheduler_s:
+            lost_s = time.monotonic() - self._had_scheduler
+            if self.client.status == "closed" or lost_s > self.timeouts.no_scheduler_s:
                 raise ClusterError(
                     "the Dask scheduler is gone; what is done is recorded: start a cluster and "
                     "give the same command again"
                 )
             time.sleep(POLL_S)
 
-    def hurry(self, usual: float, now: float, load: Mapping[str, int]) -> None:
-        """Send stragglers a second time, to the workers that have least to do."""
-        limit = max(self.patience.straggler * usual, self.patience.straggler_s)
-        single = [f for f in self.flights.values() if len(f.copies) == 1 and not f.alone]
-        late = [f for f in single if not math.isnan(usual) and f.age(now) > limit]
-        room = max(1, self.workers // COPIES_SHARE) - (len(self.flights) - len(single))
-        for flight in late[: max(0, room)]:
-            here = [worker for worker, _ in flight.began.values()]
-            others = sorted(set(load) - set(here), key=lambda worker: load[worker])
+    def check_workers(self, count: int, now: float) -> None:
+        """Note how many workers there are.
+
+        Raises:
+            ClusterError: there has been none for too long.
+        """
+        if count:
+            self._had_workers = now
+        elif now - self._had_workers > self.timeouts.no_workers_s:
+            raise ClusterError(
+                f"the Dask cluster has had no worker for {self.timeouts.no_workers_s:.0f} s; what "
+                "is done is recorded: start workers and give the same command again"
+            )
+        if max(1, count) != self.workers:
+            self.notify("workers", {"workers": count})
+        self.workers = max(1, count)
+
+    def launch_backups(self, median_s: float, now: float, load: Mapping[str, int]) -> None:
+        """Send speculative copies of stragglers to the workers that have least to do.
+
+        Args:
+            median_s: how long a task usually takes; NaN where that is not known yet.
+            now: clock.
+            load: tasks of each worker.
+        """
+        limit = max(self.timeouts.backup_factor * median_s, self.timeouts.backup_min_s)
+        single = [s for s in self.in_flight.values() if len(s.copies) == 1 and not s.isolated]
+        late = [s for s in single if not math.isnan(median_s) and s.running_s(now) > limit]
+        room = max(1, self.workers // WORKERS_PER_BACKUP) - (len(self.in_flight) - len(single))
+        for sent in late[: max(0, room)]:
+            others = sorted(set(load) - set(sent.workers), key=lambda worker: load[worker])
             if others:
                 self.notify(
                     "straggler",
                     {
-                        "stage": flight.task.stage,
-                        "blocks": list(flight.task.blocks),
-                        "seconds": round(flight.age(now), 1),
-                        "median_s": round(usual, 1),
-                        "workers": here,
+                        "stage": sent.task.stage,
+                        "blocks": list(sent.task.blocks),
+                        "seconds": round(sent.running_s(now), 1),
+                        "median_s": round(median_s, 1),
+                        "workers": sent.workers,
                     },
                 )
-                self.send_copy(flight, flight.key + COPY, others[:3])
+                self.send_copy(sent, sent.key + BACKUP, others[:3])
 
-    def give_up(self, usual: float, now: float) -> None:
-        """Take tasks for lost that hang, and restart the workers that they hang on."""
-        limit = self.patience.hung_s
-        if not math.isnan(usual):
-            limit = max(limit, self.patience.hung * usual)
-        for flight in [f for f in self.flights.values() if f.age(now) > limit]:
-            here = [worker for worker, _ in flight.began.values()]
-            self.drop(flight)
-            self.given_up.append(self.lose(flight, f"no answer for {flight.age(now):.0f} s"))
-            self.restart(here)
+    def give_up_hanging(self, median_s: float, now: float) -> None:
+        """Take tasks that hang for lost, and restart the workers that they hang on."""
+        limit = self.timeouts.hang_min_s
+        if not math.isnan(median_s):
+            limit = max(limit, self.timeouts.hang_factor * median_s)
+        for sent in [s for s in self.in_flight.values() if s.running_s(now) > limit]:
+            workers = sent.workers
+            self.drop(sent)
+            cause = f"no answer for {sent.running_s(now):.0f} s"
+            self.given_up.append(self.on_task_lost(sent, cause))
+            self.restart(workers)
 
     def restart(self, workers: list[str]) -> None:
         """Have nannies restart their workers; what else these had goes to others."""

@@ -11,11 +11,14 @@ import typing
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from fractions import Fraction
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from isochunk.errors import UsageError
 
 T = TypeVar("T")
+
+JsonObject: TypeAlias = dict[str, Any]
+"""A parsed JSON object."""
 
 
 def to_json(value: Any) -> Any:

@@ -98,19 +98,19 @@ def audit_target(auditor: Auditor, watch: Callable[[int], None] = lambda _: None
         for index in range(plan.block_count(stage))
     )
     with ThreadPoolExecutor(READERS, "isochunk-audit") as pool:
-        flying: deque[Future[list[Hole]]] = deque()
+        in_flight: deque[Future[list[Hole]]] = deque()
         for block in blocks:
             expected += sum(
                 1
                 for level, box in block_levels(plan, block)
                 for _ in object_boxes(plan.target.levels[level], box)
             )
-            flying.append(pool.submit(lambda b: list(auditor.block(b)), block))
-            if len(flying) > READERS:
-                holes += flying.popleft().result()
+            in_flight.append(pool.submit(lambda b: list(auditor.block(b)), block))
+            if len(in_flight) > READERS:
+                holes += in_flight.popleft().result()
                 read += 1
                 watch(read)
-        for future in flying:
+        for future in in_flight:
             holes += future.result()
             read += 1
             watch(read)

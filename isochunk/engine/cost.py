@@ -23,10 +23,10 @@ from typing import Any, TypeAlias
 
 from isochunk.core.codec import from_json
 from isochunk.core.geometry import ceil_div
-from isochunk.core.job import read_toml
 from isochunk.core.spec import LevelSpec, VolumeSpec
 from isochunk.engine.loop import FLUSH_S
 from isochunk.errors import UsageError
+from isochunk.host.files import read_toml
 from isochunk.planning.layout import finer
 from isochunk.planning.plan import Plan
 from isochunk.storage.url import parse_url

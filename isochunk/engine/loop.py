@@ -15,9 +15,9 @@ from isochunk.core.geometry import Box, Triple, triple
 from isochunk.engine.events import EventLog, Notify
 from isochunk.engine.ledger import Ledger
 from isochunk.engine.report import Report, Seam
-from isochunk.engine.timeouts import Patience
+from isochunk.engine.timeouts import Timeouts
 from isochunk.errors import AccessError, ClusterError, StorageError
-from isochunk.planning.block import NOTHING, BlockTask, Reports
+from isochunk.planning.block import EMPTY_REPORTS, BlockTask, Reports
 from isochunk.planning.layout import blocks_over, finer
 from isochunk.planning.plan import Plan
 
@@ -59,11 +59,11 @@ class Backend(Protocol):
 class Recorder:
     """Stores what happened at intervals; where storage fails, it is tried again for a while."""
 
-    def __init__(self, ledger: Ledger, events: EventLog, patience: Patience) -> None:
+    def __init__(self, ledger: Ledger, events: EventLog, timeouts: Timeouts) -> None:
         """Take the records of a target."""
         self.ledger = ledger
         self.events = events
-        self.patience = patience
+        self.timeouts = timeouts
         self._tried = self._stored = self._progressed = time.monotonic()
         self._failures = 0
 
@@ -83,7 +83,7 @@ class Recorder:
         """Store what was taken if it is time.
 
         Raises:
-            StorageError: storage has failed for longer than patience allows.
+            StorageError: storage has failed for longer than the time-outs allow.
         """
         now = time.monotonic()
         if now - self._tried < FLUSH_S:
@@ -101,9 +101,8 @@ class Recorder:
             if self.events.due:
                 self.events.flush()
         except StorageError as error:
-            patience = self.patience
             refused = isinstance(error, AccessError)
-            limit = patience.refused_s if refused else patience.storage_s
+            limit = self.timeouts.record_refused_s if refused else self.timeouts.record_s
             if time.monotonic() - self._stored > limit:
                 raise
             log.warning("what is done could not be recorded and is tried again: %s", error)
@@ -118,7 +117,7 @@ class Recorder:
                 self.ledger.fold()
                 self.events.flush()
             except StorageError:
-                if time.monotonic() - self._stored > self.patience.storage_s:
+                if time.monotonic() - self._stored > self.timeouts.record_s:
                     raise
                 time.sleep(FLUSH_S)
             else:
@@ -150,7 +149,7 @@ def execute(
         StorageError: what is done cannot be recorded.
         ClusterError: the cluster went away.
     """
-    ledger = recorder.ledger
+    started, ledger = time.monotonic(), recorder.ledger
     resumed = ledger.count()
     report = Report(total=plan.total_blocks, resumed=resumed, done=resumed)
     recorder.event(
@@ -158,8 +157,9 @@ def execute(
     )
     try:
         for stage in range(len(plan.stages)):
-            for current in run_stage(plan, stage, recorder, backend, report):
-                report = current
+            for reports, retried in run_stage(plan, stage, recorder, backend):
+                report = report.after(reports, time.monotonic() - started)
+                report = replace(report, retries=report.retries + retried)
                 recorder.tick(report)
                 watch(report)
     except BaseException as error:
@@ -171,7 +171,7 @@ def execute(
     # Blocks that never ran because one they read failed are not done either.
     report = replace(report, failed=report.total - report.done)
     report = replace(report, seam=measure_seam(plan, ledger, backend))
-    report += NOTHING
+    report = report.after(EMPTY_REPORTS, time.monotonic() - started)
     recorder.event("ended", progress_of(report))
     recorder.finish()
     watch(report)
@@ -179,12 +179,16 @@ def execute(
 
 
 def run_stage(
-    plan: Plan, stage: int, recorder: Recorder, backend: Backend, report: Report
-) -> Iterator[Report]:
-    """Run the missing blocks of a stage; failures that may pass are tried again at its end."""
+    plan: Plan, stage: int, recorder: Recorder, backend: Backend
+) -> Iterator[tuple[Reports, int]]:
+    """Run the missing blocks of a stage; failures that may pass are tried again at its end.
+
+    Yields:
+        Reports that are final, recorded already, and how many blocks are now tried again.
+    """
     missing = recorder.ledger.missing(stage)
     wanted: Iterator[int] = (i for i in missing if runnable(plan, recorder.ledger, stage, i))
-    for pause_s in (*recorder.patience.retries_s, None):
+    for pause_s in (*recorder.timeouts.retry_pauses_s, None):
         again: list[int] = []
         for reports in backend.map(plan.tasks(stage, wanted, backend.workers), recorder.event):
             if pause_s is not None:
@@ -192,14 +196,13 @@ def run_stage(
                 final = tuple(r for r in reports.failed if not r.transient)
                 reports = replace(reports, failed=final)
             recorder.take(reports)
-            report += reports
-            yield report
+            yield reports, 0
         if pause_s is None or not again:
             return
         recorder.event("retrying", {"stage": stage, "blocks": len(again), "pause_s": pause_s})
         log.warning("%d blocks failed in a way that may pass; trying them again", len(again))
         time.sleep(pause_s * random.uniform(0.5, 1.5))
-        report = replace(report, retries=report.retries + len(again))
+        yield EMPTY_REPORTS, len(again)
         wanted = iter(sorted(again))
 
 

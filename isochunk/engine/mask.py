@@ -17,7 +17,7 @@ MASK_VOXELS = 1 << 24
 """Mask voxels read at a time, unless a single block needs more."""
 
 
-def masked_out(plan: Plan, mask: Volume, blocks: NDArray[np.int64]) -> NDArray[np.bool_]:
+def masked_blocks(plan: Plan, mask: Volume, blocks: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Tell which blocks of the first stage stay background.
 
     Args:

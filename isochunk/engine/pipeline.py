@@ -12,20 +12,21 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 
 from isochunk.core.geometry import Box, Triple, triple
 from isochunk.core.voxels import Voxels, checksum, convert, pool
-from isochunk.engine.mask import masked_out
+from isochunk.engine.mask import masked_blocks
+from isochunk.engine.opened import OpenJob
 from isochunk.errors import StorageError, may_pass
 from isochunk.models.interface import Predictor
-from isochunk.planning.block import DONE, Block, BlockReport, BlockTask, Reports
+from isochunk.planning.block import REPORT_DTYPE, Block, BlockReport, BlockTask, Reports
 from isochunk.planning.layout import block_bounds, coarser, finer
 from isochunk.planning.plan import Plan
-from isochunk.storage.volume import Volume, WritableVolume, read_reflected
+from isochunk.storage.volume import WritableVolume, read_reflected
 
 log = logging.getLogger(__name__)
 
@@ -49,29 +50,16 @@ def pyramid(plan: Plan, block: Block, finest: Voxels) -> list[Voxels]:
     return arrays
 
 
-@dataclass(frozen=True, slots=True)
-class Volumes:
-    """The open volumes of a job."""
-
-    source: Volume
-    """Read through the model."""
-    target: WritableVolume
-    """Written, and read back for coarse levels."""
-    mask: Volume | None = None
-    """Tells where there is nothing to compute."""
-
-
-def read_block(plan: Plan, volumes: Volumes, block: Block) -> Voxels | None:
+def read_block(job: OpenJob, block: Block) -> Voxels | None:
     """Read what a block needs; None where the mask says it is background."""
+    plan = job.plan
     reads = plan.stages[block.stage].reads
     if reads is not None:
         levels = plan.target.levels
-        return volumes.target.read(
-            finer(block.write, levels[reads], levels[reads + 1])[0], level=reads
-        )
-    if volumes.mask is not None and masked_out(plan, volumes.mask, np.array([block.index]))[0]:
+        return job.target.read(finer(block.write, levels[reads], levels[reads + 1])[0], level=reads)
+    if job.mask is not None and masked_blocks(plan, job.mask, np.array([block.index]))[0]:
         return None
-    return read_reflected(volumes.source, plan.read_box(block))
+    return read_reflected(job.source, plan.read_box(block))
 
 
 def compute_block(plan: Plan, predictor: Predictor, source: Voxels, block: Block) -> list[Voxels]:
@@ -109,16 +97,14 @@ class Pipeline:
     Use it as a context manager. Blocks may be submitted from any thread.
     """
 
-    def __init__(self, plan: Plan, predictor: Predictor, volumes: Volumes) -> None:
-        """Take an opened job; nothing starts until a block is submitted."""
-        self.plan = plan
-        self.predictor = predictor
-        self.volumes = volumes
+    def __init__(self, job: OpenJob) -> None:
+        """Take an open job; nothing starts until a block is submitted."""
+        self.job = job
         # Networks keep one thread pool per calling thread, so all computing has one thread.
         self._compute = ThreadPoolExecutor(1, "isochunk-compute")
-        self._flight = ThreadPoolExecutor(plan.depth, "isochunk-block")
+        self._blocks = ThreadPoolExecutor(job.plan.depth, "isochunk-block")
         self._zeros: dict[Triple, int] = {}
-        self.turn = threading.Semaphore(2)
+        self.task_slots = threading.Semaphore(2)
         """Held by a task while it runs here; the second keeps the pipeline full between tasks."""
 
     def __enter__(self) -> Pipeline:
@@ -131,37 +117,37 @@ class Pipeline:
 
     def close(self) -> None:
         """Drop what has not started and wait for what has."""
-        self._flight.shutdown(wait=True, cancel_futures=True)
+        self._blocks.shutdown(wait=True, cancel_futures=True)
         self._compute.shutdown(wait=True)
 
     def abandon(self) -> None:
         """Drop what has not started and let the rest end by itself: it may hang."""
-        self._flight.shutdown(wait=False, cancel_futures=True)
+        self._blocks.shutdown(wait=False, cancel_futures=True)
         self._compute.shutdown(wait=False)
 
     def run(self, task: BlockTask) -> Reports:
         """Run the blocks of a task."""
-        background, blocks = self.background(task)
+        masked, blocks = self.settle_masked(task)
         futures = [self.submit(task.stage, index) for index in blocks]
-        return background | Reports.gather(task.stage, (future.result() for future in futures))
+        return masked | Reports.gather(task.stage, (future.result() for future in futures))
 
-    def background(self, task: BlockTask) -> tuple[Reports, Sequence[int]]:
-        """Settle at once what the mask leaves as background.
+    def settle_masked(self, task: BlockTask) -> tuple[Reports, Sequence[int]]:
+        """Settle at once the blocks that the mask leaves as background.
 
         Returns:
             Reports of those blocks, and the numbers of the others.
         """
-        mask = self.volumes.mask
+        plan, mask = self.job.plan, self.job.mask
         settled = Reports.gather(task.stage, ())
-        if mask is None or self.plan.stages[task.stage].reads is not None:
+        if mask is None or plan.stages[task.stage].reads is not None:
             return settled, task.blocks
         start, blocks = time.perf_counter(), np.array(task.blocks)
         try:
-            out = masked_out(self.plan, mask, blocks)
+            out = masked_blocks(plan, mask, blocks)
         except (StorageError, MemoryError):
             return settled, task.blocks  # each block asks for itself, and fails by itself
-        done = np.zeros(np.count_nonzero(out), DONE)
-        lo, hi = block_bounds(self.plan.target.box, self.plan.stages[0].block, blocks[out])
+        done = np.zeros(np.count_nonzero(out), REPORT_DTYPE)
+        lo, hi = block_bounds(plan.target.box, plan.stages[0].block, blocks[out])
         done["index"] = blocks[out]
         done["voxels"] = np.prod(hi - lo, axis=1)
         done["empty"] = True
@@ -171,7 +157,7 @@ class Pipeline:
 
     def submit(self, stage: int, index: int) -> Future[BlockReport]:
         """Start a block; the future never raises for what the block does, it reports it."""
-        return self._flight.submit(self._run, self.plan.block(stage, index))
+        return self._blocks.submit(self._run, self.job.plan.block(stage, index))
 
     def _run(self, block: Block) -> BlockReport:
         report = BlockReport(block.stage, block.index, voxels=block.write.size)
@@ -180,12 +166,12 @@ class Pipeline:
         except Exception as error:
             log.debug("block %d of stage %d failed", block.index, block.stage, exc_info=True)
             where = f"block {block.index} {block.write}"
-            said = f"{where}: {type(error).__name__}: {error}"
-            return replace(report, error=said, transient=may_pass(error))
+            reason = f"{where}: {type(error).__name__}: {error}"
+            return replace(report, error=reason, transient=may_pass(error))
 
     def _attempt(self, block: Block, report: BlockReport) -> BlockReport:
         start = time.perf_counter()
-        source = read_block(self.plan, self.volumes, block)
+        source = read_block(self.job, block)
         read = time.perf_counter()
         if source is None:
             return replace(
@@ -196,7 +182,7 @@ class Pipeline:
             )
         arrays, compute_s = self._compute.submit(self._timed, source, block).result()
         computed = time.perf_counter()
-        crc = write_block(self.plan, self.volumes.target, block, arrays)
+        crc = write_block(self.job.plan, self.job.target, block, arrays)
         return replace(
             report,
             checksum=crc,
@@ -206,16 +192,16 @@ class Pipeline:
             read_s=read - start,
             compute_s=compute_s,
             write_s=time.perf_counter() - computed,
-            halvings=self.predictor.halvings,
+            halvings=self.job.predictor.halvings,
         )
 
     def _zeros_checksum(self, shape: Triple) -> int:
         """Return the checksum of a block of background; blocks have few shapes."""
         if shape not in self._zeros:
-            self._zeros[shape] = checksum(np.zeros(shape, self.plan.target.dtype))
+            self._zeros[shape] = checksum(np.zeros(shape, self.job.plan.target.dtype))
         return self._zeros[shape]
 
     def _timed(self, source: Voxels, block: Block) -> tuple[list[Voxels], float]:
         start = time.perf_counter()
-        arrays = compute_block(self.plan, self.predictor, source, block)
+        arrays = compute_block(self.job.plan, self.job.predictor, source, block)
         return arrays, time.perf_counter() - start

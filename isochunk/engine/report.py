@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from heapq import nlargest
 from itertools import pairwise
 from typing import Any
@@ -13,7 +12,7 @@ from isochunk.planning.block import BlockReport, Reports
 KEPT_ERRORS = 20
 """Errors kept word for word; all are counted."""
 
-KEPT_RATES = 64
+KEPT_SAMPLES = 64
 """Samples of voxels over time."""
 
 KEPT_SLOWEST = 5
@@ -49,22 +48,22 @@ class Seam:
 
 
 @dataclass(frozen=True, slots=True)
-class Rates:
-    """Voxels over time, in at most :data:`KEPT_RATES` samples however long the run."""
+class Throughput:
+    """Voxels over time, in at most :data:`KEPT_SAMPLES` samples however long the run."""
 
     samples: tuple[tuple[float, int], ...] = ((0.0, 0),)
     """Seconds since the start, and voxels written by then."""
     interval_s: float = 1.0
     """Time between samples; it doubles when there are too many."""
 
-    def at(self, seconds: float, voxels: int) -> Rates:
-        """Return the rates with what is known at a time, if a sample is due."""
+    def at(self, seconds: float, voxels: int) -> Throughput:
+        """Return the samples with what is known at a time, if one is due."""
         if seconds - self.samples[-1][0] < self.interval_s:
             return self
         samples = (*self.samples, (seconds, voxels))
-        if len(samples) <= KEPT_RATES:
+        if len(samples) <= KEPT_SAMPLES:
             return replace(self, samples=samples)
-        return Rates(samples[::2], 2 * self.interval_s)
+        return Throughput(samples[::2], 2 * self.interval_s)
 
     def summary(self) -> list[dict[str, float]]:
         """Return voxels/s of each span as JSON, by the seconds at its end."""
@@ -106,7 +105,7 @@ class Report:
     """How often the worker that did so most halved its tile because memory ran out."""
     wall_s: float = 0.0
     """Seconds from start to end."""
-    rates: Rates = Rates()
+    throughput: Throughput = Throughput()
     """Voxels over time."""
     slowest: tuple[BlockReport, ...] = ()
     """The blocks that took longest, slowest first."""
@@ -116,17 +115,15 @@ class Report:
     """Measured after the run; None if nothing could be compared."""
     neuroglancer_url: str = ""
     """Where to look at the result."""
-    started: float = field(default_factory=time.monotonic, compare=False)
-    """Clock at the start."""
 
     @property
     def complete(self) -> bool:
         """Whether every block of the job is done."""
         return self.done == self.total
 
-    def __add__(self, reports: Reports) -> Report:
-        """Return the report with more blocks in it."""
-        done, wall_s = reports.done, time.monotonic() - self.started
+    def after(self, reports: Reports, wall_s: float) -> Report:
+        """Return the report with more blocks in it, some time after the start."""
+        done = reports.done
         voxels = self.voxels + (int(done["voxels"].sum()) if reports.stage == 0 else 0)
         candidates = (*self.slowest, *reports.slowest(KEPT_SLOWEST))
         errors = (r.error for r in reports.failed if r.error is not None)
@@ -143,7 +140,7 @@ class Report:
             write_s=self.write_s + float(done["write_s"].sum()),
             halvings=max(self.halvings, int(done["halvings"].max(initial=0))),
             wall_s=wall_s,
-            rates=self.rates.at(wall_s, voxels),
+            throughput=self.throughput.at(wall_s, voxels),
             slowest=tuple(nlargest(KEPT_SLOWEST, candidates, key=_seconds)),
             errors=(*self.errors, *errors)[:KEPT_ERRORS],
         )
@@ -170,7 +167,7 @@ class Report:
             "stages_s": {name: round(s, 3) for name, s in stages.items()},
             "shares": {name: round(s / busy, 4) if busy else 0.0 for name, s in stages.items()},
             "tile_halvings": self.halvings,
-            "rates": self.rates.summary(),
+            "rates": self.throughput.summary(),
             "slowest": [
                 {"stage": r.stage, "block": r.index, "seconds": round(r.seconds, 3)}
                 for r in self.slowest

@@ -1,13 +1,13 @@
-"""What users ask of a target that a run has written: status, audit, repair."""
+"""A target that a run has written, with its record: what is done of it."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from isochunk.engine.audit import Auditor
+from isochunk.engine.audit import Auditor, AuditReport
 from isochunk.engine.events import last_event
 from isochunk.engine.ledger import Ledger, read_job
 from isochunk.errors import NotFoundError
@@ -17,15 +17,12 @@ from isochunk.storage.objects import Store
 from isochunk.storage.open import open_store, open_target
 from isochunk.storage.url import parse_url
 
-if TYPE_CHECKING:
-    pass
-
 ENDS = ("ended", "stopped")
 """Events after which a run does nothing more."""
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class WrittenTarget:
     """A target that isochunk wrote, with its record."""
 
     plan: Plan
@@ -40,8 +37,16 @@ class Target:
         target = open_target(self.plan.target, self.store.access)
         return Auditor(self.plan, self.ledger, target, self.store)
 
+    def forget(self, audited: AuditReport) -> None:
+        """Record that blocks with a hole are not done, and delete what is corrupt."""
+        for hole in audited.holes:
+            self.ledger.forget(hole.stage, hole.block)
+        self.ledger.flush()  # whatever happens now, these blocks are not done
+        # A block that the mask leaves out writes nothing, so it would not replace what is there.
+        self.store.delete(hole.object for hole in audited.holes if hole.kind == "corrupt")
 
-def open_result(url: str, endpoint_url: str | None = None) -> Target:
+
+def open_written_target(url: str, endpoint_url: str | None = None) -> WrittenTarget:
     """Open the record of a target.
 
     Raises:
@@ -53,25 +58,13 @@ def open_result(url: str, endpoint_url: str | None = None) -> Target:
         raise NotFoundError(
             f"{store.url} holds no .isochunk/job.json; it is no target of isochunk run"
         )
-    # What a target says of itself must not make this machine run code: no model that does so, and
-    # no cluster, since a client runs what a scheduler sends it.
-    made = replace(
-        made,
-        job=replace(
-            made.job,
-            endpoint_url=endpoint_url,
-            trust=False,
-            scheduler=None,
-            cluster="local",
-            workers=None,
-        ),
-    )
-    return Target(made, Ledger(store, made), store)
+    made = replace(made, job=made.job.untrusted(endpoint_url))
+    return WrittenTarget(made, Ledger(store, made), store)
 
 
 def status(url: str, endpoint_url: str | None = None) -> dict[str, Any]:
     """Return what the records say of a target, without reading voxels."""
-    target = open_result(url, endpoint_url)
+    target = open_written_target(url, endpoint_url)
     done, total = target.ledger.count(), target.plan.total_blocks
     last = last_event(target.store)
     return {
@@ -86,7 +79,9 @@ def status(url: str, endpoint_url: str | None = None) -> dict[str, Any]:
     }
 
 
-def watch(url: str, every_s: float, endpoint_url: str | None = None) -> Iterator[dict[str, Any]]:
+def watch_status(
+    url: str, every_s: float, endpoint_url: str | None = None
+) -> Iterator[dict[str, Any]]:
     """Yield the status of a target again and again, until it is complete or its run has ended.
 
     Each status but the first also tells ``blocks_per_s`` since the one before and ``left_s``, the

@@ -73,7 +73,7 @@ class BlockReport:
         return self.read_s + self.compute_s + self.write_s
 
 
-DONE = np.dtype(
+REPORT_DTYPE = np.dtype(
     [
         ("index", "<i8"),
         ("voxels", "<i8"),
@@ -89,7 +89,7 @@ DONE = np.dtype(
 )
 """One block that is done; the fields are those of :class:`BlockReport`."""
 
-_row = attrgetter(*DONE.fields or ())
+_row = attrgetter(*REPORT_DTYPE.fields or ())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,7 +103,7 @@ class Reports:
     stage: int
     """Stage of the blocks."""
     done: NDArray[np.void]
-    """(n,) rows of :data:`DONE`."""
+    """(n,) rows of :data:`REPORT_DTYPE`."""
     failed: tuple[BlockReport, ...] = ()
     """Those that failed."""
 
@@ -116,7 +116,7 @@ class Reports:
                 rows.append(_row(report))
             else:
                 failed.append(report)
-        return cls(stage, np.array(rows, DONE), tuple(failed))
+        return cls(stage, np.array(rows, REPORT_DTYPE), tuple(failed))
 
     def __or__(self, other: Reports) -> Reports:
         """Join the reports of two sets of blocks of the same stage."""
@@ -134,11 +134,11 @@ class Reports:
 
     def rows(self, done: NDArray[np.void]) -> Iterator[BlockReport]:
         """Return rows of the table as reports of single blocks."""
-        names = DONE.names or ()
+        names = REPORT_DTYPE.names or ()
         return (
             BlockReport(self.stage, **dict(zip(names, row, strict=True))) for row in done.tolist()
         )
 
 
-NOTHING = Reports(0, np.empty(0, DONE))
+EMPTY_REPORTS = Reports(0, np.empty(0, REPORT_DTYPE))
 """Said while waiting."""

@@ -51,6 +51,11 @@ DEVICE_TILE_BYTES = 1 << 33
 as far as many CUDA kernels count."""
 
 
+IDENTITY = ("source", "target", "intensity", "region", "shift", "stages", "mask", "precision")
+"""Fields of a plan that decide the output's bytes; of the model, these do:"""
+MODEL_IDENTITY = ("arch", "factor", "phase", "plane", "sha256")
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """A conversion, fully resolved."""
@@ -116,13 +121,8 @@ class Plan:
 
     def identity(self) -> dict[str, Any]:
         """Return what decides the output's bytes, as JSON; equal for the same job."""
-        record: dict[str, Any] = to_json(self)
-        for name in ("job", "tile", "depth"):
-            del record[name]
-        record["model"] = {
-            name: record["model"][name] for name in ("arch", "factor", "phase", "plane", "sha256")
-        }
-        return record
+        model = {name: to_json(getattr(self.model, name)) for name in MODEL_IDENTITY}
+        return {**{name: to_json(getattr(self, name)) for name in IDENTITY}, "model": model}
 
     def summary(self) -> dict[str, Any]:
         """Return the JSON object of ``isochunk plan``."""

@@ -8,9 +8,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal
 
+from isochunk.core.codec import JsonObject
 from isochunk.core.geometry import Spacing
+from isochunk.core.job import Job
 from isochunk.errors import (
     AccessError,
     CorruptDataError,
@@ -20,8 +22,6 @@ from isochunk.errors import (
     UsageError,
 )
 from isochunk.storage.url import Location, clean, parse_url
-
-JsonObject: TypeAlias = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,18 @@ class Access:
         """
         if self.endpoint_url:
             check_endpoint(self.endpoint_url)
+
+    @classmethod
+    def for_job(cls, job: Job) -> Access:
+        """Return how a job reaches storage."""
+        return cls(
+            endpoint_url=job.endpoint_url,
+            timeout_s=job.timeout_s,
+            requests=job.requests,
+            slow_start=job.slow_start,
+            spacing=job.source_spacing,
+            missing=job.missing,
+        )
 
     def endpoint(self, location: Location) -> str | None:
         """Return the S3 endpoint for a location, None for AWS.

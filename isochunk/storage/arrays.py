@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypeAlias
 
 import numpy as np
 
+from isochunk.core.codec import JsonObject
 from isochunk.core.geometry import Triple
 from isochunk.core.spec import Format, LevelSpec
 from isochunk.errors import CorruptDataError, UsageError
-
-JsonObject: TypeAlias = dict[str, Any]
 
 ENCODINGS = ("raw", "zstd", "blosc", "gzip")
 """Compressions that can be written."""

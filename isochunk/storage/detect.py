@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+from isochunk.core.codec import JsonObject
 from isochunk.core.geometry import AXES, Spacing, exact_nm
 from isochunk.core.spec import VolumeSpec
 from isochunk.errors import CorruptDataError, NotFoundError, UsageError
 from isochunk.storage import arrays, ome, precomputed
-from isochunk.storage.access import JsonObject
 from isochunk.storage.arrays import ArrayMeta
 from isochunk.storage.objects import Store
 
@@ -28,7 +28,7 @@ _FILES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Recognised:
+class DetectedVolume:
     """A volume found at a URL."""
 
     spec: VolumeSpec
@@ -39,7 +39,7 @@ class Recognised:
     """Whether its metadata says that absent objects are background."""
 
 
-def recognise(store: Store) -> Recognised:
+def detect_volume(store: Store) -> DetectedVolume:
     """Read the metadata at a URL.
 
     Raises:
@@ -51,7 +51,7 @@ def recognise(store: Store) -> Recognised:
     if "info" in found:
         info = _json(store, "info", found["info"])
         spec = precomputed.volume_spec(store.url, info)
-        return Recognised(spec, precomputed.STORED_AXES, precomputed.MARK in info)
+        return DetectedVolume(spec, precomputed.STORED_AXES, precomputed.MARK in info)
     if "zarr.json" in found:
         return _zarr3(store, _json(store, "zarr.json", found["zarr.json"]))
     if ".zarray" in found:
@@ -78,7 +78,7 @@ def _json(store: Store, key: str, content: bytes) -> JsonObject:
     return value
 
 
-def _zarr3(store: Store, meta: JsonObject) -> Recognised:
+def _zarr3(store: Store, meta: JsonObject) -> DetectedVolume:
     if meta.get("node_type") == "array":
         return _single(store, arrays.read_zarr3(store.url, meta))
     multiscale = ome.multiscale_of(meta.get("attributes", {}))
@@ -89,7 +89,7 @@ def _zarr3(store: Store, meta: JsonObject) -> Recognised:
     )
 
 
-def _zarr2_group(store: Store, attributes: JsonObject) -> Recognised:
+def _zarr2_group(store: Store, attributes: JsonObject) -> DetectedVolume:
     multiscale = ome.multiscale_of(attributes)
     if multiscale is None:
         raise _not_multiscale(store)
@@ -108,7 +108,7 @@ def _multiscale(
     multiscale: JsonObject,
     name: str,
     read: Callable[[str, JsonObject, JsonObject], ArrayMeta],
-) -> Recognised:
+) -> DetectedVolume:
     try:
         keys = {path: f"{path}/{name}" for path in ome.dataset_paths(multiscale)}
     except (KeyError, TypeError) as error:
@@ -122,10 +122,10 @@ def _multiscale(
             )
         metas[path] = read(f"{store.url}/{path}", _json(store, key, found[key]), {})
     spec, names = ome.volume_spec(store.url, multiscale, metas, store.access.spacing)
-    return Recognised(spec, names, sparse=True)
+    return DetectedVolume(spec, names, sparse=True)
 
 
-def _single(store: Store, array: ArrayMeta) -> Recognised:
+def _single(store: Store, array: ArrayMeta) -> DetectedVolume:
     """Describe an array that stands alone; its first corner is at 0."""
     names = arrays.axis_names(store.url, array)
     ome.check_axes(store.url, names, array.shape)
@@ -137,10 +137,10 @@ def _single(store: Store, array: ArrayMeta) -> Recognised:
     spec = VolumeSpec(
         store.url, array.format, array.dtype, array.encoding, (zero, zero, zero), (level,)
     )
-    return Recognised(spec, names, sparse=True)
+    return DetectedVolume(spec, names, sparse=True)
 
 
-def _n5(store: Store, attributes: JsonObject) -> Recognised:
+def _n5(store: Store, attributes: JsonObject) -> DetectedVolume:
     if "dimensions" in attributes:
         return _single(store, arrays.read_n5(store.url, attributes))
     multiscale = ome.multiscale_of(attributes)
@@ -152,7 +152,7 @@ def _n5(store: Store, attributes: JsonObject) -> Recognised:
     return _cosem(store, multiscale)
 
 
-def _cosem(store: Store, multiscale: JsonObject) -> Recognised:
+def _cosem(store: Store, multiscale: JsonObject) -> DetectedVolume:
     """Read an N5 group with the ``multiscales`` attribute of the COSEM data sets.
 
     Its transforms name z, y, x; the arrays themselves are stored x, y, z.

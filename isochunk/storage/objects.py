@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 
 import tensorstore as ts
 
+from isochunk.core.codec import JsonObject
 from isochunk.errors import AccessError, StorageError, UsageError
 from isochunk.storage.access import (
     SILENCE,
     Access,
-    JsonObject,
     kvstore_json,
     limits_json,
     names_credentials,

@@ -10,14 +10,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, TypeAlias
 
+from isochunk.core.codec import JsonObject
 from isochunk.core.geometry import AXES, Box, Spacing, exact_nm, triple
 from isochunk.core.spec import LevelSpec, VolumeSpec
 from isochunk.errors import CorruptDataError, UsageError
 from isochunk.storage.arrays import ArrayMeta
-
-JsonObject: TypeAlias = dict[str, Any]
 
 UNITS_NM = {
     "angstrom": Fraction(1, 10),
@@ -34,7 +32,7 @@ UNITS_NM = {
 }
 """Nanometres per unit of length."""
 
-SPACING_HELP = "give the voxel size in nm: Access(spacing=Spacing.parse('46,4.6,4.6'))"
+SPACING_HELP = "give the voxel size in nm with --source-spacing Z,Y,X, as 46,4.6,4.6"
 
 
 @dataclass(frozen=True, slots=True)

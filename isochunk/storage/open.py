@@ -12,7 +12,7 @@ from isochunk.core.spec import DTYPES, VolumeSpec
 from isochunk.errors import UsageError
 from isochunk.storage import precomputed
 from isochunk.storage.access import Access
-from isochunk.storage.detect import Recognised, recognise
+from isochunk.storage.detect import DetectedVolume, detect_volume
 from isochunk.storage.objects import Store, open_store
 from isochunk.storage.source import TensorStoreVolume
 from isochunk.storage.target import MARKERS, check_creatable, create_volume, open_target
@@ -53,7 +53,7 @@ def open_volume(url: str, access: Access = DEFAULT) -> Volume:
 
         return open_cloudvolume(location, access)
     store = Store(location, access, access.cache_bytes)
-    found = recognise(store)
+    found = detect_volume(store)
     if found.spec.format == "precomputed" and found.spec.encoding not in precomputed.READABLE:
         from isochunk.storage.cloudvolume import open_cloudvolume
 
@@ -62,7 +62,7 @@ def open_volume(url: str, access: Access = DEFAULT) -> Volume:
     return TensorStoreVolume(found.spec, store, found.axes, strict=_strict(found, access))
 
 
-def _strict(found: Recognised, access: Access) -> bool:
+def _strict(found: DetectedVolume, access: Access) -> bool:
     if access.missing != "auto":
         return access.missing == "error"
     return found.spec.format == "precomputed" and not found.sparse

@@ -8,14 +8,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Any, TypeAlias
 
+from isochunk.core.codec import JsonObject
 from isochunk.core.geometry import Box, Spacing, Triple, exact_nm, triple
 from isochunk.core.spec import LevelSpec, VolumeSpec
 from isochunk.errors import CorruptDataError, UsageError
 from isochunk.storage.keys import precomputed_sharding, shard_shape
-
-JsonObject: TypeAlias = dict[str, Any]
 
 ENCODINGS = {"raw": ("uint8", "uint16"), "jpeg": ("uint8",), "png": ("uint8", "uint16")}
 """Encodings that can be written, and the voxel types each can hold."""

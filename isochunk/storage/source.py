@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
+from isochunk.core.codec import JsonObject
 from isochunk.core.geometry import AXES, Box
 from isochunk.core.spec import LevelSpec, VolumeSpec
 from isochunk.core.voxels import Voxels
 from isochunk.errors import CorruptDataError, NotFoundError, StorageError
-from isochunk.storage.access import JsonObject
 from isochunk.storage.keys import object_boxes, object_key
 from isochunk.storage.objects import Store
 from isochunk.storage.volume import check_inside

@@ -12,6 +12,7 @@ from functools import partial
 import numpy as np
 import tensorstore as ts
 
+from isochunk.core.codec import JsonObject
 from isochunk.core.geometry import AXES, Box, ceil_div, triple
 from isochunk.core.spec import LevelSpec, VolumeSpec
 from isochunk.core.voxels import Voxels
@@ -23,7 +24,7 @@ from isochunk.errors import (
     UsageError,
 )
 from isochunk.storage import arrays, ome, precomputed
-from isochunk.storage.access import Access, JsonObject
+from isochunk.storage.access import Access
 from isochunk.storage.keys import check_whole_objects, object_boxes, object_key, object_keys
 from isochunk.storage.objects import Store, check_writable
 from isochunk.storage.source import TensorStoreVolume, array_json, part_of

@@ -11,20 +11,22 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 from urllib.parse import quote
 
 import numpy as np
 
+from isochunk.core.codec import JsonObject
 from isochunk.core.geometry import AXES, Spacing
 from isochunk.core.spec import VolumeSpec
 from isochunk.core.voxels import Voxels
 from isochunk.errors import UsageError
+from isochunk.storage.access import Access
+from isochunk.storage.url import parse_url
 
 Arrangement: TypeAlias = Literal["side-by-side", "overlay"]
-JsonObject: TypeAlias = dict[str, Any]
 
 PUBLIC_NEUROGLANCER = "https://neuroglancer-demo.appspot.com/"
 """A client that anyone can use with volumes that browsers can reach."""
@@ -37,6 +39,8 @@ SUFFIXES = {
     "cloudvolume": "",
 }
 """How neuroglancer names a format, after the URL of the folder."""
+
+LOCAL = "file://"
 
 NM_PER_M = 10**9
 PANEL_PIXELS = 400
@@ -111,6 +115,24 @@ def neuroglancer_url(base: str, state: JsonObject) -> str:
     """Return the link that opens a state in the neuroglancer served at ``base``."""
     text = json.dumps(state, separators=(",", ":"))
     return f"{base.rstrip('/')}/#!{quote(text, safe='~@$&()*!+=:;,./')}"
+
+
+def public_link(target: VolumeSpec, source: VolumeSpec, access: Access) -> str:
+    """Return a link to the public neuroglancer; empty where the target is files."""
+    if target.url.startswith(LOCAL):
+        return ""
+    shown = [Layer("result", as_seen(target, access))]
+    if not source.url.startswith(LOCAL):
+        shown.append(Layer("source", as_seen(source, access)))
+    return neuroglancer_url(PUBLIC_NEUROGLANCER, neuroglancer_state(shown))
+
+
+def as_seen(spec: VolumeSpec, access: Access) -> VolumeSpec:
+    """Name the S3-compatible server in a volume's URL, since a browser knows no other way."""
+    location = parse_url(spec.url)
+    if location.scheme != "s3":
+        return spec
+    return replace(spec, url=replace(location, endpoint_url=access.endpoint(location)).url)
 
 
 def layer_url(spec: VolumeSpec) -> str:

@@ -19,15 +19,14 @@ from typing import Any
 from isochunk.core.geometry import Box
 from isochunk.core.job import Job
 from isochunk.core.voxels import Voxels, pool
-from isochunk.engine.local import WorkerSettings, open_predictor, predict_box
+from isochunk.engine.opened import OpenJob, open_job
+from isochunk.engine.prepare import TargetPlace, resolve
 from isochunk.errors import IsochunkError
-from isochunk.models.interface import Predictor
 from isochunk.planning.layout import finer
 from isochunk.planning.plan import Plan
 from isochunk.storage.keys import object_boxes, object_key
 from isochunk.storage.precomputed import info_json
-from isochunk.storage.volume import Volume
-from isochunk.viewing.server import LinkHandler, serving
+from isochunk.viewing.server import LinkHandler, RunningViewer, serving, view
 
 log = logging.getLogger(__name__)
 
@@ -54,11 +53,10 @@ class Preview:
 class PreviewVolume:
     """Computes the chunks of a plan's target, one at a time, and keeps the last ones."""
 
-    def __init__(self, plan: Plan, predictor: Predictor, source: Volume) -> None:
-        """Take an opened job."""
-        self.plan = plan
-        self.predictor = predictor
-        self.source = source
+    def __init__(self, job: OpenJob) -> None:
+        """Take an open job; its target is only described."""
+        self.job = job
+        self.plan = job.plan
         self._compute = ThreadPoolExecutor(1, "isochunk-preview")
         self._chunk = lru_cache(KEPT_CHUNKS)(self._predict)
 
@@ -66,7 +64,7 @@ class PreviewVolume:
         """Predict a box of a level."""
         levels = self.plan.target.levels
         if level == 0:
-            return predict_box(self.plan, self.predictor, self.source, box)
+            return self.job.predict(box)
         below, by = finer(box, levels[level - 1], levels[level])
         return pool(self.read(below, level - 1), by)
 
@@ -134,20 +132,36 @@ def preview_job(job: Job) -> Job:
 
 
 @contextmanager
-def serve_preview(
-    plan: Plan, source: Volume, settings: WorkerSettings, port: int = 0
-) -> Iterator[Preview]:
+def preview(job: Job, port: int = 0) -> Iterator[RunningViewer]:
+    """Serve a job's predictions on demand, beside the source, in a local neuroglancer.
+
+    Args:
+        job: its target is not used.
+        port: of the predictions; 0 for any that is free.
+
+    Raises:
+        UsageError: the job cannot be done.
+    """
+    plan = resolve(preview_job(job), TargetPlace("memory://preview", "precomputed"))
+    with serve_preview(plan, port) as served:
+        shown = replace(served.plan.target, url=served.url)
+        level = shown.levels[-1]
+        with view(shown, plan.source) as viewer:
+            log.info("previewing %s voxels at %s nm", level.box, level.spacing)
+            yield viewer
+
+
+@contextmanager
+def serve_preview(plan: Plan, port: int = 0) -> Iterator[Preview]:
     """Serve predictions as an unsharded precomputed volume on the loopback.
 
     Args:
         plan: made of a :func:`preview_job`.
-        source: the open source.
-        settings: how to load the model.
         port: 0 for any that is free.
     """
     target = replace(plan.target, levels=plan.target.levels[:LEVELS])
     plan = replace(plan, target=target)
-    volume = PreviewVolume(plan, open_predictor(plan, settings), source)
+    volume = PreviewVolume(open_job(plan))
     with serving(partial(_PreviewHandler, volume), port) as url:
         log.info("preview of %s: %s", plan.source.url, json.dumps({"url": url}))
         yield Preview(url, plan)

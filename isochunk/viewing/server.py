@@ -17,11 +17,11 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from isochunk.core.codec import JsonObject
 from isochunk.core.spec import VolumeSpec
 from isochunk.errors import UsageError
 from isochunk.viewing.neuroglancer import (
     PUBLIC_NEUROGLANCER,
-    JsonObject,
     Layer,
     neuroglancer_state,
     neuroglancer_url,

@@ -24,8 +24,8 @@ from jobs import noise, start, tree_digest, wait_until, write_source
 import isochunk
 from isochunk.engine.events import read_events
 from isochunk.engine.report import Report
-from isochunk.engine.target import open_result
-from isochunk.engine.timeouts import Patience
+from isochunk.engine.target import open_written_target
+from isochunk.engine.timeouts import Timeouts
 from isochunk.errors import ClusterError
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
@@ -95,7 +95,7 @@ MARKED_BLOCK = 25
 BLOCKS = {"chunk": (16, 16, 16), "shard": (32, 32, 32), "block": (32, 32, 32)}
 FLAGS = [f"--{name}={','.join(map(str, value))}" for name, value in BLOCKS.items()]
 ALWAYS = 1000
-SHORT = Patience(straggler_s=60, workers_s=60, scheduler_s=3, retries_s=(0.5, 0.5))
+SHORT = Timeouts(backup_min_s=60, no_workers_s=60, no_scheduler_s=3, retry_pauses_s=(0.5, 0.5))
 
 
 @dataclass
@@ -147,7 +147,7 @@ class Case:
         return Counter(lines)
 
     def events(self) -> list[dict[str, Any]]:
-        return list(read_events(open_result(str(self.target)).store))
+        return list(read_events(open_written_target(str(self.target)).store))
 
     def named(self, event: str) -> list[dict[str, Any]]:
         return [e for e in self.events() if e["event"] == event]
@@ -293,14 +293,14 @@ def test_kill_the_scheduler(case: Case, good: Good, row: Row, tmp_path: Path) ->
         client.wait_for_workers(2, timeout=60)
         with pytest.raises(ClusterError, match=r"scheduler is gone.*same command again"):
             isochunk.run(plan, client, after(20, running.scheduler.kill), SHORT)
-    recorded = open_result(str(case.target)).ledger.count()
+    recorded = open_written_target(str(case.target)).ledger.count()
     assert 20 <= recorded < 50
     assert "scheduler is gone" in case.named("stopped")[-1]["error"]
     with (
         clusters.cluster(tmp_path) as running,
         Client(running.address, set_as_default=False) as client,
     ):
-        report = isochunk.run(plan, client, patience=SHORT)
+        report = isochunk.run(plan, client, timeouts=SHORT)
     assert report.complete
     assert report.resumed == recorded
     row("kill -9 of the scheduler", "20 of 50 blocks done", "ends with 1; started again", 1)
@@ -312,7 +312,7 @@ def test_kill_the_client(case: Case, cluster: clusters.Cluster, row: Row) -> Non
     wait_until(lambda: len(list((case.target / "10_10_10").glob("*.shard"))) >= 20)
     process.kill()
     process.communicate()
-    recorded = open_result(str(case.target)).ledger.count()
+    recorded = open_written_target(str(case.target)).ledger.count()
     again = start(*command)
     _, err = again.communicate(timeout=120)
     assert again.returncode == 0, err.decode()
@@ -342,7 +342,7 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_faults_that_pass(case: Case, client: Client, row: Row, fault: str) -> None:
     method, times, then, most = FAULTS[fault]
-    hurried = replace(SHORT, straggler_s=3)
+    hurried = replace(SHORT, backup_min_s=3)
     report = isochunk.run(isochunk.plan(case.job(method, times)), client, None, hurried)
     assert report.complete
     assert report.errors == ()
@@ -368,7 +368,7 @@ def test_faults_that_stay(case: Case, client: Client, good: Good, row: Row, faul
     method, says, then = LASTING[fault]
     plan = isochunk.plan(case.job(method, ALWAYS))
     assert plan.block(0, MARKED_BLOCK).write.lo == (32, 64, 64)
-    report = isochunk.run(plan, client, None, replace(SHORT, hung_s=15))
+    report = isochunk.run(plan, client, None, replace(SHORT, hang_min_s=15))
     assert (report.done, report.failed) == (49, 1)
     (error,) = report.errors
     assert error.startswith(f"block {MARKED_BLOCK} 32:64,64:96,64:96: ")

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from jobs import command, noise, read_all, slow_model, start, tree_digest, wait_until, write_source
 
-from isochunk.cluster.spec import read_cluster
+from isochunk.cluster.spec import read_cluster_file
 from isochunk.cluster.start import arguments, cluster_class
 
 LSF = Path(__file__).resolve().parents[2] / "deploy" / "lsf"
@@ -99,7 +99,7 @@ def here(folder: Path, workers: int, processes: int) -> Path:
 
 def test_the_job_script(lsf: StandIn, tmp_path: Path) -> None:
     """From deploy/lsf/cluster.toml as it is, but for the host that the scheduler listens on."""
-    spec = read_cluster(str(LSF / "cluster.toml"))
+    spec = read_cluster_file(str(LSF / "cluster.toml"))
     given = arguments(spec)
     given["scheduler_options"] = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
     with cluster_class(spec)(**given) as cluster:

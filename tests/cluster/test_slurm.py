@@ -23,7 +23,7 @@ from jobs import noise, start, tree_digest, write_source
 from slurm import PACKAGES, Slurm, missing, slurm
 
 import isochunk
-from isochunk.cluster.spec import read_cluster
+from isochunk.cluster.spec import read_cluster_file
 from isochunk.core.job import Job
 from isochunk.engine.target import status
 
@@ -300,7 +300,7 @@ def test_gpu_nodes(site: Slurm, tmp_path: Path) -> None:
     """SLURM takes the job, which gives two GPUs to dask-cuda's command."""
     gpus = {"processes": 2, "job_extra_directives": ["--gres=gpu:2"], "security": None}
     file = changed("cluster.toml", tmp_path, **gpus)
-    with dask_jobqueue.SLURMCluster(**read_cluster(file).options) as cluster:
+    with dask_jobqueue.SLURMCluster(**read_cluster_file(file).options) as cluster:
         script = cluster.job_script()
     assert f"{sys.executable} -m dask cuda worker tcp://127.0.0.1:" in script
     assert "--gres=gpu:2" in script

@@ -14,7 +14,7 @@ from distributed import Client
 from jobs import command, noise, read_all, slow_model, start, tree_digest, wait_until, write_source
 
 import isochunk
-from isochunk.engine.target import open_result
+from isochunk.engine.target import open_written_target
 
 BLOCKS = {"chunk": "16,16,16", "shard": "32,32,32", "block": "32,32,32"}
 FLAGS = [f"--{name}={value}" for name, value in BLOCKS.items()]
@@ -88,7 +88,7 @@ def test_kill_the_client_and_run_the_same_command_again(
     process.send_signal(signal.SIGKILL)
     process.communicate()
     wait_until(lambda: not any(p.is_running() and p.status() != "zombie" for p in family))
-    recorded = open_result(str(target)).ledger.count()
+    recorded = open_written_target(str(target)).ledger.count()
     stored = finished(target)
     before = {f: f.stat().st_mtime_ns for f in target.rglob("*.shard")}
     result = command(

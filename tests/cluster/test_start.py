@@ -20,11 +20,17 @@ from jobs import noise, slow_model, start, wait_until, write_source
 
 import isochunk
 from isochunk.cli.main import main
-from isochunk.cluster.spec import ClusterSpec, cluster_of, read_cluster
-from isochunk.cluster.start import SPOT, check_versions, cluster_class, configuration, started
+from isochunk.cluster.spec import ClusterSpec, read_cluster_file, requested_cluster
+from isochunk.cluster.start import (
+    SPOT,
+    check_versions,
+    cluster_class,
+    configuration,
+    running_cluster,
+)
 from isochunk.engine.events import read_events
 from isochunk.engine.report import Report
-from isochunk.engine.target import open_result
+from isochunk.engine.target import open_written_target
 from isochunk.errors import ModelError, UsageError
 from isochunk.models.load import shipped
 
@@ -141,14 +147,14 @@ def test_a_cluster_file_is_read(tmp_path: Path) -> None:
         'class = "dask_jobqueue.LSFCluster"\nworkers = 3\nwait_s = 9\n[options]\ncores = 1\n'
         "[dask]\ndistributed.scheduler.allowed-failures = 7\n'distributed.worker.resources.A' = 1"
     )
-    spec = read_cluster(str(file))
+    spec = read_cluster_file(str(file))
     assert (spec.kind, spec.workers, spec.wait_s) == ("lsf", 3, 9)
     assert spec.dask == {
         "distributed.scheduler.allowed-failures": 7,
         "distributed.worker.resources.A": 1,
     }
     job = isochunk.Job(source="a", target="b", model="cubic", cluster=str(file), workers=5)
-    assert cluster_of(job).workers == 5, "the command line is stronger than the file"
+    assert requested_cluster(job).workers == 5, "the command line is stronger than the file"
 
 
 def test_what_users_configure_of_dask_is_stronger_than_our_defaults() -> None:
@@ -168,7 +174,7 @@ def test_dask_configuration_holds_while_the_cluster_lives() -> None:
     key = "distributed.scheduler.allowed-failures"
     spec = ClusterSpec("distributed.LocalCluster", "c", "local", workers=1, dask={key: 17})
     usual = dask.config.get(key)
-    with started(spec) as running:
+    with running_cluster(spec) as running:
         assert running.scheduler.allowed_failures == 17
         assert running.scheduler.address.startswith("tcp://127.0.0.1:")
     assert dask.config.get(key) == usual
@@ -275,7 +281,7 @@ def test_a_worker_of_another_version_that_comes_later_leaves(tmp_path: Path) -> 
         assert joined
         assert left()
         wait_until(lambda: len(client.nthreads()) == 1)
-    events = [e["event"] for e in read_events(open_result(f"{tmp_path}/out").store)]
+    events = [e["event"] for e in read_events(open_written_target(f"{tmp_path}/out").store)]
     assert "lost" not in events
 
 

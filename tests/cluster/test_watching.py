@@ -13,8 +13,8 @@ from jobs import noise, slow_model, start, write_source
 
 import isochunk
 from isochunk.engine.events import EventLog, last_event, read_events
-from isochunk.engine.report import KEPT_RATES, Rates
-from isochunk.engine.target import open_result
+from isochunk.engine.report import KEPT_SAMPLES, Throughput
+from isochunk.engine.target import open_written_target
 from isochunk.storage.open import open_store
 
 BLOCKS = {"chunk": (16, 16, 16), "shard": (32, 32, 32), "block": (32, 32, 32)}
@@ -46,7 +46,7 @@ def test_the_event_log_tells_a_run(tmp_path: Path) -> None:
     job = isochunk.Job(source=source, target=f"{tmp_path}/out", model="cubic", **BLOCKS)
     report = isochunk.run(isochunk.plan(job))
     isochunk.run(isochunk.plan(job))
-    events = list(read_events(open_result(f"{tmp_path}/out").store))
+    events = list(read_events(open_written_target(f"{tmp_path}/out").store))
     assert [e["event"] for e in events] == ["started", "ended"] * 2
     assert events[0] == {
         "time": events[0]["time"],
@@ -81,12 +81,12 @@ def test_lines_are_kept_until_they_are_stored(tmp_path: Path) -> None:
 
 
 def test_rates_stay_few_however_long_the_run() -> None:
-    rates = Rates()
+    throughput = Throughput()
     for second in range(1, 10_000):
-        rates = rates.at(float(second), 100 * second)
-        assert len(rates.samples) <= KEPT_RATES
-    spans = rates.summary()
-    assert len(spans) > KEPT_RATES // 4
+        throughput = throughput.at(float(second), 100 * second)
+        assert len(throughput.samples) <= KEPT_SAMPLES
+    spans = throughput.summary()
+    assert len(spans) > KEPT_SAMPLES // 4
     assert {span["voxels_per_s"] for span in spans} == {100.0}
 
 

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from jobs import command, noise, slow_model, write_source
 
 import isochunk
-from isochunk.api import access_for, calibrate, prepare_target, worker_settings
+from isochunk.api import calibrate
 from isochunk.cli.main import main
 from isochunk.core.geometry import Box, Spacing
 from isochunk.core.job import Job
@@ -38,12 +38,16 @@ from isochunk.engine.cost import (
     read_prices,
     traffic,
 )
-from isochunk.engine.local import LocalBackend, open_pipeline
+from isochunk.engine.local import LocalBackend
+from isochunk.engine.opened import open_job
+from isochunk.engine.pipeline import Pipeline
+from isochunk.engine.prepare import prepare_target
 from isochunk.errors import IsochunkError, UsageError
 from isochunk.models.interpolation import interpolation_spec
 from isochunk.planning.layout import grid_shape
 from isochunk.planning.plan import Inputs, Plan, make_plan
 from isochunk.storage import target as storage_target
+from isochunk.storage.access import Access
 from isochunk.storage.keys import object_keys
 from isochunk.storage.open import create_volume, open_target, open_volume
 
@@ -63,9 +67,9 @@ def job(tmp_path: Path, model: str = "cubic", **changes: Any) -> Job:
 def run_stages(plan: Plan, cache_bytes: int) -> None:
     """Run every block of a plan once, and nothing else that reads."""
     plan = replace(plan, depth=1)  # tensorstore reads a chunk once that two ask for at a time
-    settings = worker_settings(plan.job)
-    settings = replace(settings, access=replace(settings.access, cache_bytes=cache_bytes))
-    with open_pipeline(plan, settings) as pipeline:
+    access = replace(Access.for_job(plan.job), cache_bytes=cache_bytes)
+    opened = replace(open_job(plan), source=open_volume(plan.source.url, access))
+    with Pipeline(opened) as pipeline:
         backend = LocalBackend(pipeline)
         for stage in range(len(plan.stages)):
             blocks = iter(range(plan.block_count(stage)))
@@ -131,7 +135,7 @@ def test_shards_are_counted_as_they_are_read(tmp_path: Path, format_: str) -> No
     with servers.file_server(tmp_path, faults) as url:
         for text in ("0:64,0:64,0:80", "0:32,32:64,0:64", "16:48,16:48,16:48", "0:40,0:32,0:80"):
             box = Box.parse(text)
-            volume = open_volume(f"{url}/v", access_for(Job(source="a", target="b", model="c")))
+            volume = open_volume(f"{url}/v", Access.for_job(Job(source="a", target="b", model="c")))
             volume.read(Box.from_shape((1, 1, 1), (63, 63, 79)))  # what is read once
             faults.requests.clear()
             volume.read(box)

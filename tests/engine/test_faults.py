@@ -29,7 +29,7 @@ import isochunk
 from isochunk.cli.main import main
 from isochunk.core.geometry import Box, Spacing
 from isochunk.core.spec import LevelSpec, VolumeSpec
-from isochunk.engine.target import open_result
+from isochunk.engine.target import open_written_target
 from isochunk.storage.keys import object_key
 from isochunk.storage.open import create_volume, open_volume
 
@@ -117,7 +117,7 @@ def affected(plan: isochunk.planning.plan.Plan) -> dict[int, Box]:
 
 def check_failure(case: Case, report: dict[str, Any], says: str) -> None:
     """Check that exactly the blocks that read the bad chunk failed, and are said to."""
-    plan = open_result(str(case.target)).plan
+    plan = open_written_target(str(case.target)).plan
     bad = affected(plan)
     assert 0 < len(bad) < plan.block_count(0) / 2
     first = [e for e in report["errors"] if "stage" not in e]
@@ -202,7 +202,7 @@ def test_coarse_levels_wait_for_what_they_read(case: Case, undisturbed: dict[str
     """Nothing coarse is made of blocks that failed, though their places read as background."""
     case.faults.always[BAD_KEY] = 403
     assert case.run(1)["blocks"]["failed"] > 0
-    plan = open_result(str(case.target)).plan
+    plan = open_written_target(str(case.target)).plan
     assert len(plan.stages) > 1
     stored = tree_digest(case.target)
     assert stored.items() <= undisturbed.items()
@@ -213,7 +213,7 @@ def test_a_repair_that_fails_leaves_the_hole_on_record(
     case: Case, undisturbed: dict[str, str]
 ) -> None:
     assert case.run(0)["complete"]
-    plan = open_result(str(case.target)).plan
+    plan = open_written_target(str(case.target)).plan
     index, box = next(iter(affected(plan).items()))
     (case.target / object_key(plan.target, 0, box)).unlink()
     audit = case("audit", str(case.target), code=1)

@@ -19,8 +19,8 @@ from isochunk.api import repair
 from isochunk.core.geometry import Box, Spacing
 from isochunk.core.spec import LevelSpec, VolumeSpec
 from isochunk.core.voxels import Voxels
-from isochunk.engine.mask import masked_out
-from isochunk.engine.timeouts import Patience
+from isochunk.engine.mask import masked_blocks
+from isochunk.engine.timeouts import Timeouts
 from isochunk.planning.plan import Plan
 
 BLOCKS = {"chunk": "16,16,16", "shard": "none", "block": "16,16,16", "levels": 1}
@@ -80,7 +80,7 @@ def test_many_at_once_is_the_same_as_one_by_one(
 ) -> None:
     mask = in_memory(shape, offset, size)
     blocks = np.arange(0, plan.block_count(0), kept)
-    out = masked_out(plan, mask, blocks)
+    out = masked_blocks(plan, mask, blocks)
     assert out.tolist() == [not touches(plan, mask, i) for i in blocks]
     assert len(mask.reads) <= 1
 
@@ -89,10 +89,10 @@ def test_a_fine_mask_is_read_in_parts(plan: Plan, monkeypatch: pytest.MonkeyPatc
     """A limit of one block's mask voxels: runs are halved until each fits."""
     mask = in_memory((64, 100, 100), (0, 0, 0), "10,10,10")
     blocks = np.arange(plan.block_count(0))
-    whole = masked_out(plan, mask, blocks)
+    whole = masked_blocks(plan, mask, blocks)
     monkeypatch.setattr("isochunk.engine.mask.MASK_VOXELS", 10_000)
     again = in_memory((64, 100, 100), (0, 0, 0), "10,10,10")
-    np.testing.assert_array_equal(masked_out(plan, again, blocks), whole)
+    np.testing.assert_array_equal(masked_blocks(plan, again, blocks), whole)
     assert len(again.reads) > len(mask.reads) == 1
     assert max(box.size for box in again.reads) <= 10_000
 
@@ -150,7 +150,7 @@ def test_a_mask_that_cannot_be_read_fails_only_the_blocks_that_need_it(
     (chunk,) = (f for f in (tmp_path / "mask").rglob("0-4_0-2_0-2"))
     good = chunk.read_bytes()
     chunk.write_bytes(good[:3])
-    report = isochunk.run(plan, patience=Patience(retries_s=()))
+    report = isochunk.run(plan, timeouts=Timeouts(retry_pauses_s=()))
     assert (report.done, report.failed) == (16, 16)
     assert "mask" in report.errors[0]
     chunk.write_bytes(good)

@@ -22,7 +22,6 @@ from hypothesis import strategies as st
 from jobs import command, noise, read_all, start, write_source
 
 import isochunk
-from isochunk.api import worker_settings
 from isochunk.cluster.backend import JobPlugin
 from isochunk.core.geometry import Box
 from isochunk.core.spec import Intensity, ModelSpec
@@ -269,7 +268,7 @@ def test_tasks_carry_no_model(
     client: Client, job: isochunk.Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = isochunk.plan(replace(job, block="32,32,32"))
-    assert len(dumps(JobPlugin("job", plan, worker_settings(plan.job)))) < 20_000
+    assert len(dumps(JobPlugin("job", plan))) < 20_000
     made = tmp_path / "made"
     values = {"MADE": str(made), "PAUSE": "0.3"}
     client.run(lambda values: os.environ.update(values), values)

@@ -13,7 +13,8 @@ from jobs import read_all, tree_digest
 
 import isochunk
 from isochunk.api import repair
-from isochunk.engine.target import open_result, status
+from isochunk.engine.target import open_written_target as open_result
+from isochunk.engine.target import status
 from isochunk.errors import TargetConflictError
 
 OLD = Path(__file__).with_name("old_targets")

@@ -34,7 +34,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import isochunk
-from isochunk.cluster.spec import KINDS, ClusterSpec, read_cluster
+from isochunk.cluster.spec import KINDS, ClusterSpec, read_cluster_file
 from isochunk.cluster.start import (
     arguments,
     check_dask,
@@ -86,7 +86,7 @@ TOMLS = sorted(str(path.relative_to(DEPLOY)) for path in DEPLOY.rglob("*.toml"))
 
 @pytest.mark.parametrize("name", TOMLS)
 def test_cluster_files_are_what_the_program_and_the_classes_take(name: str) -> None:
-    spec = read_cluster(str(DEPLOY / name))
+    spec = read_cluster_file(str(DEPLOY / name))
     assert spec.kind is not None
     if spec.kind == "cuda":
         try:
@@ -117,7 +117,7 @@ def test_options_that_pages_name(kind: str, options: set[str]) -> None:
 
 def test_what_ec2_starts_at_boot() -> None:
     """The real class renders it; nothing is asked of AWS."""
-    spec = read_cluster(str(DEPLOY / "cloud" / "aws.toml"))
+    spec = read_cluster_file(str(DEPLOY / "cloud" / "aws.toml"))
 
     async def boot() -> str:
         cluster = cluster_class(spec)(asynchronous=True, **arguments(spec))
@@ -141,7 +141,7 @@ def test_what_ec2_starts_at_boot() -> None:
 
 def test_what_compute_engine_starts() -> None:
     """The real class, with a key made here; nothing is asked of Google."""
-    spec = read_cluster(str(DEPLOY / "cloud" / "gcp.toml"))
+    spec = read_cluster_file(str(DEPLOY / "cloud" / "gcp.toml"))
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048).private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.PKCS8,
@@ -397,7 +397,7 @@ def test_scripts_use_what_there_is(script: Path) -> None:
     calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call)]
     names = {ast.unparse(call.func) for call in calls}
     assert {"isochunk.plan", "isochunk.run"} <= names
-    assert names & {"isochunk.Job", "Job.from_mapping"}
+    assert names & {"isochunk.Job", "isochunk.Job.from_mapping"}
     for name in names:
         if re.fullmatch(r"isochunk\.\w+", name):
             assert hasattr(isochunk, name.removeprefix("isochunk.")), name

@@ -64,6 +64,32 @@ def test_importing_is_light(module):
     assert done.stdout.split() == []
 
 
+def test_the_public_names_are_there_and_documented():
+    for name in isochunk.__all__:
+        assert getattr(isochunk, name).__doc__, name
+    with pytest.raises(AttributeError):
+        isochunk.resolve  # noqa: B018  a name of isochunk.api that is not public
+
+
+SHOWN = [
+    path
+    for folder in ("docs", "deploy", "examples", ".")
+    for path in ((ROOT / folder).rglob("*") if folder != "." else ROOT.glob("*.md"))
+    if path.suffix in {".md", ".py"} and path.name not in {"CONTRIBUTING.md", "architecture.md"}
+]
+
+
+@pytest.mark.parametrize("path", SHOWN, ids=lambda path: str(path.relative_to(ROOT)))
+def test_users_are_shown_public_names_only(path):
+    """What docs, deploy files and examples call is what ``isochunk.__all__`` names."""
+    text = path.read_text()
+    rooms = "|".join(p.parent.name for p in PACKAGE.glob("*/__init__.py"))
+    inside = rf"\bisochunk\.(?:api|{rooms})\b(?!\.toml)"
+    launched = {"-m isochunk.cli"}  # torchrun starts modules
+    found = [m for m in re.findall(rf"(?:-m )?{inside}", text) if m not in launched]
+    assert found == []
+
+
 def test_only_the_command_line_prints():
     for module, path in sources().items():
         calls = (n.func for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call))

@@ -93,7 +93,7 @@ def test_a_job_says_how_storage_is_used(tmp_path) -> None:
     fields = {"source": source, "target": f"{tmp_path}/out", "model": "cubic"}
     usual = isochunk.plan(isochunk.Job(**fields))
     job = isochunk.Job(**fields, timeout_s=7, requests=5, slow_start="12.5")
-    assert isochunk.api.access_for(job) == Access(timeout_s=7, requests=5, slow_start=12.5)
+    assert Access.for_job(job) == Access(timeout_s=7, requests=5, slow_start=12.5)
     assert isochunk.plan(job).identity() == usual.identity()
     for wrong in ({"requests": 0}, {"requests": "many"}, {"slow_start": 0}, {"slow_start": "x"}):
         with pytest.raises(UsageError, match=next(iter(wrong))):

@@ -18,7 +18,7 @@ from servers import Faults, ObjectServer
 
 import isochunk
 from isochunk.cli.main import main
-from isochunk.engine.timeouts import Patience
+from isochunk.engine.timeouts import Timeouts
 from isochunk.errors import AccessError, UsageError
 from isochunk.storage.open import open_store, open_volume
 
@@ -116,14 +116,14 @@ def test_the_logs_of_a_cluster(site: Site, caplog: pytest.LogCaptureFixture) -> 
         Client(cluster, set_as_default=False) as client,
     ):
         site.faults.always["/in/0/0-32_0-32"] = "echo"
-        report = isochunk.run(plan, client, patience=Patience(retries_s=()))
+        report = isochunk.run(plan, client, timeouts=Timeouts(retry_pauses_s=()))
         assert report.failed
         site.faults.always["/in/info"] = "echo"  # now the workers cannot even open the job
         with pytest.raises(Exception, match="access refused") as caught:
             isochunk.run(plan, client)
         logs = [client.get_worker_logs(), client.get_scheduler_logs(), client.get_events()]
     chain = "".join(traceback.format_exception(caught.value))
-    travels = pickle.dumps((plan, isochunk.api.worker_settings(job))).decode("latin-1")
+    travels = pickle.dumps(plan).decode("latin-1")
     site.check("".join(map(str, (logs, report, report.summary(), plan, job, caplog.text))))
     site.check(chain + travels + repr(caught.value))
     site.check_stored()

@@ -22,8 +22,8 @@ from jobs import command, noise, stored_digests, tree_digest, write_source
 from servers import Faults, ObjectServer, Rule
 
 import isochunk
-from isochunk.engine.target import open_result
-from isochunk.engine.timeouts import Patience
+from isochunk.engine.target import open_written_target
+from isochunk.engine.timeouts import Timeouts
 from isochunk.errors import AccessError, StorageError
 
 SHAPE, CHUNK = (8, 128, 128), (8, 32, 32)
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.slow  # the table as a whole: rows take 2 to 30 s
 
 ENDPOINTS = {"s3": "AWS_ENDPOINT_URL", "gs": "TENSORSTORE_GCS_HTTP_URL"}
 WRITES = ("PUT", "POST")
-HASTY = Patience(storage_s=2.0, refused_s=1.0, retries_s=())
+HASTY = Timeouts(record_s=2.0, record_refused_s=1.0, retry_pauses_s=())
 
 
 def job(source: str, target: str, timeout_s: float = 120) -> isochunk.Job:
@@ -81,9 +81,9 @@ class Site:
         """Reach storage through the proxy or directly."""
         self.monkeypatch.setenv(ENDPOINTS[self.kind], url)
 
-    def run(self, timeout_s: float = 120, patience: Patience | None = None) -> Any:
+    def run(self, timeout_s: float = 120, timeouts: Timeouts | None = None) -> Any:
         plan = isochunk.plan(job(self.source, self.target, timeout_s))
-        return isochunk.run(plan, patience=patience or Patience())
+        return isochunk.run(plan, timeouts=timeouts or Timeouts())
 
 
 @contextmanager
@@ -256,7 +256,7 @@ def test_answers_that_never_come(row: Row) -> None:
 def test_a_block_that_cannot_be_written(row: Row) -> None:
     """Exactly that block fails, by name; the same command finishes once the cause is gone."""
     row.site.faults.rules = [Rule(fault=500, part=SHARD, methods=WRITES)]
-    report = row.site.run(timeout_s=3, patience=HASTY)
+    report = row.site.run(timeout_s=3, timeouts=HASTY)
     assert not report.complete
     assert len(report.errors) == 1
     assert f"writing box 0:32,32:64,0:32 of level 0 of {row.site.target}: " in report.errors[0]
@@ -285,7 +285,7 @@ def test_the_record_cannot_be_written_at_all(row: Row) -> None:
     """The run stops; what it had not recorded is computed again."""
     row.site.faults.rules = [Rule(fault=503, part=".isochunk/ledger", methods=WRITES)]
     with pytest.raises(StorageError, match=r"writing '\.isochunk/ledger/.*after retries"):
-        row.site.run(timeout_s=2, patience=HASTY)
+        row.site.run(timeout_s=2, timeouts=HASTY)
     row.site.faults.rules = []
     again = row.site.run()
     assert again.complete
@@ -368,7 +368,7 @@ def test_a_full_disk(
         assert "No space left" in said or "File too large" in said
         assert f"of file://{tmp_path}/disk/out" in said
         enlarge()
-        ledger = open_result(f"{tmp_path}/{target}").ledger
+        ledger = open_written_target(f"{tmp_path}/{target}").ledger
         holes = isochunk.audit(f"{tmp_path}/{target}")
         recorded = ledger.count()
         assert recorded <= done
@@ -397,7 +397,7 @@ def test_a_full_disk(
 def full(plan: Any) -> tuple[str, int]:
     """Run a plan on a disk that fills; return what is said, and the blocks done at most."""
     try:
-        report = isochunk.run(plan, patience=HASTY)
+        report = isochunk.run(plan, timeouts=HASTY)
     except StorageError as error:
         return str(error), plan.total_blocks
     assert not report.complete

@@ -17,11 +17,10 @@ import servers
 from jobs import noise, read_all, start, write_source
 
 import isochunk
-from isochunk.api import preview
 from isochunk.core.geometry import Box
 from isochunk.core.voxels import pool
 from isochunk.storage.open import Access, open_volume
-from isochunk.viewing.preview import CHUNK
+from isochunk.viewing.preview import CHUNK, preview
 
 SHAPE = (13, 90, 140)
 OFFSET = (4, -8, 16)

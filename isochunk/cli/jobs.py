@@ -1,0 +1,91 @@
+"""Jobs: plan, run, and the demo."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import fields
+
+import isochunk
+from isochunk.cli.options import DONE, INCOMPLETE, Command, Result, add_fields, job_of
+from isochunk.core.job import Job
+from isochunk.errors import UsageError
+
+DEMO_MODEL = "srunet-z4-small"
+
+POSITIONAL = ("source", "target")
+
+
+def run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``isochunk run``."""
+    for name in POSITIONAL:
+        parser.add_argument(name, nargs="?")
+    parser.add_argument("--config", help="TOML file with the same fields")
+    named = (f.name for f in fields(Job) if f.name not in (*POSITIONAL, "endpoint_url"))
+    add_fields(parser, Job, tuple(named))
+
+
+def plan_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``isochunk plan``."""
+    run_arguments(parser)
+    parser.add_argument(
+        "--calibrate", type=int, metavar="N", help="run N blocks and say what the job costs"
+    )
+    parser.add_argument("--prices", metavar="FILE", help="TOML file; default: example prices")
+
+
+def plan(options: argparse.Namespace) -> Result:
+    """``isochunk plan``."""
+    if options.calibrate is None:
+        if options.prices:
+            raise UsageError("--prices says what calibrated blocks cost; add --calibrate N")
+        return isochunk.plan(job_of(options)).summary(), DONE
+    from isochunk.engine.cost import estimate, read_prices
+
+    prices = read_prices(options.prices)
+    made = isochunk.plan(job_of(options))
+    measured = isochunk.calibrate(made, options.calibrate)
+    cost = estimate(made, measured, prices).summary()
+    return {**made.summary(), "calibration": measured.summary(), "cost": cost}, DONE
+
+
+def run(options: argparse.Namespace) -> Result:
+    """``isochunk run``."""
+    from isochunk.cli.progress import RunProgress
+
+    made = isochunk.plan(job_of(options))
+    with RunProgress(made) as progress:
+        report = isochunk.run(made, watch=progress)
+    return report.summary(), DONE if report.complete else INCOMPLETE
+
+
+def demo_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``isochunk demo``."""
+    parser.add_argument("--out", default="demo", help="folder to write to")
+    parser.add_argument("--workers", type=int, default=2, help="worker processes")
+
+
+def demo(options: argparse.Namespace) -> Result:
+    """``isochunk demo``."""
+    from isochunk.cli.demo import make_source
+    from isochunk.cli.progress import RunProgress
+
+    source, target = make_source(options.out), f"{options.out}/isotropic"
+    job = Job(
+        source=source, target=target, model=DEMO_MODEL, workers=options.workers, overwrite=True
+    )
+    made = isochunk.plan(job)
+    with RunProgress(made) as progress:
+        report = isochunk.run(made, watch=progress)
+    audited = isochunk.audit(target)
+    complete = report.complete and audited.complete
+    result = {"plan": made.summary(), "run": report.summary(), "audit": audited.summary()}
+    if not options.json:
+        result["view"] = {"command": f"isochunk view {target} {source}"}
+    return result, DONE if complete else INCOMPLETE
+
+
+COMMANDS = (
+    Command("plan", "what a run would do; nothing is written", plan_arguments, plan),
+    Command("run", "make a volume isotropic", run_arguments, run),
+    Command("demo", "the whole job on a synthetic volume, on this machine", demo_arguments, demo),
+)

@@ -1,0 +1,77 @@
+"""What has been written: status, audit, repair."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+import isochunk
+from isochunk.cli.options import DONE, INCOMPLETE, Command, Result, add_fields, given
+from isochunk.core.job import RunOptions
+
+
+def target_argument(parser: argparse.ArgumentParser) -> None:
+    """Add the argument that names a target."""
+    parser.add_argument("target")
+
+
+def status_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``isochunk status``."""
+    target_argument(parser)
+    parser.add_argument("--watch", type=float, metavar="SECONDS", help="again, until its run ends")
+
+
+def status(options: argparse.Namespace) -> Result:
+    """``isochunk status``."""
+    if options.watch is None:
+        result = isochunk.status(options.target, options.endpoint_url)
+    else:
+        from isochunk.engine.target import watch_status
+
+        for result in watch_status(options.target, options.watch, options.endpoint_url):
+            print(progress_line(result), file=sys.stderr, flush=True)
+    return result, DONE if result["complete"] else INCOMPLETE
+
+
+def progress_line(status: Mapping[str, Any]) -> str:
+    """Write a status on one line."""
+    blocks, left = status["blocks"], status.get("left_s")
+    line = f"{blocks['done']} of {blocks['total']} blocks"
+    if "blocks_per_s" in status:
+        line += f", {status['blocks_per_s']:.3g} blocks/s"
+    return line if left is None else f"{line}, about {left:.0f} s left"
+
+
+def audit(options: argparse.Namespace) -> Result:
+    """``isochunk audit``."""
+    report = isochunk.audit(options.target, options.endpoint_url)
+    return report.summary(), DONE if report.complete else INCOMPLETE
+
+
+def repair_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``isochunk repair``."""
+    target_argument(parser)
+    names = (f.name for f in fields(RunOptions) if f.name != "endpoint_url")
+    add_fields(parser, RunOptions, tuple(names))
+
+
+def repair(options: argparse.Namespace) -> Result:
+    """``isochunk repair``."""
+    found, report = isochunk.repair(options.target, given(options, RunOptions))
+    result = {"found": found.summary(), **report.summary()}
+    return result, DONE if report.complete else INCOMPLETE
+
+
+COMMANDS = (
+    Command("status", "what is done of a target", status_arguments, status),
+    Command("audit", "read a target again and prove it complete", target_argument, audit),
+    Command(
+        "repair",
+        "audit a target and compute again what is missing or corrupt",
+        repair_arguments,
+        repair,
+    ),
+)

@@ -1,0 +1,105 @@
+"""A job opened in one process: the only place where its model is loaded and its volumes are opened.
+
+Submitter, worker, preview and lazy array all do it by :func:`open_job`, and pass on what is open.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from isochunk.core.geometry import Box
+from isochunk.core.voxels import Voxels, convert
+from isochunk.engine.report import Seam
+from isochunk.errors import ModelError
+from isochunk.host.allocator import keep_memory
+from isochunk.models.interface import Predictor
+from isochunk.models.interpolation import INTERPOLATIONS
+from isochunk.models.load import Runtime, limit_device, limit_threads, load
+from isochunk.planning.plan import Plan, device_tile
+from isochunk.storage.access import Access
+from isochunk.storage.open import open_target, open_volume
+from isochunk.storage.volume import Volume, WritableVolume, read_reflected
+
+
+@dataclass(frozen=True, slots=True)
+class OpenJob:
+    """A plan with its model loaded and its volumes open."""
+
+    plan: Plan
+    """What to do."""
+    predictor: Predictor
+    """The model."""
+    source: Volume
+    """Read through the model."""
+    target: WritableVolume
+    """Written, and read back for coarse levels."""
+    mask: Volume | None = None
+    """Tells where there is nothing to compute."""
+
+    def predict(self, box: Box) -> Voxels:
+        """Predict a stored target box straight from the source, as one tile."""
+        anchored = self.plan.anchored(box)
+        read = self.plan.model.read_box(anchored)
+        predicted = self.predictor(read_reflected(self.source, read), read, anchored)
+        return convert(predicted, self.plan.target.dtype)
+
+    def compare(self, box: Box) -> Seam:
+        """Predict a stored target box as one tile and compare it with what is stored."""
+        difference = np.abs(self.predict(box).astype(np.int32) - self.target.read(box))
+        return Seam(box.size, int((difference == 0).sum()), int(difference.max()))
+
+
+def open_job(plan: Plan, threads: int | None = None) -> OpenJob:
+    """Open a plan's volumes and load its model in this process.
+
+    Args:
+        plan: what to do; how, its job says.
+        threads: that compute; None for torch's default.
+
+    Raises:
+        ModelError: the model is not the one that was planned with.
+        StorageError: a volume cannot be opened.
+    """
+    if plan.model.arch not in INTERPOLATIONS:
+        keep_memory()
+        limit_threads(threads)
+    access = Access.for_job(plan.job)
+    return OpenJob(
+        plan,
+        predictor=_load_model(plan),
+        source=open_volume(plan.source.url, access),
+        target=open_target(plan.target, access),
+        mask=open_volume(plan.mask.url, access) if plan.mask else None,
+    )
+
+
+def _load_model(plan: Plan) -> Predictor:
+    """Load a plan's model.
+
+    Raises:
+        ModelError: it is not the model that was planned with.
+    """
+    job, tile = plan.job, plan.tile
+    if plan.model.arch not in INTERPOLATIONS:
+        limit = limit_device(job.device, job.device_memory)
+        tile = tile if limit is None else device_tile(plan, limit)
+    runtime = Runtime(
+        factor=plan.model.resolved_factor,
+        intensity=plan.intensity,
+        dtype=plan.source.dtype,
+        device=job.device,
+        precision=plan.precision,
+        tile=tile,
+        trust=job.trust,
+        allow_inexact=job.allow_inexact,
+        plane=plan.model.plane,
+    )
+    predictor = load(job.model, runtime)
+    if predictor.spec.sha256 != plan.model.sha256:
+        raise ModelError(
+            f"model {job.model!r} has digest {predictor.spec.sha256[:12]} here but the job was "
+            f"planned with {plan.model.sha256[:12]}; give every worker the same file"
+        )
+    return predictor

@@ -1,0 +1,185 @@
+"""From a job to a plan, and from a plan to a target that blocks can be written to."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from typing import Any
+
+from isochunk.core.job import Job
+from isochunk.core.spec import Format, Intensity, ModelSpec
+from isochunk.engine.ledger import Ledger, check_same_job, read_job, write_job
+from isochunk.errors import TargetConflictError, UsageError
+from isochunk.models.load import describe
+from isochunk.planning.intensity import measure_intensity
+from isochunk.planning.plan import Inputs, Plan, make_plan
+from isochunk.storage.access import Access
+from isochunk.storage.objects import Store
+from isochunk.storage.open import (
+    MARKERS,
+    check_creatable,
+    check_supported,
+    create_volume,
+    open_store,
+    open_volume,
+)
+from isochunk.storage.url import parse_url
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class TargetPlace:
+    """Where a volume is written, and as what."""
+
+    url: str
+    """Canonical URL."""
+    format: Format
+    """Storage format."""
+
+
+WRITABLE: Mapping[str | None, Format | None] = {
+    None: None,
+    "precomputed": "precomputed",
+    "zarr": "zarr3",
+    "zarr2": "zarr2",
+    "zarr3": "zarr3",
+}
+"""Formats that a target's URL may name, and what is written then."""
+
+
+def plan_job(job: Job) -> Plan:
+    """Find out everything that can be known before spending; nothing is written.
+
+    Raises:
+        UsageError: the job cannot be done; the message says what would work.
+        StorageError: the source cannot be read.
+    """
+    plan = resolve(job, target_place(job))
+    check_creatable(plan.target)
+    if not job.overwrite:
+        holds_job(open_store(plan.target.url, Access.for_job(job)), plan)
+    return plan
+
+
+def resolve(job: Job, place: TargetPlace) -> Plan:
+    """Open the source, describe the model, measure the intensity, and plan.
+
+    Raises:
+        UsageError: the job cannot be done.
+        StorageError: the source cannot be read.
+    """
+    access = Access.for_job(job)
+    source = open_volume(job.source, access)
+    check_supported(source.spec)
+    model = describe(job.model, trust=job.trust)
+    model = model.on_plane(job.plane or model.plane)
+    mask = open_volume(job.mask, access).spec if job.mask else None
+    full = Intensity.full_range(source.spec.dtype)
+    # Planned before the source is measured, so that mistakes cost no reading.
+    plan = make_plan(job, Inputs(source.spec, model, full, place.url, place.format, mask))
+    _warn_beyond_training(plan.model)
+    return replace(plan, intensity=measure_intensity(source, model.normalisation))
+
+
+def _warn_beyond_training(model: ModelSpec) -> None:
+    """Say that a network is asked for what it was not trained for."""
+    factor = model.resolved_factor[0]
+    if model.taught is not None and not model.taught[0] <= factor <= model.taught[1]:
+        log.warning(
+            "model %s was trained for factors %s to %s, and is asked for %s; look at the result "
+            "closely",
+            model.name,
+            *model.taught,
+            factor,
+        )
+
+
+def target_place(job: Job) -> TargetPlace:
+    """Return where and as what a job writes.
+
+    Raises:
+        UsageError: the URL and ``--format`` disagree, or the format cannot be written.
+    """
+    target, source = parse_url(job.target), parse_url(job.source)
+    if target.url == source.url:
+        raise UsageError(f"source and target are both {target.url}; choose another target")
+    if source.url.startswith(f"{target.url}/"):
+        raise UsageError(
+            f"source {source.url} lies within the target {target.url}; choose another target"
+        )
+    if target.format not in WRITABLE:
+        raise UsageError(
+            f"{target.format} cannot be written; --format can be precomputed or ome-zarr"
+        )
+    by_url = WRITABLE[target.format]
+    if by_url is None and job.format is None and target.url.endswith(".zarr"):
+        by_url = "zarr3"
+    both = job.format is not None and by_url is not None
+    if both and (job.format == "precomputed") != (by_url == "precomputed"):
+        raise UsageError(
+            f"target {job.target} names {by_url} but --format is {job.format}; drop one of them"
+        )
+    by_job: Format = "zarr3" if job.format == "ome-zarr" else "precomputed"
+    return TargetPlace(target.url, by_url or by_job)
+
+
+def holds_job(store: Store, plan: Plan) -> bool:
+    """Tell whether the target already holds this very job.
+
+    Raises:
+        TargetConflictError: it holds another job, or something else.
+    """
+    old = read_job(store)
+    if old is not None:
+        check_same_job(store, old, plan)
+        return True
+    found = store.get_many(MARKERS)
+    if found:
+        raise TargetConflictError(
+            f"{store.url} already holds {', '.join(sorted(found))}, which isochunk did not write; "
+            "choose another target, or --overwrite to delete what is there first"
+        )
+    return False
+
+
+def prepare_target(plan: Plan) -> Ledger:
+    """Create the target, or take up where an earlier run of the same job left it.
+
+    Raises:
+        TargetConflictError: it holds another job, or something else.
+    """
+    access = Access.for_job(plan.job)
+    store = open_store(plan.target.url, access)
+    same = False
+    try:
+        same = holds_job(store, plan)
+    except TargetConflictError:
+        if not plan.job.overwrite:
+            raise
+        log.warning("deleting what is stored at %s", store.url)
+        store.delete(store.keys())
+    if not same:
+        # The job is written first: whatever happens next, the same command can take it up.
+        write_job(store, plan, version("isochunk"))
+    create_volume(plan.target, access, attributes=provenance(plan))
+    return Ledger(store, plan)
+
+
+def provenance(plan: Plan) -> dict[str, Any]:
+    """Return what is written beside the output of where it comes from."""
+    return {
+        "software": f"isochunk {version('isochunk')}",
+        "source": plan.source.url,
+        "region": str(plan.region),
+        "factor": [str(r) for r in plan.model.resolved_factor],
+        "model": plan.model.name,
+        "model_sha256": plan.model.sha256,
+        "model_trained_on": plan.model.trained_on,
+        "model_licence": plan.model.licence,
+        "intensity_offset": plan.intensity.offset,
+        "intensity_scale": plan.intensity.scale,
+        "precision": plan.precision,
+    }
