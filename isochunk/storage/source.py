@@ -29,6 +29,10 @@ RANGE_IGNORED = "Requested byte range"
 WHOLE_BYTES = 64 * 2**20
 """Voxels of whole objects that are read together, where no ranges are served."""
 
+READS = 4
+"""Reads of bytes that do not decode. What cuts answers on their way cuts several in a row, and they
+may all be of one chunk; what is stored wrong costs three reads more."""
+
 _DRIVERS = {"zarr2": "zarr", "zarr3": "zarr3", "n5": "n5"}
 
 
@@ -85,17 +89,23 @@ class TensorStoreVolume:
         return voxels
 
     def _wait_all(self, reads: Sequence[Callable[..., Any]], doing: str) -> list[Any]:
-        """Read at the same time; what does not decode may have been cut on its way: once more."""
+        """Read at the same time; what does not decode may have been cut on its way: again."""
         begin = [partial(read, order="C") for read in reads]
         started = [self._store.start(b, doing) for b in begin]
-        found = []
-        for again, finish in zip(begin, started, strict=True):
+        return [
+            self._finish(finish, again, doing) for again, finish in zip(begin, started, strict=True)
+        ]
+
+    def _finish(self, finish: Callable[[], Any], again: Callable[[], Any], doing: str) -> Any:
+        for left in reversed(range(READS)):
             try:
-                found.append(finish())
+                return finish()
             except CorruptDataError as error:
+                if not left:
+                    raise
                 log.info("%s; reading again", error)
-                found.append(self._store.wait(again, doing))
-        return found
+                finish = self._store.start(again, doing)
+        raise AssertionError  # the last read has returned or raised
 
     def _read_whole(self, box: Box, level: int) -> Voxels:
         """Read the whole objects a box touches, which takes no range if none of it is cached."""

@@ -1,1 +1,1 @@
-"""Volumes in neuroglancer: states and links, local files served, predictions on demand."""
+"""Volumes in neuroglancer: links, local files, predictions on demand."""

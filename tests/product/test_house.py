@@ -163,6 +163,21 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path):
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
+def test_the_drawing_of_the_rooms_is_as_they_are():
+    subprocess.run([sys.executable, ROOT / "docs" / "draw_rooms.py", "--check"], check=True)
+
+
+def test_the_page_on_the_architecture_names_what_there_is():
+    """Every ``room.module`` and every file that the page names exists."""
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    rooms = "|".join(p.parent.name for p in PACKAGE.glob("*/__init__.py"))
+    modules = set(re.findall(rf"\b(?:{rooms})\.[a-z_]+\b", page))
+    assert len(modules) > 10
+    assert modules <= set(sources())
+    files = {f for f in re.findall(r"`([a-z_]+/[\w/.]+)`", page) if "NAME" not in f}
+    assert all((PACKAGE / f).exists() or (ROOT / f).exists() for f in files), files
+
+
 @pytest.mark.parametrize("command", ["check --output-format=concise", "format --check"])
 def test_ruff(command):
     done = subprocess.run(

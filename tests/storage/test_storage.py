@@ -12,6 +12,8 @@ import pytest
 import servers
 import zarr
 from cloudvolume import CloudVolume
+from ome_zarr_models import v05
+from ome_zarr_models.v04 import image as v04_image
 
 from isochunk.core.geometry import Box, Spacing
 from isochunk.core.spec import LevelSpec, VolumeSpec
@@ -178,6 +180,20 @@ def test_ome_zarr_is_read_by_zarr_python(tmp_path, format_, encoding, shard):
     assert translation["translation"] == [161.0, -16.1, 48.3]
     for dataset, array in zip(entry["datasets"], arrays, strict=True):
         np.testing.assert_array_equal(group[dataset["path"]][:], array)
+
+
+@pytest.mark.parametrize("format_", ["zarr2", "zarr3"])
+def test_ome_metadata_is_what_the_specification_asks_for(tmp_path, format_):
+    spec = make_spec(f"file://{tmp_path}/v", format_, "zstd")
+    create_volume(spec, attributes={"source": "somewhere"})
+    group = zarr.open_group(tmp_path / "v", mode="r")
+    if format_ == "zarr3":
+        told = v05.Image.from_zarr(group).ome_attributes
+    else:
+        told = v04_image.ImageAttrs.model_validate(group.attrs.asdict())
+    (multiscale,) = told.multiscales
+    assert [axis.name for axis in multiscale.axes] == ["z", "y", "x"]
+    assert len(multiscale.datasets) == len(spec.levels)
 
 
 def test_info_holds_plain_numbers(tmp_path):
