@@ -24,10 +24,10 @@ from typing import Any, TypeAlias
 from isochunk.core.codec import from_json
 from isochunk.core.geometry import ceil_div
 from isochunk.core.spec import LevelSpec, VolumeSpec
-from isochunk.engine.loop import FLUSH_S
+from isochunk.engine.ledger import FLUSH_S
 from isochunk.errors import UsageError
 from isochunk.host.files import read_toml
-from isochunk.planning.layout import finer
+from isochunk.planning.layout import pooling_between
 from isochunk.planning.plan import Plan
 from isochunk.storage.url import parse_url
 
@@ -36,7 +36,7 @@ PRICES = Path(__file__).with_name("prices.toml")
 
 GIB = 1 << 30
 
-Spans: TypeAlias = Sequence[Sequence[tuple[int, int]]]
+AxisIntervals: TypeAlias = Sequence[Sequence[tuple[int, int]]]
 """What blocks read along z, y and x: the boxes are the product of the three."""
 
 
@@ -176,20 +176,20 @@ def traffic(plan: Plan) -> Traffic:
     source = plan.source.levels[0]
     back = 0
     for number, stage in enumerate(plan.stages):
-        spans = block_spans(plan, number)
+        intervals = block_intervals(plan, number)
         if stage.reads is not None:
-            back += gets(levels[stage.reads], plan.target.format, spans)
+            back += gets(levels[stage.reads], plan.target.format, intervals)
         if plan.target.lossy:
             written = levels[stage.writes[0]]
-            back += gets(written, plan.target.format, grid_spans(written, stage.block))
+            back += gets(written, plan.target.format, grid_intervals(written, stage.block))
     return Traffic(
-        source_gets=gets(source, plan.source.format, plan.source_spans()),
+        source_gets=gets(source, plan.source.format, plan.source_intervals()),
         target_gets=back,
         puts=plan.objects_written(),
     )
 
 
-def grid_spans(level: LevelSpec, block: Sequence[int]) -> Spans:
+def grid_intervals(level: LevelSpec, block: Sequence[int]) -> AxisIntervals:
     """Return where blocks start and end along each axis of a level."""
     box = level.box
     return [
@@ -198,24 +198,24 @@ def grid_spans(level: LevelSpec, block: Sequence[int]) -> Spans:
     ]
 
 
-def block_spans(plan: Plan, number: int) -> Spans:
+def block_intervals(plan: Plan, number: int) -> AxisIntervals:
     """Return what the blocks of a stage read along each axis, of the level that the stage reads."""
     stage, levels = plan.stages[number], plan.target.levels
     if stage.reads is None:
-        return plan.source_spans()
+        return plan.source_intervals()
     fine, coarse = levels[stage.reads], levels[stage.reads + 1]
-    by = finer(coarse.box, fine, coarse)[1]
+    by = pooling_between(fine, coarse)
     return [
         [(lo * p, min(hi * p, end)) for lo, hi in axis]
-        for axis, p, end in zip(grid_spans(coarse, stage.block), by, fine.box.hi, strict=True)
+        for axis, p, end in zip(grid_intervals(coarse, stage.block), by, fine.box.hi, strict=True)
     ]
 
 
-def gets(level: LevelSpec, format: str, spans: Spans) -> int:
-    """Return the GETs that read the boxes ``spans``, each by itself; see :func:`traffic`."""
+def gets(level: LevelSpec, format: str, intervals: AxisIntervals) -> int:
+    """Return the GETs that read the boxes ``intervals``, each by itself; see :func:`traffic`."""
     index = 0 if level.shard is None else 2 if format == "precomputed" else 1
     chunks = shards = full = inside = 1
-    for axis, along in enumerate(spans):
+    for axis, along in enumerate(intervals):
         start, n = level.box.lo[axis], level.box.shape[axis]
         chunk, shard = level.chunk[axis], level.object_shape[axis]
         clipped = [(max(lo - start, 0), min(hi - start, n)) for lo, hi in along]
@@ -292,7 +292,7 @@ class Calibration:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class BillItem:
     """One line of a bill."""
 
     item: str
@@ -324,9 +324,9 @@ class Estimate:
     """Worker processes that the wall time is for."""
     worker_hours: float
     """Hours of one worker (one GPU); all workers together take this."""
-    rows: tuple[Row, ...]
+    items: tuple[BillItem, ...]
     """What is paid once."""
-    stored: Row
+    stored: BillItem
     """What is paid every month."""
 
     @property
@@ -337,7 +337,7 @@ class Estimate:
     @property
     def total(self) -> float:
         """What is paid once, altogether."""
-        return sum(row.cost for row in self.rows)
+        return sum(item.cost for item in self.items)
 
     def summary(self) -> dict[str, Any]:
         """Return the JSON object ``cost`` of ``isochunk plan``."""
@@ -347,14 +347,14 @@ class Estimate:
             "workers": self.workers,
             "worker_hours": rounded(self.worker_hours),
             "wall_s": rounded(self.wall_s),
-            "rows": [as_row(row) for row in self.rows],
+            "rows": [item_json(item) for item in self.items],
             "total": rounded(self.total),
-            "storage": [as_row(self.stored)],
+            "storage": [item_json(self.stored)],
         }
 
 
 def estimate(plan: Plan, measured: Calibration, prices: Prices) -> Estimate:
-    """Reckon what a whole job takes and costs; formulas at the head of this module.
+    """Estimate what a whole job takes and costs; formulas at the head of this module.
 
     Blocks that the mask leaves out or that are all background make no requests, and take no room:
     their share among those measured is taken as that of the whole volume.
@@ -368,35 +368,35 @@ def estimate(plan: Plan, measured: Calibration, prices: Prices) -> Estimate:
     # The record is stored at most once in FLUSH_S, and read again when it is folded.
     records = min(plan.total_blocks, math.ceil(job_s / measured.workers / FLUSH_S))
     written_gib = plan.bytes_written() * stored / GIB
-    rows = (
-        Row(machine.name, job_s / 3600 / machine.workers, "machine hours", machine.hour),
-        Row("source", round(counted.source_gets * read), "GETs", source.get_per_1000, 1000),
-        Row("target", round(counted.target_gets * stored), "GETs", target.get_per_1000, 1000),
-        Row("target", round(counted.puts * stored), "PUTs", target.put_per_1000, 1000),
-        Row("record", records, "GETs", target.get_per_1000, 1000),
-        Row("record", records, "PUTs", target.put_per_1000, 1000),
-        Row("source", plan.read_bytes()[0] * read / GIB, "GiB in", source.gib_moved),
-        Row("target", written_gib, "GiB out", target.gib_moved),
+    items = (
+        BillItem(machine.name, job_s / 3600 / machine.workers, "machine hours", machine.hour),
+        BillItem("source", round(counted.source_gets * read), "GETs", source.get_per_1000, 1000),
+        BillItem("target", round(counted.target_gets * stored), "GETs", target.get_per_1000, 1000),
+        BillItem("target", round(counted.puts * stored), "PUTs", target.put_per_1000, 1000),
+        BillItem("record", records, "GETs", target.get_per_1000, 1000),
+        BillItem("record", records, "PUTs", target.put_per_1000, 1000),
+        BillItem("source", plan.read_bytes()[0] * read / GIB, "GiB in", source.gib_moved),
+        BillItem("target", written_gib, "GiB out", target.gib_moved),
     )
     return Estimate(
         currency=prices.currency,
         as_of=prices.as_of,
         workers=measured.workers,
         worker_hours=job_s / 3600,
-        rows=rows,
-        stored=Row("target", written_gib, "GiB months", target.gib_month),
+        items=items,
+        stored=BillItem("target", written_gib, "GiB months", target.gib_month),
     )
 
 
-def as_row(row: Row) -> dict[str, Any]:
-    """Return a row as JSON, with its factors."""
+def item_json(item: BillItem) -> dict[str, Any]:
+    """Return an item as JSON, with its factors."""
     return {
-        "item": row.item,
-        "quantity": rounded(row.quantity),
-        "unit": row.unit,
-        "price": row.price,
-        "per": row.per,
-        "cost": rounded(row.cost),
+        "item": item.item,
+        "quantity": rounded(item.quantity),
+        "unit": item.unit,
+        "price": item.price,
+        "per": item.per,
+        "cost": rounded(item.cost),
     }
 
 

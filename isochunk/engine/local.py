@@ -7,7 +7,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 
 from isochunk.core.geometry import Box
 from isochunk.engine.events import Notify
-from isochunk.engine.loop import FLUSH_S
+from isochunk.engine.ledger import FLUSH_S
 from isochunk.engine.pipeline import Pipeline
 from isochunk.engine.report import Seam
 from isochunk.planning.block import BlockReport, BlockTask, Reports

@@ -13,18 +13,15 @@ from typing import Any, Protocol
 
 from isochunk.core.geometry import Box, Triple, triple
 from isochunk.engine.events import EventLog, Notify
-from isochunk.engine.ledger import Ledger
+from isochunk.engine.ledger import FLUSH_S, Ledger
 from isochunk.engine.report import Report, Seam
 from isochunk.engine.timeouts import Timeouts
 from isochunk.errors import AccessError, ClusterError, StorageError
 from isochunk.planning.block import EMPTY_REPORTS, BlockTask, Reports
-from isochunk.planning.layout import blocks_over, finer
+from isochunk.planning.layout import blocks_over, finer_box
 from isochunk.planning.plan import Plan
 
 log = logging.getLogger(__name__)
-
-FLUSH_S = 0.5
-"""Finished blocks are recorded at least this often: what a killed client may have to redo."""
 
 PROGRESS_S = 10.0
 """Time between lines of progress in the event log."""
@@ -224,7 +221,7 @@ def runnable(plan: Plan, ledger: Ledger, stage: int, index: int) -> bool:
     if reads is None:
         return True
     levels = plan.target.levels
-    box = finer(plan.block(stage, index).write, levels[reads], levels[reads + 1])[0]
+    box = finer_box(plan.block(stage, index).write, levels[reads], levels[reads + 1])
     return all(ledger.tables[stage - 1].done[i] for i in writers(plan, stage - 1, reads, box))
 
 
@@ -232,7 +229,7 @@ def writers(plan: Plan, stage: int, level: int, box: Box) -> Iterator[int]:
     """Yield the blocks of a stage that write a box of one of its levels."""
     levels, first = plan.target.levels, plan.stages[stage].writes[0]
     for number in range(level, first, -1):
-        box = finer(box, levels[number - 1], levels[number])[0]
+        box = finer_box(box, levels[number - 1], levels[number])
     return blocks_over(levels[first].box, plan.stages[stage].block, box)
 
 

@@ -24,7 +24,12 @@ from isochunk.engine.opened import OpenJob
 from isochunk.errors import StorageError, may_pass
 from isochunk.models.interface import Predictor
 from isochunk.planning.block import REPORT_DTYPE, Block, BlockReport, BlockTask, Reports
-from isochunk.planning.layout import block_bounds, coarser, finer
+from isochunk.planning.layout import (
+    block_bounds,
+    coarser_box,
+    finer_box,
+    pooling_between,
+)
 from isochunk.planning.plan import Plan
 from isochunk.storage.volume import WritableVolume, read_reflected
 
@@ -37,16 +42,15 @@ def block_levels(plan: Plan, block: Block) -> list[tuple[int, Box]]:
     boxes = [(stage.writes[0], block.write)]
     for number in stage.writes[1:]:
         last, box = boxes[-1]
-        boxes.append((number, coarser(box, levels[last], levels[number])[0]))
+        boxes.append((number, coarser_box(box, levels[last], levels[number])))
     return boxes
 
 
 def pyramid(plan: Plan, block: Block, finest: Voxels) -> list[Voxels]:
     """Return a block's voxels at every level it writes, pooled from one another."""
     levels, arrays = plan.target.levels, [finest]
-    boxes = block_levels(plan, block)
-    for (fine, box), (coarse, _) in pairwise(boxes):
-        arrays.append(pool(arrays[-1], coarser(box, levels[fine], levels[coarse])[1]))
+    for fine, coarse in pairwise(number for number, _ in block_levels(plan, block)):
+        arrays.append(pool(arrays[-1], pooling_between(levels[fine], levels[coarse])))
     return arrays
 
 
@@ -56,7 +60,8 @@ def read_block(job: OpenJob, block: Block) -> Voxels | None:
     reads = plan.stages[block.stage].reads
     if reads is not None:
         levels = plan.target.levels
-        return job.target.read(finer(block.write, levels[reads], levels[reads + 1])[0], level=reads)
+        under = finer_box(block.write, levels[reads], levels[reads + 1])
+        return job.target.read(under, level=reads)
     if job.mask is not None and masked_blocks(plan, job.mask, np.array([block.index]))[0]:
         return None
     return read_reflected(job.source, plan.read_box(block))
@@ -74,7 +79,7 @@ def compute_block(plan: Plan, predictor: Predictor, source: Voxels, block: Block
         finest = convert(predicted, plan.target.dtype)
     else:
         levels = plan.target.levels
-        finest = pool(source, finer(block.write, levels[reads], levels[reads + 1])[1])
+        finest = pool(source, pooling_between(levels[reads], levels[reads + 1]))
     return pyramid(plan, block, finest)
 
 

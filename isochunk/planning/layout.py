@@ -77,6 +77,24 @@ def pooled_box(box: Box, by: Triple) -> Box:
     )
 
 
+def pooling_between(fine: LevelSpec, coarse: LevelSpec) -> Triple:
+    """Return the voxels of one level that become one of the next."""
+    return triple(c / f for c, f in zip(coarse.spacing, fine.spacing, strict=True))
+
+
+def coarser_box(box: Box, fine: LevelSpec, coarse: LevelSpec) -> Box:
+    """Return where a box of one level lies on the next."""
+    return pooled_box(box, pooling_between(fine, coarse))
+
+
+def finer_box(box: Box, fine: LevelSpec, coarse: LevelSpec) -> Box:
+    """Return the voxels of the finer level under a box of the coarser."""
+    by = pooling_between(fine, coarse)
+    lo = triple(a * p for a, p in zip(box.lo, by, strict=True))
+    hi = triple(b * p for b, p in zip(box.hi, by, strict=True))
+    return Box(lo, hi) & fine.box
+
+
 def lay_out(
     box: Box, spacing: Spacing, wish: Layout
 ) -> tuple[tuple[LevelSpec, ...], tuple[Stage, ...]]:
@@ -271,19 +289,3 @@ def blocks_over(box: Box, block: Triple, part: Box) -> Iterator[int]:
         for a, z, o, b in zip(part.lo, part.hi, box.lo, block, strict=True)
     )
     return (block_index(box, block, triple(cell)) for cell in product(*ranges))
-
-
-def coarser(box: Box, fine: LevelSpec, coarse: LevelSpec) -> tuple[Box, Triple]:
-    """Return where a box of one level lies on the next, and the pooling between them."""
-    by = triple(c / f for c, f in zip(coarse.spacing, fine.spacing, strict=True))
-    lo = triple(a // p for a, p in zip(box.lo, by, strict=True))
-    hi = triple(-(-b // p) for b, p in zip(box.hi, by, strict=True))
-    return Box(lo, hi), by
-
-
-def finer(box: Box, fine: LevelSpec, coarse: LevelSpec) -> tuple[Box, Triple]:
-    """Return the voxels of the finer level under a box of the coarser, and the pooling."""
-    by = triple(c / f for c, f in zip(coarse.spacing, fine.spacing, strict=True))
-    lo = triple(a * p for a, p in zip(box.lo, by, strict=True))
-    hi = triple(b * p for b, p in zip(box.hi, by, strict=True))
-    return Box(lo, hi) & fine.box, by

@@ -170,22 +170,24 @@ class Plan:
 
     def halo_overhead(self) -> float:
         """Return source voxels read for halos, as a share of those converted."""
-        read = math.prod(sum(hi - lo for lo, hi in axis) for axis in self.source_spans())
+        read = math.prod(sum(hi - lo for lo, hi in axis) for axis in self.source_intervals())
         return read / self.region.size - 1
 
     def read_bytes(self) -> tuple[int, int]:
         """Return bytes of source chunks read (decoded, each block by itself) and bytes needed."""
         box, chunk = self.source.box, self.source.levels[0].chunk
         total = 1
-        for axis, start, stop, c in zip(self.source_spans(), box.lo, box.hi, chunk, strict=True):
+        for axis, start, stop, c in zip(
+            self.source_intervals(), box.lo, box.hi, chunk, strict=True
+        ):
             spans = ((max(lo, start) - start, min(hi, stop) - start) for lo, hi in axis)
             total *= sum(min(math.ceil(hi / c) * c, stop - start) - lo // c * c for lo, hi in spans)
         return total * self.source.itemsize, self.region.size * self.source.itemsize
 
-    def source_spans(self) -> tuple[list[tuple[int, int]], ...]:
-        """Return the source spans that blocks read along each axis; boxes are their product."""
+    def source_intervals(self) -> tuple[list[tuple[int, int]], ...]:
+        """Return the source intervals that blocks read along each axis; boxes are their product."""
         grid, block = self.target.box, self.stages[0].block
-        spans = []
+        intervals = []
         for axis in range(3):
             along = []
             for lo in range(grid.lo[axis], grid.hi[axis], block[axis]):
@@ -197,8 +199,8 @@ class Plan:
                 )
                 read = self.model.read_box(self.anchored(cut))
                 along.append((read.lo[axis], read.hi[axis]))
-            spans.append(along)
-        return tuple(spans)
+            intervals.append(along)
+        return tuple(intervals)
 
 
 def describe(volume: VolumeSpec) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from isochunk.core.voxels import Voxels, pool
 from isochunk.engine.opened import OpenJob, open_job
 from isochunk.engine.prepare import TargetPlace, resolve
 from isochunk.errors import IsochunkError
-from isochunk.planning.layout import finer
+from isochunk.planning.layout import finer_box, pooling_between
 from isochunk.planning.plan import Plan
 from isochunk.storage.keys import object_boxes, object_key
 from isochunk.storage.precomputed import info_json
@@ -65,8 +65,9 @@ class PreviewVolume:
         levels = self.plan.target.levels
         if level == 0:
             return self.job.predict(box)
-        below, by = finer(box, levels[level - 1], levels[level])
-        return pool(self.read(below, level - 1), by)
+        fine, coarse = levels[level - 1], levels[level]
+        below = self.read(finer_box(box, fine, coarse), level - 1)
+        return pool(below, pooling_between(fine, coarse))
 
     def chunk(self, path: str) -> bytes | None:
         """Return an object of the volume by its key, raw, or None if there is no such object."""

@@ -341,16 +341,16 @@ def bucket_plan() -> Plan:
 
 @settings(deadline=None)
 @given(measured=measurements, prices=prices_lists)
-def test_a_bill_is_the_sum_of_its_rows(measured: Calibration, prices: Prices) -> None:
+def test_a_bill_is_the_sum_of_its_items(measured: Calibration, prices: Prices) -> None:
     plan = bucket_plan()
     bill = estimate(plan, measured, prices)
-    assert bill.total == pytest.approx(sum(row.quantity / row.per * row.price for row in bill.rows))
+    assert bill.total == pytest.approx(sum(row.quantity / row.per * row.price for row in bill.items))
     voxels = 64**3
     assert bill.worker_hours * 3600 * measured.voxels_per_s == pytest.approx(voxels)
     assert bill.wall_s * measured.workers == pytest.approx(bill.worker_hours * 3600)
     assert measured.compute_s <= measured.worker_s
     assert measured.worker_s <= measured.read_s + measured.compute_s + measured.write_s
-    rows = {(row.item, row.unit): row for row in bill.rows}
+    rows = {(row.item, row.unit): row for row in bill.items}
     share = measured.read_voxels / measured.voxels
     assert rows["m", "machine hours"].cost == pytest.approx(
         bill.worker_hours / prices.chosen().workers * prices.chosen().hour
@@ -379,10 +379,10 @@ def test_a_bill_follows_what_it_is_made_of(measured, prices, factor) -> None:
     assert more.wall_s == pytest.approx(once.wall_s / factor)
     assert more.worker_hours == once.worker_hours
     local = estimate(plan_of((64, 64, 64)), measured, prices)
-    assert local.total == pytest.approx(local.rows[0].cost), "files are not priced"
+    assert local.total == pytest.approx(local.items[0].cost), "files are not priced"
 
 
-def test_the_shipped_prices_are_dated_examples_that_can_be_reckoned_by_hand() -> None:
+def test_the_shipped_prices_are_dated_examples_that_can_be_checked_by_hand() -> None:
     prices = read_prices()
     assert "EXAMPLES" in PRICES.read_text()
     assert prices.as_of
@@ -393,8 +393,8 @@ def test_the_shipped_prices_are_dated_examples_that_can_be_reckoned_by_hand() ->
     )
     assert bill.worker_hours == 1
     assert bill.wall_s == 900
-    assert bill.rows[0].cost == prices.chosen().hour == 1.006
-    assert bill.rows[3].cost == pytest.approx(512 * 0.005 / 1000)
+    assert bill.items[0].cost == prices.chosen().hour == 1.006
+    assert bill.items[3].cost == pytest.approx(512 * 0.005 / 1000)
 
 
 @pytest.mark.parametrize(
@@ -457,6 +457,6 @@ def test_grids_of_spans_match_blocks(tmp_path: Path) -> None:
     """The plan's spans, which requests are counted from, are those of its blocks."""
     plan = isochunk.plan(job(tmp_path, box="1:30,7:100,0:96"))
     boxes = {plan.read_box(plan.block(0, i)) for i in range(plan.block_count(0))}
-    spans = plan.source_spans()
+    spans = plan.source_intervals()
     assert boxes == {Box(*zip(*ranges, strict=True)) for ranges in itertools.product(*spans)}
     assert tuple(map(len, spans)) == grid_shape(plan.target.box.shape, plan.stages[0].block)
