@@ -14,7 +14,8 @@ from isochunk.core.job import Job
 from isochunk.core.spec import Intensity, LevelSpec, VolumeSpec
 from isochunk.engine.ledger import Ledger
 from isochunk.models.interpolation import interpolation_spec
-from isochunk.planning.plan import Inputs, Plan, make_plan
+from isochunk.planning.make import Inputs, make_plan
+from isochunk.planning.plan import Plan
 from isochunk.storage.open import open_store
 
 BLOCKS = 49 * 391 * 391

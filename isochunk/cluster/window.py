@@ -23,7 +23,7 @@ from isochunk.planning.plan import Plan
 
 log = logging.getLogger(__name__)
 
-TASKS_PER_WORKER = 3
+IN_FLIGHT_PER_WORKER = 3
 """Tasks in flight for each worker: two at work in the pipeline, one on its way."""
 
 CHECK_S = 1.0
@@ -114,7 +114,7 @@ class TaskWindow:
         """
         try:
             while True:
-                room = TASKS_PER_WORKER * self.workers - len(self.in_flight)
+                room = IN_FLIGHT_PER_WORKER * self.workers - len(self.in_flight)
                 for task in itertools.islice(tasks, max(0, room)):
                     self.send(task, isolated=False)
                 if not self.in_flight:

@@ -14,7 +14,8 @@ from isochunk.engine.ledger import Ledger, check_same_job, read_job, write_job
 from isochunk.errors import TargetConflictError, UsageError
 from isochunk.models.load import describe
 from isochunk.planning.intensity import measure_intensity
-from isochunk.planning.plan import Inputs, Plan, make_plan
+from isochunk.planning.make import Inputs, make_plan
+from isochunk.planning.plan import Plan
 from isochunk.storage.access import Access
 from isochunk.storage.objects import Store
 from isochunk.storage.open import (

@@ -1,5 +1,5 @@
 """A job turned into blocks, before anything happens.
 
 Pure, but for the bounded sample that ``intensity`` reads. No backend, no record. Read ``block``,
-``layout``, ``plan``.
+``layout`` and ``plan`` for what a plan is, ``make`` and ``memory`` for how it comes about.
 """

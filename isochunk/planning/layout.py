@@ -18,19 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isochunk.core.geometry import AXES, Box, Spacing, Triple, ceil_div, grid_shape, triple
+from isochunk.core.limits import BLOCK_EXTENT, LARGE_VOLUME, MAX_FUSED_LEVELS, MAX_LEVELS
 from isochunk.core.spec import Format, LevelSpec
 from isochunk.errors import GeometryError
 from isochunk.storage.keys import level_key, precomputed_shard_shapes, precomputed_sharding
-
-MAX_FUSED_LEVELS = 3
-"""Levels one stage writes: the first and two pooled from it. More would make too small shards."""
-
-MAX_LEVELS = 16
-BLOCK_EXTENT = 256
-"""Default blocks grow to at least this many voxels along each axis."""
-
-LARGE_VOLUME = 1 << 36
-"""Volumes of more voxels than this get shards of 512 instead of 256."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +37,7 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class LayoutOptions:
     """What the user asked of the target's storage, before it meets the volume's extent."""
 
     format: Format
@@ -96,30 +87,30 @@ def finer_box(box: Box, fine: LevelSpec, coarse: LevelSpec) -> Box:
 
 
 def lay_out(
-    box: Box, spacing: Spacing, wish: Layout
+    box: Box, spacing: Spacing, options: LayoutOptions
 ) -> tuple[tuple[LevelSpec, ...], tuple[Stage, ...]]:
     """Cut a target into levels and stages.
 
     Args:
         box: stored voxels of the finest level.
         spacing: their size in nm.
-        wish: what the user asked for.
+        options: what the user asked for.
 
     Raises:
         GeometryError: a shard is no multiple of the chunk, a block cuts a shard, or a level was
             asked for whose corner is no whole voxel.
     """
-    shard = wanted_shard(box, wish)
-    finest = level(0, box, spacing, wish, shard)
-    block = wanted_block(finest, wish)
+    shard = wanted_shard(box, options)
+    finest = level(0, box, spacing, options, shard)
+    block = wanted_block(finest, options)
     levels, stages = [finest], [Stage(None, (0,), block)]
-    limit = wish.levels or MAX_LEVELS
-    while len(levels) < limit and (wish.levels or exceeds(levels[-1])):
+    limit = options.levels or MAX_LEVELS
+    while len(levels) < limit and (options.levels or exceeds(levels[-1])):
         last, by = levels[-1], pooling(levels[-1].spacing)
         if any(a % p for a, p in zip(last.box.lo, by, strict=True)):
-            if wish.levels:
+            if options.levels:
                 raise GeometryError(
-                    f"level {len(levels)} of {wish.levels} would start at half a voxel, since "
+                    f"level {len(levels)} of {options.levels} would start at half a voxel, since "
                     f"level {len(levels) - 1} starts at {last.box.lo}; ask for --levels "
                     f"{len(levels)}, or for a --box whose corner divides by a higher power of two"
                 )
@@ -128,16 +119,16 @@ def lay_out(
         coarse_spacing = Spacing(*(s * p for s, p in zip(last.spacing, by, strict=True)))
         index = len(levels)
         fused = None
-        if not wish.lossy and len(stages[-1].writes) < MAX_FUSED_LEVELS:
+        if not options.lossy and len(stages[-1].writes) < MAX_FUSED_LEVELS:
             small = triple(ceil_div(b, p) for b, p in zip(block, by, strict=True))
             part = None if shard is None else triple(map(min, shard, small))
-            fused = level(index, coarse_box, coarse_spacing, wish, part)
+            fused = level(index, coarse_box, coarse_spacing, options, part)
         if fused is not None and fits_pooled(block, by, fused):
             levels.append(fused)
             block = small
             stages[-1] = replace(stages[-1], writes=(*stages[-1].writes, index))
         else:
-            levels.append(level(index, coarse_box, coarse_spacing, wish, shard))
+            levels.append(level(index, coarse_box, coarse_spacing, options, shard))
             block = default_block(levels[-1])
             stages.append(Stage(index - 1, (index,), block))
     return tuple(levels), tuple(stages)
@@ -156,18 +147,20 @@ def fits_pooled(block: Triple, by: Triple, coarse: LevelSpec) -> bool:
     )
 
 
-def level(index: int, box: Box, spacing: Spacing, wish: Layout, shard: Triple | None) -> LevelSpec:
+def level(
+    index: int, box: Box, spacing: Spacing, options: LayoutOptions, shard: Triple | None
+) -> LevelSpec:
     """Describe one level; its shard is cut to what the level's extent can fill.
 
     Raises:
         GeometryError: the shard asked for at the finest level is none that precomputed can have.
     """
-    plain = LevelSpec(level_key(wish.format, index, spacing), box, spacing, wish.chunk, None)
+    plain = LevelSpec(level_key(options.format, index, spacing), box, spacing, options.chunk, None)
     if shard is None:
         return plain
-    fitted = fit_shard(box.shape, wish.chunk, shard, wish.format)
-    asked = index == 0 and wish.shard != "auto"
-    if wish.format == "precomputed" and not asked:
+    fitted = fit_shard(box.shape, options.chunk, shard, options.format)
+    asked = index == 0 and options.shard != "auto"
+    if options.format == "precomputed" and not asked:
         fitted = max(
             (
                 shape
@@ -176,27 +169,28 @@ def level(index: int, box: Box, spacing: Spacing, wish: Layout, shard: Triple | 
             ),
             key=math.prod,
         )
-    if fitted == wish.chunk:
+    if fitted == options.chunk:
         return plain
     made = replace(plain, shard=fitted)
-    if wish.format == "precomputed":
+    if options.format == "precomputed":
         precomputed_sharding(made)
     return made
 
 
-def wanted_shard(box: Box, wish: Layout) -> Triple | None:
+def wanted_shard(box: Box, options: LayoutOptions) -> Triple | None:
     """Return the shard shape asked for, or the default in whole chunks."""
-    if wish.shard == "none" or (wish.shard == "auto" and wish.format == "zarr2"):
+    if options.shard == "none" or (options.shard == "auto" and options.format == "zarr2"):
         return None  # zarr v2 has no shards
-    if wish.shard == "auto":
+    if options.shard == "auto":
         extent = 2 * BLOCK_EXTENT if box.size > LARGE_VOLUME else BLOCK_EXTENT
-        return triple(c << max(0, (extent // c).bit_length() - 1) for c in wish.chunk)
-    for axis, s, c in zip(AXES, wish.shard, wish.chunk, strict=True):
+        return triple(c << max(0, (extent // c).bit_length() - 1) for c in options.chunk)
+    for axis, s, c in zip(AXES, options.shard, options.chunk, strict=True):
         if s % c:
             raise GeometryError(
-                f"shard {wish.shard} cuts chunk {wish.chunk} along {axis}; choose a multiple of {c}"
+                f"shard {options.shard} cuts chunk {options.chunk} along {axis}; choose a "
+                f"multiple of {c}"
             )
-    return wish.shard
+    return options.shard
 
 
 def fit_shard(shape: Triple, chunk: Triple, shard: Triple, format: Format) -> Triple:
@@ -210,20 +204,22 @@ def fit_shard(shape: Triple, chunk: Triple, shard: Triple, format: Format) -> Tr
     return triple(fitted)
 
 
-def wanted_block(finest: LevelSpec, wish: Layout) -> Triple:
+def wanted_block(finest: LevelSpec, options: LayoutOptions) -> Triple:
     """Return the block asked for, or the default in whole objects."""
-    if wish.block is None:
+    if options.block is None:
         return default_block(finest)
     what = "shard" if finest.shard else "chunk"
-    for axis, b, o, n in zip(AXES, wish.block, finest.object_shape, finest.box.shape, strict=True):
+    for axis, b, o, n in zip(
+        AXES, options.block, finest.object_shape, finest.box.shape, strict=True
+    ):
         if b % o and b < n:
             raise GeometryError(
-                f"block {wish.block} cuts {what} {finest.object_shape} along {axis}; "
+                f"block {options.block} cuts {what} {finest.object_shape} along {axis}; "
                 f"choose a multiple of {o}"
             )
     return triple(
         ceil_div(min(b, n), o) * o
-        for b, o, n in zip(wish.block, finest.object_shape, finest.box.shape, strict=True)
+        for b, o, n in zip(options.block, finest.object_shape, finest.box.shape, strict=True)
     )
 
 

@@ -12,44 +12,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from fractions import Fraction
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 from isochunk.core.codec import to_json
-from isochunk.core.geometry import AXES, Box, Triple, factor_between, sub, target_box, triple
+from isochunk.core.geometry import Box, Triple, sub, triple
 from isochunk.core.job import Job, Precision
-from isochunk.core.spec import DTYPES, Format, Intensity, ModelSpec, VolumeSpec
-from isochunk.errors import GeometryError, UsageError
+from isochunk.core.limits import (
+    ALLOCATOR_SLACK,
+    PROCESS_BYTES,
+    TASK_BLOCKS,
+    TASK_VOXELS,
+    TASKS_PER_WORKER,
+)
+from isochunk.core.spec import Intensity, ModelSpec, VolumeSpec
 from isochunk.planning.block import Block, BlockTask
-from isochunk.planning.layout import Layout, Stage, block_box, block_count, lay_out
-
-MAX_DEPTH = 4
-"""Blocks in flight in one worker: reading, waiting, computing, writing."""
-
-PROCESS_BYTES = 600 << 20
-"""What a worker process holds besides blocks and tiles: libraries, and cached source chunks."""
-
-ALLOCATOR_SLACK = 1.1
-"""Resident memory over what tensors need at once, measured on 3D-SRU-Net."""
-
-TASK_VOXELS = 1 << 26
-"""Target voxels of one Dask task, at least, so that scheduling costs little."""
-
-TASK_BLOCKS = 1024
-"""Blocks of one Dask task, at most: what is redone if its worker or client dies."""
-
-TASKS_PER_WORKER = 8
-"""Tasks each worker should get, at least, so that the load evens out."""
-
-MIN_TILE = 8
-"""Smallest extent of a tile in target voxels."""
-
-DEVICE_TILE_BYTES = 1 << 33
-"""Largest working memory of a tile on a GPU: no tensor then has more than 2^31 elements, which is
-as far as many CUDA kernels count."""
-
+from isochunk.planning.layout import Stage, block_box, block_count
 
 IDENTITY = ("source", "target", "intensity", "region", "shift", "stages", "mask", "precision")
 """Fields of a plan that decide the output's bytes; of the model, these do:"""
@@ -218,188 +197,3 @@ def describe(volume: VolumeSpec) -> dict[str, Any]:
         "encoding": volume.encoding,
         "levels": len(volume.levels),
     }
-
-
-@dataclass(frozen=True, slots=True)
-class Inputs:
-    """What planning learned from outside before it plans."""
-
-    source: VolumeSpec
-    """The source as found."""
-    model: ModelSpec
-    """The model as found, its factor not yet resolved."""
-    intensity: Intensity
-    """As measured, or the full range."""
-    target_url: str
-    """Canonical URL of the target."""
-    target_format: Format
-    """Storage format of the target."""
-    mask: VolumeSpec | None = None
-    """The mask as found."""
-
-
-def make_plan(job: Job, found: Inputs) -> Plan:
-    """Resolve a job against what was found.
-
-    Raises:
-        UsageError: the job cannot be done; the message says what would work.
-    """
-    source = found.source
-    if source.dtype not in DTYPES:
-        raise UsageError(
-            f"source {source.url} holds {source.dtype}; uint8 and uint16 are supported"
-        )
-    region = converted_region(job.box, source)
-    spacing = job.spacing or found.model.target_spacing(source.spacing)
-    factor = factor_between(source.spacing, spacing)
-    model = found.model.for_factor(factor)
-    if not model.exact and not job.allow_inexact:
-        raise UsageError(
-            f"model {model.name!r} cannot be tiled exactly; --allow-inexact accepts that, and the "
-            "report then says how much tiles differ at their seams"
-        )
-    anchored = target_box(region, factor, source.box)
-    shift, corner = placement(source, anchored, found.target_format, spacing=tuple(spacing))
-    encoding = job.encoding or ("raw" if found.target_format == "precomputed" else "zstd")
-    wish = Layout(
-        found.target_format, job.chunk, job.shard, job.block, job.levels, lossy=encoding == "jpeg"
-    )
-    levels, stages = lay_out(anchored.shift(shift), spacing, wish)
-    target = VolumeSpec(
-        url=found.target_url,
-        format=found.target_format,
-        dtype=job.dtype or source.dtype,
-        encoding=encoding,
-        corner_nm=corner,
-        levels=levels,
-    )
-
-    made = Plan(
-        job=job,
-        source=source,
-        target=target,
-        model=model,
-        intensity=found.intensity,
-        region=region,
-        shift=shift,
-        stages=stages,
-        mask=found.mask,
-        precision=job.precision,
-        tile=stages[0].block,
-        depth=MAX_DEPTH,
-    )
-    return fit_memory(made, job.memory)
-
-
-def converted_region(box: Box | None, source: VolumeSpec) -> Box:
-    """Return the source voxels to convert.
-
-    Raises:
-        GeometryError: the box reaches outside the volume.
-    """
-    if box is None:
-        return source.box
-    if box not in source.box:
-        raise GeometryError(
-            f"box {box} reaches outside the volume {source.box} of {source.url}; "
-            f"--box {box & source.box if (box & source.box).size else source.box} works"
-        )
-    return box
-
-
-def placement(
-    source: VolumeSpec,
-    anchored: Box,
-    format: Format,
-    spacing: tuple[Fraction, ...],
-) -> tuple[Triple, tuple[Fraction, Fraction, Fraction]]:
-    """Find the stored grid of the target.
-
-    OME-Zarr arrays start at 0 and lie anywhere. A precomputed grid starts at 0 nm, so the source's
-    corner must be a whole number of target voxels away; where it is not because the source's
-    translation ignores the half voxel of OME's convention, the translation itself is used and the
-    half voxel stays in ``corner_nm``, for the viewer to add.
-
-    Returns:
-        Shift from anchored to stored voxels, and ``corner_nm`` of the target.
-
-    Raises:
-        GeometryError: no whole voxel offset exists.
-    """
-    if format == "precomputed":
-        centred = [c + s / 2 for c, s in zip(source.corner_nm, source.spacing, strict=True)]
-        for position in (source.corner_nm, centred):
-            steps = [p / s for p, s in zip(position, spacing, strict=True)]
-            if all(step.denominator == 1 for step in steps):
-                shift = triple(steps)
-                break
-        else:
-            where = ", ".join(f"{a} {float(c):g}" for a, c in zip(AXES, centred, strict=True))
-            raise GeometryError(
-                f"the source's translation ({where} nm) is no whole number of target voxels, which "
-                "precomputed cannot store; use --format ome-zarr"
-            )
-    else:
-        shift = sub((0, 0, 0), anchored.lo)
-    z, y, x = (c - h * s for c, h, s in zip(source.corner_nm, shift, spacing, strict=True))
-    return shift, (z, y, x)
-
-
-def fit_memory(made: Plan, memory: int) -> Plan:
-    """Choose the deepest pipeline and the largest tile that fit a worker's memory.
-
-    Args:
-        made: a plan of any depth and tile.
-        memory: bytes of one worker.
-
-    Raises:
-        UsageError: not even one block and one small tile fit.
-    """
-    tile = block_tile(made)
-    for depth in range(MAX_DEPTH, 0, -1):
-        plan = replace(made, depth=depth, tile=tile)
-        if plan.worker_memory_bytes() <= memory:
-            return plan
-        if depth > 2:  # noqa: PLR2004 - reading while computing is worth more than a large tile
-            continue
-        small: Triple | None = tile
-        while plan.worker_memory_bytes() > memory and (small := half_tile(made, plan.tile)):
-            plan = replace(plan, tile=small)
-        if plan.worker_memory_bytes() <= memory:
-            return plan
-    raise UsageError(
-        f"one tile of model {made.model.name!r} and one block {made.stages[0].block} need "
-        f"{plan.worker_memory_bytes() / 2**20:.0f} MiB a worker but --memory is "
-        f"{memory / 2**20:.0f} MiB; raise --memory or choose a smaller --block"
-    )
-
-
-def device_tile(made: Plan, device_bytes: int) -> Triple:
-    """Return the largest tile of a block that fits a GPU, by what the model is known to need."""
-    tile = block_tile(made)
-    limit = min(device_bytes, DEVICE_TILE_BYTES)
-    while made.tile_bytes(tile) > limit and (small := half_tile(made, tile)):
-        tile = small
-    return tile
-
-
-def block_tile(made: Plan) -> Triple:
-    """Return the tile that covers a whole block, in whole cells of the model's alignment."""
-    steps = tile_steps(made.model)
-    return triple(-(-b // s) * s for b, s in zip(made.stages[0].block, steps, strict=True))
-
-
-def half_tile(made: Plan, tile: Triple) -> Triple | None:
-    """Halve a tile along its longest axis; None if it is as small as can be, or costs nothing."""
-    steps = tile_steps(made.model)
-    axis = max(range(3), key=lambda a: tile[a])
-    half = -(-tile[axis] // 2 // steps[axis]) * steps[axis]
-    if half < MIN_TILE or half >= tile[axis] or not made.model.bytes_per_voxel:
-        return None
-    return triple(half if a == axis else n for a, n in enumerate(tile))
-
-
-def tile_steps(model: ModelSpec) -> Triple:
-    """Return the target voxels by which a tile's extents grow."""
-    strides = (g * r for g, r in zip(model.alignment, model.resolved_factor, strict=True))
-    return triple(s if s.denominator == 1 else 1 for s in strides)

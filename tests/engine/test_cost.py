@@ -45,7 +45,8 @@ from isochunk.engine.prepare import prepare_target
 from isochunk.errors import IsochunkError, UsageError
 from isochunk.models.interpolation import interpolation_spec
 from isochunk.planning.layout import grid_shape
-from isochunk.planning.plan import Inputs, Plan, make_plan
+from isochunk.planning.make import Inputs, make_plan
+from isochunk.planning.plan import Plan
 from isochunk.storage import target as storage_target
 from isochunk.storage.access import Access
 from isochunk.storage.keys import object_keys
@@ -344,7 +345,9 @@ def bucket_plan() -> Plan:
 def test_a_bill_is_the_sum_of_its_items(measured: Calibration, prices: Prices) -> None:
     plan = bucket_plan()
     bill = estimate(plan, measured, prices)
-    assert bill.total == pytest.approx(sum(row.quantity / row.per * row.price for row in bill.items))
+    assert bill.total == pytest.approx(
+        sum(row.quantity / row.per * row.price for row in bill.items)
+    )
     voxels = 64**3
     assert bill.worker_hours * 3600 * measured.voxels_per_s == pytest.approx(voxels)
     assert bill.wall_s * measured.workers == pytest.approx(bill.worker_hours * 3600)

@@ -24,12 +24,13 @@ from jobs import command, noise, read_all, start, write_source
 import isochunk
 from isochunk.cluster.backend import JobPlugin
 from isochunk.core.geometry import Box
+from isochunk.core.limits import MIN_TILE
 from isochunk.core.spec import Intensity, ModelSpec
 from isochunk.core.voxels import Voxels
 from isochunk.errors import PredictionError, UsageError
 from isochunk.models.predictor import TorchPredictor
 from isochunk.models.tiling import SameSizeEngine
-from isochunk.planning.plan import MIN_TILE, block_tile, device_tile
+from isochunk.planning.memory import block_tile, device_tile
 
 MODEL = '''
 import os

@@ -8,7 +8,8 @@ from isochunk.core.geometry import Box, Spacing
 from isochunk.core.job import Job
 from isochunk.core.spec import Intensity, LevelSpec, VolumeSpec
 from isochunk.models.interpolation import interpolation_spec
-from isochunk.planning.plan import Inputs, Plan, make_plan
+from isochunk.planning.make import Inputs, make_plan
+from isochunk.planning.plan import Plan
 
 
 def volume(box: str, spacing: str = "46,4.6,4.6", **changes: object) -> VolumeSpec:

@@ -17,11 +17,12 @@ from plans import plan, volume
 from isochunk.core.codec import from_json, to_json
 from isochunk.core.geometry import Box, Spacing, target_box, triple
 from isochunk.core.job import Job
+from isochunk.core.limits import TASK_BLOCKS
 from isochunk.core.spec import LevelSpec
 from isochunk.engine.ledger import Ledger
 from isochunk.errors import GeometryError, ModelError, UsageError
 from isochunk.planning.layout import (
-    Layout,
+    LayoutOptions,
     block_bounds,
     block_box,
     block_count,
@@ -29,7 +30,7 @@ from isochunk.planning.layout import (
     blocks_over,
     lay_out,
 )
-from isochunk.planning.plan import TASK_BLOCKS, Plan
+from isochunk.planning.plan import Plan
 from isochunk.storage.open import open_store
 
 ISOTROPIC = Spacing(Fraction(8), Fraction(8), Fraction(8))
@@ -65,8 +66,8 @@ def test_blocks_write_whole_objects_of_every_level_exactly_once(
     block = None
     if multiple is not None and shard != "auto":
         block = tuple(u * m for u, m in zip(unit, multiple, strict=True))
-    wish = Layout(format, chunk, shard, block, None, lossy=False)  # type: ignore[arg-type]
-    levels, stages = lay_out(box, ISOTROPIC, wish)
+    options = LayoutOptions(format, chunk, shard, block, None, lossy=False)  # type: ignore[arg-type]
+    levels, stages = lay_out(box, ISOTROPIC, options)
     assert [n for s in stages for n in s.writes] == list(range(len(levels)))
     for stage in stages:
         first = levels[stage.writes[0]]
