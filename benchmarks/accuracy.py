@@ -21,8 +21,10 @@ from isochunk.core.degradation import PHASES, Degradation
 from isochunk.core.geometry import Box, Triple
 from isochunk.core.spec import ModelSpec
 from isochunk.core.voxels import Voxels, quantise
-from isochunk.evaluation.evaluate import EvaluateConfig, evaluate, judge
-from isochunk.evaluation.results import Evaluation, averaged, ceiling_told, degraded
+from isochunk.evaluation.evaluate import EvaluateConfig, evaluate, evaluate_volume
+from isochunk.evaluation.results import Evaluation, noise_limit_text
+from isochunk.evaluation.results import averaging_text as averaged
+from isochunk.evaluation.results import degradation_text as degraded
 from isochunk.evaluation.truth import ArrayVolume
 from isochunk.models.load import shipped
 from isochunk.storage.open import open_volume
@@ -61,7 +63,7 @@ MIDDLE = Box((60, 60, 60), (188, 188, 188))
 """Part of the truth that is changed."""
 OTHER = DATA / "vnc_sstem"
 SECTIONS = Box((0, 256, 256), (20, 496, 496))
-"""Part of it that is judged: y takes the place of z, and the sections' own axis that of y."""
+"""Part of it that is compared: y takes the place of z, and the sections' own axis that of y."""
 
 CHANGES: Mapping[str, Callable[[Voxels], Voxels]] = {
     "as it is": lambda v: v,
@@ -93,7 +95,7 @@ def main() -> None:
 
 
 def config_of(case: Case) -> EvaluateConfig:
-    """Return how a case is judged."""
+    """Return how a case is evaluated."""
     return EvaluateConfig(
         str(TRUTH),
         tuple(name for name, spec in shipped() if suits(spec, case)),
@@ -116,7 +118,7 @@ def table(found: Evaluation) -> Iterator[str]:
     """Write the figures, best last."""
     cubic = next(row.psnr for row in found.rows if row.model == "cubic")
     yield f"\n{degraded(found)}{averaged(found)}"
-    yield from ceiling_told(found)
+    yield from noise_limit_text(found)
     yield "\n| model | PSNR dB | over cubic | SSIM | wPSNR dB | CF-PSNR dB | FRC along z nm |"
     yield "|---|---|---|---|---|---|---|"
     for row in sorted(found.rows, key=lambda row: row.psnr):
@@ -135,11 +137,11 @@ def robustness() -> Iterator[str]:
     found = {}
     for name, change in CHANGES.items():
         volume = ArrayVolume(truth.spec, np.ascontiguousarray(change(voxels)))
-        found[name] = judge(replace(config, box=Box.from_shape(MIDDLE.shape)), volume)
+        found[name] = evaluate_volume(replace(config, box=Box.from_shape(MIDDLE.shape)), volume)
     # The sections of ssTEM are too far apart for yz slices, and for 3D networks no fair test.
     lateral = ArrayVolume(truth.spec, np.ascontiguousarray(other.read(SECTIONS).swapaxes(0, 1)))
     box = Box.from_shape(lateral.voxels.shape)
-    found["ssTEM, y taken as z"] = judge(replace(config, box=box, plane="xz"), lateral)
+    found["ssTEM, y taken as z"] = evaluate_volume(replace(config, box=box, plane="xz"), lateral)
     yield f"\nPSNR over cubic, x4 along z, AVG, box {MIDDLE}"
     yield f"\n| | cubic, dB | {' | '.join(config.models)} |"
     yield f"|{'---|' * (len(config.models) + 2)}"

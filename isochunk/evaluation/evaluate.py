@@ -21,22 +21,13 @@ from isochunk.core.job import Device
 from isochunk.core.spec import AXIAL, ModelSpec, Plane, VolumeSpec
 from isochunk.core.voxels import Voxels
 from isochunk.errors import ModelError, UsageError
-from isochunk.evaluation.baselines.restore import (
-    Means,
-    Reference,
-    Task,
-    check_reference,
-    restore_by,
-)
-from isochunk.evaluation.noise import ceiling
-from isochunk.evaluation.results import (
-    Evaluation,
-    Judged,
-    Measured,
-    measure,
-    view_of,
-    write_figures,
-)
+from isochunk.evaluation.baselines.published import BaselineInputs as BaselineInputs
+from isochunk.evaluation.baselines.published import Reference, check_reference, restore_by
+from isochunk.evaluation.baselines.published import RestorationTask as RestorationTask
+from isochunk.evaluation.noise import noise_ceiling
+from isochunk.evaluation.results import Comparison as Comparison
+from isochunk.evaluation.results import Evaluation, measure, middle_slices, write_figures
+from isochunk.evaluation.results import ModelResult as ModelResult
 from isochunk.evaluation.truth import (
     NO_AVERAGE,
     ArrayVolume,
@@ -51,19 +42,22 @@ from isochunk.models.interface import Predictor
 from isochunk.models.interpolation import INTERPOLATIONS, Interpolation, interpolation_spec
 from isochunk.models.load import Runtime, describe, load
 from isochunk.planning.intensity import measure_intensity
+from isochunk.storage.access import Access
 from isochunk.storage.open import check_supported, open_volume
 from isochunk.storage.volume import Volume, read_reflected
 
+DEFAULT = Access()
+
 BASELINES = ("nearest", "linear", "cubic")
-"""Always judged; the weights of wPSNR come from cubic."""
+"""Always evaluated; the weights of wPSNR come from cubic."""
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluateConfig:
-    """What is judged on what. Boxes are in voxels of the truth, averaged if that is asked for."""
+    """What is evaluated on what; boxes in voxels of the truth, averaged if that is asked for."""
 
     truth: str
-    """URL of an isotropic volume that no judged model was trained on."""
+    """URL of an isotropic volume that none of the models was trained on."""
     models: tuple[str, ...] = ()
     """Models as ``--model`` takes them, besides the interpolations."""
     predictions: tuple[str, ...] = ()
@@ -96,8 +90,12 @@ class EvaluateConfig:
     """Folder for ``evaluation.json``, ``evaluation.md`` and ``index.html``; none by default."""
 
 
-def evaluate(config: EvaluateConfig) -> Evaluation:
+def evaluate(config: EvaluateConfig, access: Access = DEFAULT) -> Evaluation:
     """Degrade a volume, predict it back with every model, and compare.
+
+    Args:
+        config: what is evaluated on what.
+        access: how volumes are reached.
 
     Raises:
         UsageError: the box is too small, too large or outside; a prediction lies on another grid;
@@ -107,9 +105,9 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     """
     if config.report is not None:
         _check_report()
-    truth = averaged(open_volume(config.truth), config.average)
+    truth = averaged(open_volume(config.truth, access), config.average)
     check_supported(truth.spec)
-    evaluation = judge(config, truth)
+    evaluation = evaluate_volume(config, truth, access)
     if config.report is not None:
         from isochunk.evaluation.page import write_page
 
@@ -118,17 +116,20 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     return evaluation
 
 
-def judge(config: EvaluateConfig, truth: Volume) -> Evaluation:
+def evaluate_volume(config: EvaluateConfig, truth: Volume, access: Access = DEFAULT) -> Evaluation:
     """Evaluate on an open volume; see :func:`evaluate`."""
     names = tuple(dict.fromkeys((*BASELINES, *config.models)))
     specs = {name: _describe(name, config) for name in names}
     factor = degraded_factor(specs, config.factor)
     specs = {name: _fixed(spec, factor, config) for name, spec in specs.items()}
-    learn_from = open_volume(config.learn_from) if config.learn_from else None
-    means = Means(specs, learn_from, config.device)
+    learn_from = open_volume(config.learn_from, access) if config.learn_from else None
+    inputs = BaselineInputs(specs, learn_from, config.device)
     for reference in config.references:
-        check_reference(reference, factor, means)
-    given = {url: _open_prediction(url, truth.spec, config) for url in config.predictions}
+        check_reference(reference, factor, inputs)
+    given = {
+        url: _checked_prediction(open_volume(url, access), truth.spec, config)
+        for url in config.predictions
+    }
     asked = config.box or truth.spec.box
     box = whole_sections(truth.spec, asked, factor, config.degradation)
     inner = compared(box.shape, factor, config.degradation)
@@ -136,14 +137,14 @@ def judge(config: EvaluateConfig, truth: Volume) -> Evaluation:
     true = truth.read(box)
     sections = degrade_voxels(true, factor, config.degradation)
     source = ArrayVolume(degraded_spec(truth.spec, box, factor), sections)
-    task = Task(sections, factor, config.degradation)
+    task = RestorationTask(sections, factor, config.degradation)
     restorers: dict[str, Callable[[], Voxels]] = {
         **{name: partial(_predict, name, specs[name], config, source) for name in names},
-        **{name: partial(restore_by, name, task, means) for name in config.references},
+        **{name: partial(restore_by, name, task, inputs) for name in config.references},
         **{url: partial(volume.read, box) for url, volume in given.items()},
     }
     where = inner.slices((0, 0, 0))
-    judged: dict[str, Judged] = {}
+    results: dict[str, ModelResult] = {}
     cubic: Voxels | None = None
     for name in sorted(restorers, key=lambda name: name != "cubic"):  # wPSNR needs it first
         started = time.perf_counter()
@@ -151,7 +152,7 @@ def judge(config: EvaluateConfig, truth: Volume) -> Evaluation:
         seconds = time.perf_counter() - started
         cubic = predicted if cubic is None else cubic
         ground = None if background is None else predicted[background]
-        voxels = Measured(
+        voxels = Comparison(
             true[where],
             predicted,
             cubic,
@@ -159,11 +160,11 @@ def judge(config: EvaluateConfig, truth: Volume) -> Evaluation:
             float(truth.spec.spacing.x),
             "x" if factor[0] == 1 else "z",
         )
-        judged[name] = measure(name, voxels, seconds)
+        results[name] = measure(name, voxels, seconds)
     return Evaluation(
-        judged=tuple(judged[name] for name in restorers),
+        results=tuple(results[name] for name in restorers),
         cards=tuple(specs[name] for name in names if name not in INTERPOLATIONS),
-        view=view_of(true[where]),
+        view=middle_slices(true[where]),
         truth=config.truth,
         spacing_nm=str(truth.spec.spacing),
         average=config.average,
@@ -171,7 +172,7 @@ def judge(config: EvaluateConfig, truth: Volume) -> Evaluation:
         degradation=config.degradation,
         compared=inner.shift(box.lo),
         left_out=left_out(asked, inner.shift(box.lo)),
-        ceiling_db=_ceiling(true[where], factor, config.degradation),
+        ceiling_db=_noise_limit(true[where], factor, config.degradation),
     )
 
 
@@ -229,7 +230,7 @@ def _check_report() -> None:
 
 
 def _describe(name: str, config: EvaluateConfig) -> ModelSpec:
-    """Return what a model is, on the planes it is judged on, its factor still open."""
+    """Return what a model is, on the planes it is evaluated on, its factor still open."""
     if name in INTERPOLATIONS:
         return interpolation_spec(name, PHASES[config.degradation])
     spec = describe(name, trust=config.trust)
@@ -246,10 +247,10 @@ def _fixed(spec: ModelSpec, factor: Factor, config: EvaluateConfig) -> ModelSpec
     """
     spec = spec.for_factor(factor)
     if spec.phase != PHASES[config.degradation]:
-        taught = next(kind for kind, phase in PHASES.items() if phase == spec.phase)
+        own = next(kind for kind, phase in PHASES.items() if phase == spec.phase)
         raise ModelError(
-            f"model {spec.name!r} was made for sections of degradation {taught!r}, not "
-            f"{config.degradation!r}; choose --degradation {taught}"
+            f"model {spec.name!r} was made for sections of degradation {own!r}, not "
+            f"{config.degradation!r}; choose --degradation {own}"
         )
     return spec
 
@@ -270,22 +271,24 @@ def _predict(name: str, spec: ModelSpec, config: EvaluateConfig, source: Volume)
     return predict_volume(load(name, runtime), source, config.block)
 
 
-def _ceiling(true: Voxels, factor: Factor, degradation: Degradation) -> tuple[float, float] | None:
-    """Estimate what noise lets no method exceed; known for sections that are means or samples."""
+def _noise_limit(
+    true: Voxels, factor: Factor, degradation: Degradation
+) -> tuple[float, float] | None:
+    """Estimate how far noise limits PSNR; known for sections that are means or samples."""
     if degradation == "psf" or factor[0] == 1:
         return None
-    found = ceiling(true, factor[0], float(np.iinfo(true.dtype).max))
+    found = noise_ceiling(true, factor[0], float(np.iinfo(true.dtype).max))
     return found.low, found.high
 
 
-def _open_prediction(url: str, truth: VolumeSpec, config: EvaluateConfig) -> Volume:
-    """Open a prediction.
+def _checked_prediction(volume: Volume, truth: VolumeSpec, config: EvaluateConfig) -> Volume:
+    """Check a prediction that was given.
 
     Raises:
         UsageError: it does not lie on the truth's grid.
     """
-    volume = open_volume(url)
     spec = volume.spec
+    url = spec.url
     if spec.spacing != truth.spacing or spec.dtype != truth.dtype:
         raise UsageError(
             f"prediction {url} has {spec.dtype} voxels of {spec.spacing} nm (z,y,x), but the truth "
@@ -293,7 +296,9 @@ def _open_prediction(url: str, truth: VolumeSpec, config: EvaluateConfig) -> Vol
         )
     if spec.box != truth.box and (config.box is None or config.box not in spec.box):
         both = spec.box & truth.box
-        advice = f"--box {both} judges what both have" if both.size else "they have none in common"
+        advice = (
+            f"--box {both} compares what both have" if both.size else "they have none in common"
+        )
         raise UsageError(
             f"prediction {url} has voxels {spec.box} (shape {spec.box.shape}), but the truth "
             f"{truth.url} has {truth.box} (shape {truth.box.shape}); {advice}"

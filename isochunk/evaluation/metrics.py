@@ -173,7 +173,7 @@ def rescaled(reference: Array, prediction: Array, plane: ImagePlane = "xz") -> R
     """
     require_same_shape(reference, prediction)
     mean_r, mean_p = float(reference.mean()), float(prediction.mean())
-    # The cosine transform turns G into a product, so all sigmas are judged by these two sums.
+    # The cosine transform turns G into a product, so these two sums are enough for all sigmas.
     power, cross, wanted = 0.0, 0.0, 0.0
     for r, p in planes(reference, prediction, plane):
         a, b = dctn(p - mean_p, norm="ortho"), dctn(r - mean_r, norm="ortho")

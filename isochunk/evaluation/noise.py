@@ -54,7 +54,7 @@ MASK_NORM = 36.0
 
 
 @dataclass(frozen=True, slots=True)
-class Noise:
+class NoiseEstimate:
     """Standard deviation of a volume's noise in its own grey levels, estimated six ways."""
 
     lags: tuple[float, float, float]
@@ -72,10 +72,10 @@ class Noise:
 
 
 @dataclass(frozen=True, slots=True)
-class Ceiling:
+class NoiseCeiling:
     """PSNR in dB that no method can exceed, between the figures of the two estimates."""
 
-    noise: Noise
+    noise: NoiseEstimate
     """The estimates."""
     low: float
     """dB; from the larger estimate."""
@@ -97,7 +97,9 @@ def psnr_ceiling(sigma: float, factor: Fraction | int, data_range: float = 255.0
     return 10 * math.log10(data_range**2 / unknown) if unknown > 0 else math.inf
 
 
-def ceiling(truth: NDArray[Any], factor: Fraction | int, data_range: float = 255.0) -> Ceiling:
+def noise_ceiling(
+    truth: NDArray[Any], factor: Fraction | int, data_range: float = 255.0
+) -> NoiseCeiling:
     """Estimate the noise of an isotropic volume, and with it the ceiling along z.
 
     Args:
@@ -110,10 +112,10 @@ def ceiling(truth: NDArray[Any], factor: Fraction | int, data_range: float = 255
     """
     noise = estimate_noise(truth)
     low, high = sorted(psnr_ceiling(s, factor, data_range) for s in noise.across_sections)
-    return Ceiling(noise, low, high)
+    return NoiseCeiling(noise, low, high)
 
 
-def estimate_noise(voxels: NDArray[Any]) -> Noise:
+def estimate_noise(voxels: NDArray[Any]) -> NoiseEstimate:
     """Estimate the standard deviation of a volume's noise along its axes and in its planes.
 
     Args:
@@ -129,7 +131,7 @@ def estimate_noise(voxels: NDArray[Any]) -> Noise:
         )
     z, y, x = (_noise_along(np.moveaxis(voxels, axis, 0)) for axis in range(3))
     zy, zx, yx = (_noise_across(np.moveaxis(voxels, axis, 0)) for axis in (2, 1, 0))
-    return Noise((z, y, x), (zy, zx, yx))
+    return NoiseEstimate((z, y, x), (zy, zx, yx))
 
 
 def _noise_along(voxels: NDArray[Any]) -> float:

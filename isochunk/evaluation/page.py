@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from io import BytesIO
 from itertools import cycle, product
@@ -23,14 +24,14 @@ from isochunk.evaluation.results import (
     COLUMNS,
     INFINITE,
     Evaluation,
-    Judged,
-    averaged,
-    ceiling_told,
-    cells,
-    columns,
-    degraded,
+    averaging_text,
+    degradation_text,
     error_of,
+    figures_present,
+    formatted,
+    noise_limit_text,
 )
+from isochunk.evaluation.results import ModelResult as ModelResult
 from isochunk.evaluation.spectra import CF_RADII, CF_RADIUS, THRESHOLD
 
 Curve: TypeAlias = tuple[Sequence[float], Sequence[float]]
@@ -43,7 +44,7 @@ INCHES = (6.2, 3.9)
 GREYS = {"nearest": ":", "linear": "--", "cubic": "-"}
 """Interpolations are drawn grey, with these lines."""
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-"""All others; told apart by colour-blind readers too (Okabe and Ito 2008)."""
+"""All others; distinguishable by colour-blind readers too (Okabe and Ito 2008)."""
 DASHES = ("-", "--", "-.", ":")
 """The next is taken where all colours have been."""
 
@@ -125,10 +126,10 @@ def page(evaluation: Evaluation) -> str:
 def _what(evaluation: Evaluation) -> str:
     voxels = evaluation.rows[0].voxels
     sentences = [
-        f"Truth: {evaluation.truth}{averaged(evaluation)}, voxels of {evaluation.spacing_nm} nm "
-        "(z,y,x).",
-        f"Degraded {degraded(evaluation)}. {HOW[evaluation.degradation]}",
-        *ceiling_told(evaluation),
+        f"Truth: {evaluation.truth}{averaging_text(evaluation)}, voxels of "
+        f"{evaluation.spacing_nm} nm (z,y,x).",
+        f"Degraded {degradation_text(evaluation)}. {HOW[evaluation.degradation]}",
+        *noise_limit_text(evaluation),
         f"Every model restored it block by block, exactly as a run does. Compared: box "
         f"{evaluation.compared} (z,y,x), {voxels:,} voxels. Left out: {evaluation.left_out}.",
     ]
@@ -137,9 +138,9 @@ def _what(evaluation: Evaluation) -> str:
 
 def _table(evaluation: Evaluation) -> str:
     """Write the table of figures, with the gain over cubic; the best of each is bold."""
-    names = columns(evaluation)
+    names = figures_present(evaluation)
     cubic = next(row.psnr for row in evaluation.rows if row.model == "cubic")
-    written = [cells(row, names) for row in evaluation.rows]
+    written = [formatted(row, names) for row in evaluation.rows]
     best = [_best(name, [line[i] for line in written]) for i, name in enumerate(names)]
     lines = []
     for row, line in zip(evaluation.rows, written, strict=True):
@@ -169,13 +170,15 @@ def _orientations(evaluation: Evaluation) -> str:
         *(
             f"{row.plane} {COLUMNS[figure][0]}"
             for figure in ("psnr", "ssim")
-            for row in evaluation.judged[0].planes
+            for row in evaluation.results[0].planes
         ),
     ]
     lines = []
-    for judged in evaluation.judged:
-        found = [cells(row, (figure,))[0] for figure in ("psnr", "ssim") for row in judged.planes]
-        tds = "".join(f"<td>{cell}</td>" for cell in (escape(_short(judged.row.model)), *found))
+    for result in evaluation.results:
+        found = [
+            formatted(row, (figure,))[0] for figure in ("psnr", "ssim") for row in result.planes
+        ]
+        tds = "".join(f"<td>{cell}</td>" for cell in (escape(_short(result.figures.model)), *found))
         lines.append(f"<tr>{tds}</tr>")
     return _html_table(heads, lines)
 
@@ -190,36 +193,29 @@ def _html_table(heads: Sequence[str], lines: Sequence[str], kind: str = "") -> s
 
 
 def _curves(evaluation: Evaluation) -> str:
-    judged = evaluation.judged
-    cut_offs = {j.row.model: (CF_RADII, j.cf_psnr) for j in judged}
-    rings = {j.row.model: (j.frc.frequency, j.frc.value) for j in judged}
-    along = {j.row.model: (j.frc_along.frequency, j.frc_along.value) for j in judged}
+    results = evaluation.results
+    cut_offs = {r.figures.model: (CF_RADII, r.cf_psnr) for r in results}
+    rings = {r.figures.model: (r.frc.frequency, r.frc.value) for r in results}
+    along = {r.figures.model: (r.frc_along.frequency, r.frc_along.value) for r in results}
     axis = "x" if evaluation.factor[0] == 1 else "z"
-    shells = {j.row.model: (j.fsc.frequency, j.fsc.value) for j in judged}
+    shells = {r.figures.model: (r.fsc.frequency, r.fsc.value) for r in results}
     nm = evaluation.spacing_nm.split(",")[-1]
     frequency = f"cycles per voxel of {nm} nm"
     sampled = 1 / (2 * float(max(evaluation.factor)))
     plots = [
         _plot(
             cut_offs,
-            ("CF-PSNR: errors below a frequency", "cut-off, cycles per xz plane", "dB"),
-            {},
+            PlotLabels("CF-PSNR: errors below a frequency", "cut-off, cycles per xz plane", "dB"),
         ),
         _plot(
             rings,
-            ("Fourier ring correlation with the truth, xz planes", frequency, ""),
-            {"1/7": THRESHOLD, "sampled": sampled},
+            PlotLabels("Fourier ring correlation with the truth, xz planes", frequency),
+            sampled,
         ),
         _plot(
-            along,
-            (f"Ring correlation within 30 degrees of {axis}", frequency, ""),
-            {"1/7": THRESHOLD, "sampled": sampled},
+            along, PlotLabels(f"Ring correlation within 30 degrees of {axis}", frequency), sampled
         ),
-        _plot(
-            shells,
-            ("Fourier shell correlation with the truth", frequency, ""),
-            {"1/7": THRESHOLD, "sampled": sampled},
-        ),
+        _plot(shells, PlotLabels("Fourier shell correlation with the truth", frequency), sampled),
     ]
     note = (
         "<p>The dotted vertical line is the highest frequency that the degraded axis still holds; "
@@ -228,15 +224,25 @@ def _curves(evaluation: Evaluation) -> str:
     return f'<div class="plots">{"".join(plots)}</div>{note}'
 
 
-def _plot(
-    curves: Mapping[str, Curve], labels: tuple[str, str, str], marks: Mapping[str, float]
-) -> str:
+@dataclass(frozen=True, slots=True)
+class PlotLabels:
+    """What a plot says of itself."""
+
+    title: str
+    """Above it."""
+    x: str
+    """Below it."""
+    y: str = ""
+    """At its left."""
+
+
+def _plot(curves: Mapping[str, Curve], labels: PlotLabels, sampled: float | None = None) -> str:
     """Draw curves.
 
     Args:
         curves: by model.
-        labels: title, x axis, y axis.
-        marks: ``1/7``, drawn across, and ``sampled``, drawn upright.
+        labels: title and axes.
+        sampled: of correlations, the highest frequency that the degraded axis still holds.
     """
     figure = Figure(figsize=INCHES, layout="constrained")
     axes = figure.subplots()
@@ -252,27 +258,27 @@ def _plot(
             color=colour,
             linewidth=1.2 if grey else 1.8,
         )
-    if "1/7" in marks:
-        axes.axhline(marks["1/7"], color="#bbb", linewidth=0.8)
-        axes.annotate("1/7", (0, marks["1/7"]), (2, 2), textcoords="offset points", color="#888")
-        axes.axvline(marks["sampled"], color="#999", linewidth=1, linestyle=":")
+    if sampled is not None:
+        axes.axhline(THRESHOLD, color="#bbb", linewidth=0.8)
+        axes.annotate("1/7", (0, THRESHOLD), (2, 2), textcoords="offset points", color="#888")
+        axes.axvline(sampled, color="#999", linewidth=1, linestyle=":")
         axes.set_ylim(-0.05, 1.02)
     axes.set_xlim(left=0)
-    axes.set_title(labels[0], fontsize=10, loc="left")
-    axes.set_xlabel(labels[1])
-    axes.set_ylabel(labels[2])
+    axes.set_title(labels.title, fontsize=10, loc="left")
+    axes.set_xlabel(labels.x)
+    axes.set_ylabel(labels.y)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
     buffer = BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return f'<img alt="{escape(labels[0])}" src="{_data_uri(buffer, "svg+xml")}">'
+    return f'<img alt="{escape(labels.title)}" src="{_data_uri(buffer, "svg+xml")}">'
 
 
 def _slices(evaluation: Evaluation) -> str:
     """Show the middle slices of the truth and of every model, and what differs."""
     seen = [getattr(evaluation.view, plane) for plane in PLANES]
     dark, bright = np.percentile(np.concatenate([s.ravel() for s in seen]), [DARKEST, BRIGHTEST])
-    cubic = next(j for j in evaluation.judged if j.row.model == "cubic")
+    cubic = next(r for r in evaluation.results if r.figures.model == "cubic")
     errors = [error_of(getattr(cubic.view, p), s) for p, s in zip(PLANES, seen, strict=True)]
     limit = float(np.percentile(np.concatenate([e.ravel() for e in errors]), LARGEST_ERROR)) or 1.0
     parts = [
@@ -284,25 +290,25 @@ def _slices(evaluation: Evaluation) -> str:
     for plane, truth in zip(PLANES, seen, strict=True):
         rows = [[_figure("truth", _image(truth, "gray", (dark, bright), f"truth {plane}"))]]
         rows += [["<div></div>"] for _ in range(2 if plane == "xz" else 1)]
-        for judged in evaluation.judged:
-            name, shown = judged.row.model, getattr(judged.view, plane)
+        for result in evaluation.results:
+            name, shown = result.figures.model, getattr(result.view, plane)
             drawn = _image(shown, "gray", (dark, bright), f"{name} {plane}")
             rows[0].append(_figure(f"{_short(name)}{INPUT.get(name, '')}", drawn))
             error = error_of(truth, shown)
             note = f"{np.sqrt(np.mean(np.square(error))):.2f} RMS"
             rows[1].append(_figure(note, _image(error, "magma", (0, limit), f"error {name}")))
             if plane == "xz":
-                rows[2].append(_rescaled(judged, truth, limit))
+                rows[2].append(_rescaled(result, truth, limit))
         columns = f"grid-template-columns: repeat({len(rows[0])}, minmax(170px, 1fr))"
         grid = "".join(cell for row in rows for cell in row)
         parts.append(f'<h3>{plane}</h3><div class="slices" style="{columns}">{grid}</div>')
     return "\n".join(parts)
 
 
-def _rescaled(judged: Judged, truth: Array, limit: float) -> str:
-    fit = judged.rescaled
-    left = np.abs(rescaled_error(truth[:, None], judged.view.xz[:, None], fit)[:, 0])
-    drawn = _image(left, "magma", (0, limit), f"rescaled error {judged.row.model}")
+def _rescaled(result: ModelResult, truth: Array, limit: float) -> str:
+    fit = result.rescaled
+    left = np.abs(rescaled_error(truth[:, None], result.view.xz[:, None], fit)[:, 0])
+    drawn = _image(left, "magma", (0, limit), f"rescaled error {result.figures.model}")
     return _figure(f"blurred by {fit.sigma:.2f}, contrast x {fit.alpha:.2f}", drawn)
 
 
@@ -340,7 +346,7 @@ def _cards(cards: Sequence[ModelSpec]) -> str:
     )
     lines = []
     for card in cards:
-        told: Sequence[Any] = (
+        values: Sequence[Any] = (
             card.name,
             card.arch,
             format_factor(card.resolved_factor),
@@ -352,7 +358,7 @@ def _cards(cards: Sequence[ModelSpec]) -> str:
             card.licence or "not said",
             card.sha256[:12],
         )
-        lines.append("<tr>" + "".join(f"<td>{escape(str(t))}</td>" for t in told) + "</tr>")
+        lines.append("<tr>" + "".join(f"<td>{escape(str(t))}</td>" for t in values) + "</tr>")
     return _html_table(heads, lines, "words")
 
 

@@ -40,7 +40,7 @@ VIEW = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ModelFigures:
     """The figures of one model."""
 
     model: str
@@ -72,7 +72,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class PlaneRow:
+class PlaneFigures:
     """The figures of one model on planes of one orientation, or on the volume."""
 
     model: str
@@ -86,7 +86,7 @@ class PlaneRow:
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class MiddleSlices:
     """The middle of the middle slice of each orientation, to be looked at."""
 
     xy: Voxels
@@ -98,12 +98,12 @@ class View:
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class ModelResult:
     """All that was measured of one prediction."""
 
-    row: Row
+    figures: ModelFigures
     """Its line of the table."""
-    planes: tuple[PlaneRow, ...]
+    planes: tuple[PlaneFigures, ...]
     """The same by orientation."""
     cf_psnr: tuple[float, ...]
     """dB at each of :data:`isochunk.evaluation.spectra.CF_RADII`."""
@@ -115,7 +115,7 @@ class Judged:
     """Shell correlation."""
     rescaled: Rescaled
     """How it is brought closest to the truth, on xz planes."""
-    view: View
+    view: MiddleSlices
     """What it looks like."""
 
 
@@ -123,16 +123,16 @@ class Judged:
 class Evaluation:
     """The figures of all models and what they stand for."""
 
-    judged: tuple[Judged, ...]
+    results: tuple[ModelResult, ...]
     """One per model: interpolations, models, predictions."""
     cards: tuple[ModelSpec, ...]
     """What is known of the models, interpolations left out."""
-    view: View
+    view: MiddleSlices
     """What the truth looks like."""
     truth: str
     """URL of the truth."""
     spacing_nm: str
-    """Voxel size of the truth as it was judged, z,y,x."""
+    """Voxel size of the truth as it was compared, z,y,x."""
     average: Triple
     """Voxels (z, y, x) of which each voxel of the truth is the mean."""
     factor: Factor
@@ -144,12 +144,12 @@ class Evaluation:
     left_out: str
     """What of the box was not compared, in words."""
     ceiling_db: tuple[float, float] | None = None
-    """PSNR that noise lets no method exceed, by a low and a high estimate; None where unknown."""
+    """PSNR that noise in the truth limits any method to, two estimates; None where unknown."""
 
     @property
-    def rows(self) -> tuple[Row, ...]:
+    def rows(self) -> tuple[ModelFigures, ...]:
         """One per model."""
-        return tuple(judged.row for judged in self.judged)
+        return tuple(result.figures for result in self.results)
 
     @property
     def axes(self) -> str:
@@ -171,28 +171,30 @@ class Evaluation:
             "left_out": self.left_out,
             "ceiling_db": self.ceiling_db and [_finite(db) for db in self.ceiling_db],
             "rows": [_plain(asdict(row)) for row in self.rows],
-            "planes": [_plain(asdict(row)) for judged in self.judged for row in judged.planes],
+            "planes": [_plain(asdict(row)) for result in self.results for row in result.planes],
         }
 
     def curves(self) -> dict[str, Any]:
         """Return what is plotted, as plain values: a value per radius or frequency and model."""
-        told: dict[str, Any] = {
+        curves: dict[str, Any] = {
             "cf_psnr": {
                 "radius": list(CF_RADII),
-                "models": {j.row.model: [_finite(v) for v in j.cf_psnr] for j in self.judged},
+                "models": {r.figures.model: [_finite(v) for v in r.cf_psnr] for r in self.results},
             }
         }
         for kind in ("frc", "frc_along", "fsc"):
-            curves: dict[str, Correlation] = {j.row.model: getattr(j, kind) for j in self.judged}
-            told[kind] = {
-                "frequency": list(next(iter(curves.values())).frequency),
-                "models": {name: list(curve.value) for name, curve in curves.items()},
+            found: dict[str, Correlation] = {
+                r.figures.model: getattr(r, kind) for r in self.results
             }
-        return told
+            curves[kind] = {
+                "frequency": list(next(iter(found.values())).frequency),
+                "models": {name: list(curve.value) for name, curve in found.items()},
+            }
+        return curves
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class Comparison:
     """A prediction with what it is compared with; all of one shape, (z, y, x)."""
 
     truth: Voxels
@@ -209,7 +211,7 @@ class Measured:
     """Axis of xz planes that was made up, z or x."""
 
 
-def measure(name: str, voxels: Measured, seconds: float) -> Judged:
+def measure(name: str, voxels: Comparison, seconds: float) -> ModelResult:
     """Measure one prediction.
 
     Args:
@@ -222,8 +224,8 @@ def measure(name: str, voxels: Measured, seconds: float) -> Judged:
     """
     true, predicted = voxels.truth, voxels.predicted
     top = float(np.iinfo(true.dtype).max)
-    per_plane: dict[ImagePlane, PlaneRow] = {
-        plane: PlaneRow(
+    per_plane: dict[ImagePlane, PlaneFigures] = {
+        plane: PlaneFigures(
             name, plane, plane_psnr(true, predicted, plane, top), ssim(true, predicted, top, plane)
         )
         for plane in PLANES
@@ -231,37 +233,37 @@ def measure(name: str, voxels: Measured, seconds: float) -> Judged:
     rings, shells = frc(true, predicted), fsc(true, predicted)
     along = frc(true, predicted, along=voxels.axis)
     closest = rescaled(true, predicted)
-    row = Row(
-        name,
-        psnr(true, predicted, top),
-        per_plane["xz"].ssim,
-        wpsnr(true, predicted, voxels.cubic, top),
-        cf_psnr(true, predicted, data_range=top),
-        true.size,
-        seconds,
-        rings.resolution() * voxels.voxel_nm,
-        along.resolution() * voxels.voxel_nm,
-        shells.resolution() * voxels.voxel_nm,
-        closest.rse,
-        closest.rsp,
-        None if voxels.background is None else snr(predicted, voxels.background),
+    figures = ModelFigures(
+        model=name,
+        psnr=psnr(true, predicted, top),
+        ssim=per_plane["xz"].ssim,
+        wpsnr=wpsnr(true, predicted, voxels.cubic, top),
+        cf_psnr=cf_psnr(true, predicted, data_range=top),
+        voxels=true.size,
+        seconds=seconds,
+        frc_nm=rings.resolution() * voxels.voxel_nm,
+        frc_along_nm=along.resolution() * voxels.voxel_nm,
+        fsc_nm=shells.resolution() * voxels.voxel_nm,
+        rse=closest.rse,
+        rsp=closest.rsp,
+        snr=None if voxels.background is None else snr(predicted, voxels.background),
     )
-    volume = PlaneRow(name, "3d", row.psnr, ssim_3d(true, predicted, top))
-    log.info("%s: PSNR %.3f dB in %.1f s", name, row.psnr, seconds)
+    volume = PlaneFigures(name, "3d", figures.psnr, ssim_3d(true, predicted, top))
+    log.info("%s: PSNR %.3f dB in %.1f s", name, figures.psnr, seconds)
     sweep = cf_psnr_sweep(true, predicted, data_range=top)
-    return Judged(
-        row,
-        (*per_plane.values(), volume),
-        sweep,
-        rings,
-        along,
-        shells,
-        closest,
-        view_of(predicted),
+    return ModelResult(
+        figures=figures,
+        planes=(*per_plane.values(), volume),
+        cf_psnr=sweep,
+        frc=rings,
+        frc_along=along,
+        fsc=shells,
+        rescaled=closest,
+        view=middle_slices(predicted),
     )
 
 
-def view_of(voxels: Voxels) -> View:
+def middle_slices(voxels: Voxels) -> MiddleSlices:
     """Keep the middle of the middle slices of a volume."""
     starts = [max(0, (n - VIEW) // 2) for n in voxels.shape]
     cut = [slice(start, start + VIEW) for start in starts]
@@ -270,7 +272,7 @@ def view_of(voxels: Voxels) -> View:
         index: list[slice | int] = list(cut)
         index[NORMAL[plane]] = voxels.shape[NORMAL[plane]] // 2
         slices.append(voxels[tuple(index)].copy())
-    return View(*slices)
+    return MiddleSlices(*slices)
 
 
 def write_figures(evaluation: Evaluation, folder: Path) -> None:
@@ -299,59 +301,59 @@ COLUMNS: Mapping[str, tuple[str, str]] = {
 INFINITE = "\N{INFINITY}"
 
 
-def cells(row: Row | PlaneRow, names: tuple[str, ...]) -> list[str]:
+def formatted(row: ModelFigures | PlaneFigures, names: tuple[str, ...]) -> list[str]:
     """Write figures of a row for people."""
-    told = []
+    texts = []
     for name in names:
         value = getattr(row, name)
         text = "-" if value is None else f"{value:{COLUMNS[name][1]}}"
-        told.append(text.replace("inf", INFINITE))
-    return told
+        texts.append(text.replace("inf", INFINITE))
+    return texts
 
 
-def columns(evaluation: Evaluation) -> tuple[str, ...]:
+def figures_present(evaluation: Evaluation) -> tuple[str, ...]:
     """Return the figures that there are."""
     return tuple(n for n in COLUMNS if any(getattr(row, n) is not None for row in evaluation.rows))
 
 
 def as_markdown(evaluation: Evaluation) -> str:
     """Return the figures as tables, with what they stand for."""
-    names = columns(evaluation)
+    names = figures_present(evaluation)
     lines = [
-        f"`{evaluation.truth}`{averaged(evaluation)}, box {evaluation.compared}, "
-        f"{degraded(evaluation)}; left out: {evaluation.left_out}.",
-        *ceiling_told(evaluation),
+        f"`{evaluation.truth}`{averaging_text(evaluation)}, box {evaluation.compared}, "
+        f"{degradation_text(evaluation)}; left out: {evaluation.left_out}.",
+        *noise_limit_text(evaluation),
         "",
         f"| model | {' | '.join(COLUMNS[name][0] for name in names)} |",
         f"|{'---|' * (len(names) + 1)}",
-        *(f"| {row.model} | {' | '.join(cells(row, names))} |" for row in evaluation.rows),
+        *(f"| {row.model} | {' | '.join(formatted(row, names))} |" for row in evaluation.rows),
         "",
         "| model | plane | PSNR dB | SSIM |",
         "|---|---|---|---|",
     ]
     lines += [
-        f"| {row.model} | {row.plane} | {' | '.join(cells(row, ('psnr', 'ssim')))} |"
-        for judged in evaluation.judged
-        for row in judged.planes
+        f"| {row.model} | {row.plane} | {' | '.join(formatted(row, ('psnr', 'ssim')))} |"
+        for result in evaluation.results
+        for row in result.planes
     ]
     return "\n".join(lines) + "\n"
 
 
-def degraded(evaluation: Evaluation) -> str:
+def degradation_text(evaluation: Evaluation) -> str:
     """Say how the truth was degraded, as ``x4 along z, AVG``."""
-    told = [f"x{r} along {a}" for a, r in zip(AXES, evaluation.factor, strict=True) if r != 1]
-    return f"{', '.join(told) or 'x1'}, {evaluation.degradation.upper()}"
+    texts = [f"x{r} along {a}" for a, r in zip(AXES, evaluation.factor, strict=True) if r != 1]
+    return f"{', '.join(texts) or 'x1'}, {evaluation.degradation.upper()}"
 
 
-def ceiling_told(evaluation: Evaluation) -> list[str]:
-    """Say what noise lets no method exceed, in a sentence; none where it is not known."""
+def noise_limit_text(evaluation: Evaluation) -> list[str]:
+    """Say how far noise limits PSNR, in a sentence; none where it is not known."""
     if evaluation.ceiling_db is None or not math.isfinite(evaluation.ceiling_db[1]):
         return []
     low, high = evaluation.ceiling_db
-    return [f"Noise of the truth lets no method exceed about {low:.1f} to {high:.1f} dB PSNR."]
+    return [f"Noise in the ground truth limits PSNR to about {low:.1f} to {high:.1f} dB."]
 
 
-def averaged(evaluation: Evaluation) -> str:
+def averaging_text(evaluation: Evaluation) -> str:
     """Say that the truth was averaged first; empty where it was not."""
     z, y, x = evaluation.average
     return "" if evaluation.average == (1, 1, 1) else f" (mean of {z} x {y} x {x} voxels)"

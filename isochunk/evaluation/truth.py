@@ -94,12 +94,12 @@ def whole_sections(truth: VolumeSpec, asked: Box, factor: Factor, degradation: D
 
     Args:
         truth: what is known of the volume.
-        asked: part of it that is to be judged.
+        asked: part of it that is to be compared.
         factor: voxels that become one, per axis.
         degradation: how.
 
     Raises:
-        UsageError: the box lies outside, or is too small or too large to be judged.
+        UsageError: the box lies outside, or is too small or too large to be compared.
     """
     if asked not in truth.box:
         raise UsageError(f"box {asked} reaches beyond {truth.url}, which has {truth.box}")
@@ -177,9 +177,9 @@ def degraded_spec(truth: VolumeSpec, box: Box, factor: Factor) -> VolumeSpec:
 
 def left_out(asked: Box, where: Box) -> str:
     """Say which voxels of a box that was asked for are not compared."""
-    told = [
+    texts = [
         f"along {axis} the first {b - a} and the last {d - c} voxels"
         for axis, a, b, c, d in zip(AXES, asked.lo, where.lo, where.hi, asked.hi, strict=True)
         if (a, d) != (b, c)
     ]
-    return "; ".join(told) or "nothing"
+    return "; ".join(texts) or "nothing"

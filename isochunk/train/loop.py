@@ -19,6 +19,7 @@ from tqdm import tqdm
 from isochunk.core.geometry import Box
 from isochunk.core.spec import Intensity
 from isochunk.errors import UsageError
+from isochunk.storage.access import Access
 from isochunk.storage.open import open_volume
 from isochunk.storage.volume import Volume
 from isochunk.train.augment import Augmentation
@@ -42,6 +43,8 @@ from isochunk.train.schedule import span_at, spans
 from isochunk.train.sources import use_volume, with_factors
 
 log = logging.getLogger(__name__)
+
+DEFAULT = Access()
 
 READ_AHEAD = 4
 """Batches read while the network works."""
@@ -74,10 +77,14 @@ class TrainReport:
     """Time this call took."""
 
 
-def train(config: TrainConfig) -> TrainReport:
+def train(config: TrainConfig, access: Access = DEFAULT) -> TrainReport:
     """Train a network from the volumes of a config, or go on where a killed run stopped.
 
-    Of several processes started by ``torchrun``, each calls this; the first judges and writes.
+    Of several processes started by ``torchrun``, each calls this; the first validates and writes.
+
+    Args:
+        config: what to train.
+        access: how volumes are reached.
 
     Raises:
         UsageError: a volume has voxels of the wrong proportions, is constant or smaller than a
@@ -85,7 +92,7 @@ def train(config: TrainConfig) -> TrainReport:
         TargetConflictError: ``out`` holds a training of another config, or another checkpoint.
         StorageError: a volume cannot be read.
     """
-    return fit(config, tuple(open_volume(url) for url in config.sources))
+    return fit(config, tuple(open_volume(url, access) for url in config.sources))
 
 
 def fit(config: TrainConfig, volumes: tuple[Volume, ...]) -> TrainReport:

@@ -40,8 +40,8 @@ def tissue(shared_data):
 
 
 def averaged(truth: np.ndarray, factor: int = FACTOR) -> np.ndarray:
-    means = truth.reshape(-1, factor, *truth.shape[1:]).mean(1)
-    return quantise(means, truth.dtype)
+    inputs = truth.reshape(-1, factor, *truth.shape[1:]).mean(1)
+    return quantise(inputs, truth.dtype)
 
 
 def test_a_dictionary_learned_elsewhere_beats_cubic_on_real_tissue(tissue):

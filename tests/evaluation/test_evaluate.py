@@ -15,7 +15,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from isochunk.core.geometry import Box
 from isochunk.errors import GeometryError, ModelError, UsageError
 from isochunk.evaluation import truth
-from isochunk.evaluation.baselines import restore as references
+from isochunk.evaluation.baselines import published as references
 from isochunk.evaluation.evaluate import EvaluateConfig, evaluate, predict_volume
 from isochunk.evaluation.metrics import psnr
 from isochunk.evaluation.truth import ArrayVolume, averaged, degrade_voxels, degraded_spec
@@ -137,7 +137,7 @@ def test_blocks_do_not_change_the_answer(tmp_path):
             assert np.array_equal(whole, predict_volume(predictor, source, (5, 7, 28)))
 
 
-def test_a_box_is_judged_where_it_lies(tmp_path):
+def test_a_box_is_compared_where_it_lies(tmp_path):
     voxels = texture((60, 30, 30))
     whole = write_source(f"{tmp_path}/whole", voxels, "10,10,10")
     cut = write_source(f"{tmp_path}/cut", voxels[8:56, 3:23, 5:27].copy(), "10,10,10")
@@ -210,7 +210,7 @@ def test_truth_averaged_first_is_a_truth(tmp_path):
     assert np.array_equal(part, coarse[1:9, 2:8, 3:7])
 
 
-def test_a_prediction_that_exists_is_judged_beside_the_others(tmp_path):
+def test_a_prediction_that_exists_is_compared_beside_the_others(tmp_path):
     voxels = texture()
     truth = write_source(f"{tmp_path}/truth", voxels, "10,10,10")
     made = voxels.copy()
@@ -222,13 +222,13 @@ def test_a_prediction_that_exists_is_judged_beside_the_others(tmp_path):
     assert found[url].psnr == pytest.approx(psnr(voxels[8:-8], made[8:-8]))
 
 
-def test_a_result_of_whole_sections_is_judged_in_a_box(tmp_path):
+def test_a_result_of_whole_sections_is_compared_in_a_box(tmp_path):
     # A run on 12 sections gives 48 voxels where the truth has 50.
     voxels = texture((50, 24, 28))
     truth = write_source(f"{tmp_path}/truth", voxels, "10,10,10")
     url = write_source(f"{tmp_path}/made", voxels[:48].copy(), "10,10,10")
     config = EvaluateConfig(truth, predictions=(url,), report=f"{tmp_path}/report")
-    with pytest.raises(UsageError, match=r"shape \(48, 24, 28\).*--box 0:48,0:24,0:28 judges"):
+    with pytest.raises(UsageError, match=r"shape \(48, 24, 28\).*--box 0:48,0:24,0:28 compares"):
         evaluate(config)
     assert not (tmp_path / "report").exists()
     found = rows(replace(config, box=Box((0, 0, 0), (48, 24, 28)), report=None))
@@ -303,10 +303,10 @@ def test_axial_models_at_a_rational_factor_on_every_plane(tmp_path, name):
     found = {
         plane: evaluate(
             EvaluateConfig(truth, (str(model),), factor=Fraction(5, 2), plane=plane)
-        ).judged[-1]
+        ).results[-1]
         for plane in (None, "xz", "yz", "xz+yz")
     }
-    seen = {plane: judged.view.xz.astype(int) for plane, judged in found.items()}
+    seen = {plane: result.view.xz.astype(int) for plane, result in found.items()}
     assert np.array_equal(seen[None], seen["xz"])
     assert not np.array_equal(seen["xz"], seen["yz"])
     mean = (seen["xz"] + seen["yz"]) / 2
@@ -329,7 +329,7 @@ def test_lateral_models_get_lateral_pixels(tmp_path):
     expected = peak_signal_noise_ratio(voxels[:, 8:40, 8:56], nearest, data_range=255)
     assert found.rows[0].psnr == pytest.approx(expected, abs=0.02)  # rounding of halves
     # One tile holds a whole section here, so what its authors do is the same but at the rim.
-    stitched = evaluate(EvaluateConfig(truth, (model,), references=("stitched",))).judged[-1]
+    stitched = evaluate(EvaluateConfig(truth, (model,), references=("stitched",))).results[-1]
     assert stitched.row.model == "stitched"
     assert stitched.row.psnr == pytest.approx(found.rows[-1].psnr, abs=1)
     with pytest.raises(UsageError, match=r"one pssr model .* hold 0 of them"):
@@ -353,7 +353,7 @@ def test_lateral_models_get_lateral_pixels(tmp_path):
         ({"models": (SHIPPED,), "degradation": "skip"}, ModelError, "choose --degradation avg"),
     ],
 )
-def test_what_cannot_be_judged_is_refused(tmp_path, changes, error, says):
+def test_what_cannot_be_evaluated_is_refused(tmp_path, changes, error, says):
     truth = write_source(f"{tmp_path}/texture", texture(), "10,10,10")
     with pytest.raises(error, match=says):
         evaluate(replace(EvaluateConfig(truth), **changes))

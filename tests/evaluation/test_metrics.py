@@ -129,7 +129,7 @@ def test_wpsnr_by_hand():
 
 
 def test_wpsnr_of_a_perfect_cubic_is_three_decibels_over_psnr():
-    # Where cubic is perfect every weight is 0.5, whatever is judged.
+    # Where cubic is perfect every weight is 0.5, whatever is compared.
     rng = np.random.default_rng(1)
     truth = rng.integers(0, 256, (4, 5, 6)).astype(np.uint8)
     other = rng.integers(0, 256, (4, 5, 6)).astype(np.uint8)

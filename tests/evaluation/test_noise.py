@@ -11,7 +11,7 @@ from scipy.ndimage import gaussian_filter
 from isochunk.core.geometry import Box
 from isochunk.errors import UsageError
 from isochunk.evaluation.metrics import psnr
-from isochunk.evaluation.noise import ceiling, estimate_noise, psnr_ceiling
+from isochunk.evaluation.noise import estimate_noise, noise_ceiling, psnr_ceiling
 from isochunk.storage.open import open_volume
 
 
@@ -64,7 +64,7 @@ def test_who_knows_the_signal_reaches_the_ceiling_and_not_more(factor, degradati
         best[:, 0] = of_truth[:, 0]
     reached = psnr(truth, best.reshape(signal.shape))
     assert reached == pytest.approx(psnr_ceiling(sigma, factor), abs=0.1)  # rounding
-    found = ceiling(truth, factor)
+    found = noise_ceiling(truth, factor)
     assert found.low - 0.3 < reached < found.high + 0.3
 
 
@@ -76,7 +76,7 @@ def test_the_ceiling_by_hand():
 
 def test_real_tissue_has_noise_of_four_to_six_grey_levels(shared_data):
     truth = open_volume(f"{shared_data}/medulla_fibsem_250.ome.zarr")
-    found = ceiling(truth.read(Box.from_shape((120, 120, 120), (60, 60, 60))), 4)
+    found = noise_ceiling(truth.read(Box.from_shape((120, 120, 120), (60, 60, 60))), 4)
     assert all(4 < sigma < 6 for sigma in found.noise.across_sections)
     assert found.noise.lags[2] < found.noise.lags[0]  # x is the axis along which it is smoothed
     assert 33 < found.low <= found.high < 38

@@ -14,7 +14,7 @@ from PIL import Image
 from isochunk.core.geometry import Box
 from isochunk.core.spec import AXIAL
 from isochunk.evaluation.evaluate import EvaluateConfig, evaluate
-from isochunk.evaluation.results import Row
+from isochunk.evaluation.results import ModelFigures as Row
 from isochunk.models.load import SHIPPED, Runtime, describe, load, shipped
 from isochunk.storage.open import open_volume
 

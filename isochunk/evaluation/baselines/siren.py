@@ -103,7 +103,7 @@ def restore(
     ends = [spans[0][::factor] + ((factor - 1) / 2 if phase == "mean" else 0), *spans[1:]]
     rng = torch.Generator().manual_seed(seed)
     net = Siren(coarse.ndim, config, rng)
-    _fit(net, _positions(ends, fine), values.reshape(-1, 1), (config, rng))
+    _fit(net, _positions(ends, fine), values.reshape(-1, 1), config, rng)
     with torch.inference_mode():
         asked = torch.split(_positions(spans, fine), config.batch)
         answer = torch.cat([net(part) for part in asked]).reshape(fine).numpy()
@@ -111,10 +111,9 @@ def restore(
 
 
 def _fit(
-    net: Siren, where: Tensor, values: Tensor, how: tuple[SirenConfig, torch.Generator]
+    net: Siren, where: Tensor, values: Tensor, config: SirenConfig, rng: torch.Generator
 ) -> None:
     """Fit by Adam on the mean squared error."""
-    config, rng = how
     optimiser = torch.optim.Adam(net.parameters(), config.lr)
     for _ in range(config.steps):
         chosen = torch.arange(len(where))

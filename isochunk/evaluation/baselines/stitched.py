@@ -89,8 +89,9 @@ def stitched(sharpen: Sharpen, section: Image, factor: int, config: StitchConfig
             kept.append(slice(factor * (lo - start), factor * (hi - start)))
             place.append(slice(factor * lo, factor * hi))
         result[tuple(place)] = restored[tuple(kept)]
-    blur = (config.sigma, config.reach)
-    return _blurred(result, seams((height, width), factor, config), blur) if blur[0] else result
+    if not config.sigma:
+        return result
+    return _blurred(result, seams((height, width), factor, config), config)
 
 
 def seams(
@@ -147,12 +148,11 @@ def _tile(factor: int, config: StitchConfig) -> tuple[int, int]:
     return tile, trim
 
 
-def _blurred(image: Image, lines: tuple[list[int], list[int]], blur: tuple[float, int]) -> Image:
+def _blurred(image: Image, seams_yx: tuple[list[int], list[int]], config: StitchConfig) -> Image:
     """Blur strips along seams, those along x last; each strip by itself, as the authors do."""
-    sigma, reach = blur
-    for axis, places in ((1, lines[1]), (0, lines[0])):
+    for axis, places in ((1, seams_yx[1]), (0, seams_yx[0])):
         along = np.moveaxis(image, axis, 0)
         for place in places:
-            strip = slice(max(0, place - reach), place + reach)
-            along[strip] = gaussian_filter(along[strip], sigma, mode="nearest")
+            strip = slice(max(0, place - config.reach), place + config.reach)
+            along[strip] = gaussian_filter(along[strip], config.sigma, mode="nearest")
     return image

@@ -36,11 +36,11 @@ LEARNT_EDGE = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Means:
+class BaselineInputs:
     """What references make use of."""
 
     models: Mapping[str, ModelSpec]
-    """Models that are judged."""
+    """Models that are evaluated."""
     learn_from: Volume | None = None
     """Isotropic volume for a dictionary."""
     device: Device = "auto"
@@ -48,7 +48,7 @@ class Means:
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class RestorationTask:
     """What a reference has to restore."""
 
     sections: Voxels
@@ -59,7 +59,7 @@ class Task:
     """How sections were made."""
 
 
-def check_reference(name: Reference, factor: Factor, means: Means) -> None:
+def check_reference(name: Reference, factor: Factor, inputs: BaselineInputs) -> None:
     """Check that a reference can be run, before anything takes time.
 
     Raises:
@@ -67,13 +67,13 @@ def check_reference(name: Reference, factor: Factor, means: Means) -> None:
             from, or its library is not installed, or there is not one pssr model to stitch.
     """
     if name == "stitched":
-        sharpener(means)
+        sharpener(inputs)
         return
     z, y, x = factor
     if z.denominator != 1 or max(y, x) != 1:
         raise UsageError(f"{name} restores whole factors along z; choose another --factor")
     if name == "dictionary":
-        if means.learn_from is None:
+        if inputs.learn_from is None:
             raise UsageError(
                 "a dictionary is learnt from an isotropic volume other than the truth; name one "
                 "with --learn-from"
@@ -85,40 +85,40 @@ def check_reference(name: Reference, factor: Factor, means: Means) -> None:
             )
 
 
-def restore_by(name: Reference, task: Task, means: Means) -> Voxels:
+def restore_by(name: Reference, task: RestorationTask, inputs: BaselineInputs) -> Voxels:
     """Learn or fit, then restore.
 
     Args:
         name: the method, checked by :func:`check_reference`.
         task: what to restore.
-        means: what it makes use of.
+        inputs: what it makes use of.
 
     Returns:
         Target voxels, rounded to the dtype.
     """
     factor = int(task.factor[0])
     if name == "stitched":
-        restored = _stitched(sharpener(means), task.sections, device_of(means.device))
+        restored = _stitched(sharpener(inputs), task.sections, device_of(inputs.device))
     elif name == "siren":
         restored = siren.restore(task.sections, factor, PHASES[task.degradation], SIREN)
     else:
-        assert means.learn_from is not None  # checked before
+        assert inputs.learn_from is not None  # checked before
         config = replace(DICTIONARY, patch=_patch(factor), degradation=task.degradation)
-        learned = dictionary.learn([_middle(means.learn_from)], factor, config)
+        learned = dictionary.learn([_middle(inputs.learn_from)], factor, config)
         restored = dictionary.restore(learned, task.sections)
     return quantise(restored, task.sections.dtype)
 
 
-def sharpener(means: Means) -> str:
+def sharpener(inputs: BaselineInputs) -> str:
     """Return the model whose tiles are stitched.
 
     Raises:
-        UsageError: not exactly one pssr model is judged.
+        UsageError: not exactly one pssr model is evaluated.
     """
-    names = [name for name, spec in means.models.items() if spec.arch == "pssr"]
+    names = [name for name, spec in inputs.models.items() if spec.arch == "pssr"]
     if len(names) != 1:
         raise UsageError(
-            "stitched joins the tiles of one pssr model as its authors do, but the models judged "
+            "stitched joins the tiles of one pssr model as its authors do, but the models "
             f"hold {len(names)} of them; name one with --model"
         )
     return names[0]
