@@ -252,18 +252,46 @@ def test_workers_of_another_version(make: object, has: str, source: str, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
+LEAVES = "could not open the job and leaves"
+
+WAITING_MODEL = '''
+import time
+from pathlib import Path
+import torch
+
+class Waiting(torch.nn.Module):
+    """Repeats sections four times; once there is a log, not before it says something."""
+
+    factor = (4, 1, 1)
+    halo = (1, 1, 1)
+
+    def forward(self, x):
+        time.sleep(0.05)  # most tasks are still to come when the stranger does
+        log, end = Path({log!r}), time.monotonic() + 60
+        while log.exists() and {words!r} not in log.read_text() and time.monotonic() < end:
+            time.sleep(0.1)
+        return x.repeat_interleave(4, dim=2)
+
+def make():
+    return Waiting()
+'''
+
+
 @pytest.mark.slow
 def test_a_worker_of_another_version_that_comes_later_leaves(tmp_path: Path) -> None:
+    """The job does not end before the stranger was given a task, and left."""
     source = write_source(f"file://{tmp_path}/in", noise((16, 96, 96)))
     other_version(tmp_path / "packages")
-    shapes = {"chunk": (16, 16, 16), "shard": (32, 32, 32), "block": (32, 32, 32)}
+    shapes = {"chunk": (16, 16, 16), "shard": "none", "block": (16, 16, 16), "levels": 1}
     job = isochunk.Job(
         source=source,
         target=f"{tmp_path}/out",
-        model=slow_model(tmp_path, 0.4),
+        model=f"{tmp_path}/waiting.py:make",
         trust=True,
         **shapes,
     )
+    log = tmp_path / "worker.log"
+    (tmp_path / "waiting.py").write_text(WAITING_MODEL.format(log=str(log), words=LEAVES))
     with ExitStack() as closing:
         ours = closing.enter_context(cluster(tmp_path, workers=1))
         client = closing.enter_context(Client(ours.address, set_as_default=False))
@@ -272,14 +300,11 @@ def test_a_worker_of_another_version_that_comes_later_leaves(tmp_path: Path) -> 
         def join(report: Report) -> None:
             if report.done >= 2 and not joined:
                 joined.append(closing.enter_context(stranger(tmp_path, ours.address)))
-                wait_until(lambda: len(client.nthreads()) == 2 or left())
-
-        def left() -> bool:
-            return "could not open the job and leaves" in (tmp_path / "worker.log").read_text()
+                wait_until(lambda: len(client.nthreads()) == 2)
 
         assert isochunk.run(isochunk.plan(job), client, join).complete
         assert joined
-        assert left()
+        assert LEAVES in log.read_text()
         wait_until(lambda: len(client.nthreads()) == 1)
     events = [e["event"] for e in read_events(open_written_target(f"{tmp_path}/out").store)]
     assert "lost" not in events
