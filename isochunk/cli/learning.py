@@ -5,41 +5,34 @@ from __future__ import annotations
 import argparse
 import os
 from dataclasses import asdict
-from typing import Any
 
 from isochunk.cli.options import (
     DONE,
     INCOMPLETE,
     Command,
     Result,
-    access_options,
+    access_arguments,
     add_fields,
+    given,
 )
 from isochunk.core.job import Job
-from isochunk.core.text_forms import read_box, read_ratio, read_shape
 
 READING = ("source_spacing", "timeout_s", "requests")
 """Fields of a job that say how volumes are read."""
 
-EVALUATE_OPTIONS = {
-    "factor": "truth voxels that become one, along the axes that models refine; 4, 2.5 or 225/23",
-    "degradation": "how: avg is the mean over a section, skip its first voxel",
-    "plane": "slices that an axial network runs on; xz+yz: the mean of both",
-    "average": "Z,Y,X voxels of the truth averaged to one first; boxes count those",
-    "learn-from": "isotropic volume that a dictionary is learnt from",
-    "box": "part of the truth, z0:z1,y0:y1,x0:x1",
-    "background": "part of the truth without signal, to measure SNR against",
-    "device": "where networks run",
-    "report": "folder to write index.html, evaluation.json and evaluation.md to",
-}
-"""Options of evaluate that take one value."""
-
-EVALUATE_CHOICES = {
-    "degradation": ("avg", "skip", "psf"),
-    "plane": ("xz", "yz", "xz+yz"),
-    "device": ("auto", "cpu", "cuda"),
-}
-"""Values allowed for those of them that take one of a few words."""
+EVALUATED = (
+    "factor",
+    "degradation",
+    "plane",
+    "average",
+    "learn_from",
+    "box",
+    "background",
+    "device",
+    "report",
+    "trust",
+)
+"""Fields of an evaluation that take one value."""
 
 
 def train_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,7 +60,7 @@ def train(options: argparse.Namespace) -> Result:
     names = (*TRAIN_OPTIONS, *TRAIN_PARTS, *NETWORK_OPTIONS)
     told = {name: getattr(options, name.replace("-", "_")) for name in names}
     table = with_options(table, {name: text for name, text in told.items() if text is not None})
-    report = fit(config_from_table(table), Access(**access_options(options)))
+    report = fit(config_from_table(table), Access(**access_arguments(options)))
     if os.environ.get("RANK", "0") != "0":  # of the processes of torchrun one speaks
         return None, DONE
     return asdict(report), DONE if report.stopped == "finished" else INCOMPLETE
@@ -75,28 +68,25 @@ def train(options: argparse.Namespace) -> Result:
 
 def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``isochunk evaluate``."""
+    from isochunk.evaluation.baselines.published import REFERENCES
+    from isochunk.evaluation.evaluate import EvaluateConfig
+
     parser.add_argument("--truth", required=True, help="isotropic volume")
-    parser.add_argument(
-        "--model", dest="models", action="append", default=[], help="repeat for more"
-    )
-    parser.add_argument(
-        "--prediction",
-        dest="predictions",
-        action="append",
-        default=[],
-        help="volume restored elsewhere, on the truth's grid; repeat for more",
-    )
-    parser.add_argument(
-        "--reference",
-        dest="references",
-        action="append",
-        default=[],
-        choices=("dictionary", "siren", "stitched"),
-        help="published method; repeat for more",
-    )
-    for name, text in EVALUATE_OPTIONS.items():
-        parser.add_argument(f"--{name}", help=text, choices=EVALUATE_CHOICES.get(name))
-    add_fields(parser, Job, ("trust", *READING))
+    for name, text in (
+        ("model", "repeat for more"),
+        ("prediction", "volume restored elsewhere, on the truth's grid; repeat for more"),
+        ("reference", "published method; repeat for more"),
+    ):
+        parser.add_argument(
+            f"--{name}",
+            dest=f"{name}s",
+            action="append",
+            default=[],
+            choices=REFERENCES if name == "reference" else None,
+            help=text,
+        )
+    add_fields(parser, EvaluateConfig, EVALUATED)
+    add_fields(parser, Job, READING)
 
 
 def evaluate(options: argparse.Namespace) -> Result:
@@ -105,22 +95,14 @@ def evaluate(options: argparse.Namespace) -> Result:
     from isochunk.evaluation.evaluate import evaluate as measure
     from isochunk.storage.access import Access
 
-    readers = {"factor": read_ratio, "average": read_shape, "box": read_box, "background": read_box}
-    told: dict[str, Any] = {}
-    for name in EVALUATE_OPTIONS:
-        field = name.replace("-", "_")
-        value = getattr(options, field)
-        if value is not None:
-            told[field] = readers[name](value, name) if name in readers else value
     config = EvaluateConfig(
         options.truth,
         tuple(options.models),
         tuple(options.predictions),
         tuple(options.references),
-        trust=getattr(options, "trust", False),
-        **told,
+        **given(options, EvaluateConfig, EVALUATED),
     )
-    return measure(config, Access(**access_options(options))).summary(), DONE
+    return measure(config, Access(**access_arguments(options))).summary(), DONE
 
 
 COMMANDS = (

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, NoReturn, TypeAlias, get_type_hints
 
 from isochunk.core.fields import documented
@@ -80,13 +80,13 @@ def add_fields(parser: argparse.ArgumentParser, cls: type, names: Sequence[str])
             )
 
 
-def given(options: argparse.Namespace, cls: type) -> dict[str, Any]:
-    """Return the fields of a dataclass that were given, read by their types."""
+def given(options: argparse.Namespace, cls: type, names: Iterable[str]) -> dict[str, Any]:
+    """Return those fields of a dataclass that were given, read by their types."""
     hints = get_type_hints(cls, include_extras=True)
-    told = {name: getattr(options, name, None) for name in hints}
+    values = {name: getattr(options, name, None) for name in names}
     return {
         name: read_field(value, hints[name], name)
-        for name, value in told.items()
+        for name, value in values.items()
         if value is not None
     }
 
@@ -94,17 +94,12 @@ def given(options: argparse.Namespace, cls: type) -> dict[str, Any]:
 def job_of(options: argparse.Namespace, **fixed: str) -> Job:
     """Make a job of a configuration file and options; options win, and what is fixed wins both."""
     config = getattr(options, "config", None)
-    return Job.from_mapping(
-        {**(read_toml(config) if config else {}), **given(options, Job), **fixed}
-    )
+    table = read_toml(config) if config else {}
+    told = given(options, Job, (f.name for f in fields(Job)))
+    return Job.from_mapping({**table, **told, **fixed})
 
 
-def access_options(options: argparse.Namespace) -> dict[str, Any]:
+def access_arguments(options: argparse.Namespace) -> dict[str, Any]:
     """Return the arguments of :class:`~isochunk.storage.access.Access` that were given."""
-    hints = get_type_hints(Job, include_extras=True)
-    told = {field: getattr(options, field, None) for field in ACCESS_FIELDS}
-    return {
-        ACCESS_FIELDS[field]: read_field(value, hints[field], field)
-        for field, value in told.items()
-        if value is not None
-    }
+    told = given(options, Job, ACCESS_FIELDS)
+    return {ACCESS_FIELDS[name]: value for name, value in told.items()}

@@ -12,6 +12,8 @@ import isochunk
 from isochunk.cli.options import DONE, INCOMPLETE, Command, Result, add_fields, given
 from isochunk.core.job import RunOptions
 
+RUN_OPTIONS = tuple(f.name for f in fields(RunOptions))
+
 
 def target_argument(parser: argparse.ArgumentParser) -> None:
     """Add the argument that names a target."""
@@ -54,13 +56,12 @@ def audit(options: argparse.Namespace) -> Result:
 def repair_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``isochunk repair``."""
     target_argument(parser)
-    names = (f.name for f in fields(RunOptions) if f.name != "endpoint_url")
-    add_fields(parser, RunOptions, tuple(names))
+    add_fields(parser, RunOptions, [name for name in RUN_OPTIONS if name != "endpoint_url"])
 
 
 def repair(options: argparse.Namespace) -> Result:
     """``isochunk repair``."""
-    found, report = isochunk.repair(options.target, given(options, RunOptions))
+    found, report = isochunk.repair(options.target, given(options, RunOptions, RUN_OPTIONS))
     result = {"found": found.summary(), **report.summary()}
     return result, DONE if report.complete else INCOMPLETE
 

@@ -6,7 +6,7 @@ import argparse
 import json
 from contextlib import suppress
 
-from isochunk.cli.options import DONE, Command, Result, access_options, add_fields, job_of
+from isochunk.cli.options import DONE, Command, Result, access_arguments, add_fields, job_of
 from isochunk.core.job import Job
 
 PREVIEWED = (
@@ -33,7 +33,7 @@ def view(options: argparse.Namespace) -> Result:
     from isochunk.storage.access import Access
     from isochunk.viewing.result import view_result
 
-    access = Access(**access_options(options))
+    access = Access(**access_arguments(options))
     with (
         suppress(KeyboardInterrupt),
         view_result(options.target, options.source, access) as viewer,

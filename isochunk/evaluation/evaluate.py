@@ -17,8 +17,9 @@ import numpy as np
 
 from isochunk.core.degradation import PHASES, Degradation
 from isochunk.core.geometry import Box, Factor, Triple, cells, target_box
-from isochunk.core.job import Device
-from isochunk.core.spec import AXIAL, ModelSpec, Plane, VolumeSpec
+from isochunk.core.job import AxialPlane, Device
+from isochunk.core.spec import AXIAL, ModelSpec, VolumeSpec
+from isochunk.core.text_forms import BoxField, RatioField, ShapeField
 from isochunk.core.voxels import Voxels
 from isochunk.errors import ModelError, UsageError
 from isochunk.evaluation.baselines.published import BaselineInputs as BaselineInputs
@@ -67,18 +68,18 @@ class EvaluateConfig:
     ``stitched`` is the pssr model's tiles joined with blurred seams, as its authors do."""
     learn_from: str | None = None
     """URL of the isotropic volume that a dictionary is learnt from."""
-    factor: Fraction = Fraction(4)
+    factor: RatioField = Fraction(4)
     """Truth voxels that become one section: any number of at least 1 that the models take. For
     models that refine y and x, truth voxels that become one pixel, along both."""
     degradation: Degradation = "avg"
-    """How sections are made of them."""
-    plane: Plane | None = None
-    """Slices that axial models run on; None for each one's own."""
-    average: Triple = NO_AVERAGE
-    """Voxels (z, y, x) that are averaged to one voxel of the truth first, against noise."""
-    box: Box | None = None
-    """Part of the truth; all of it by default."""
-    background: Box | None = None
+    """How sections are made of them: ``avg`` is the mean over each, ``skip`` its first voxel."""
+    plane: AxialPlane | None = None
+    """Slices that axial models run on, ``xz+yz`` for the mean of both; default: each one's own."""
+    average: ShapeField = NO_AVERAGE
+    """Voxels Z,Y,X that are averaged to one voxel of the truth first, against noise."""
+    box: BoxField | None = None
+    """Part of the truth, z0:z1,y0:y1,x0:x1; default: all of it."""
+    background: BoxField | None = None
     """Part of the truth without signal, for SNR; without it there is none."""
     block: Triple = (128, 128, 128)
     """Voxels predicted at a time; the figures do not depend on it."""
@@ -126,10 +127,7 @@ def evaluate_volume(config: EvaluateConfig, truth: Volume, access: Access = DEFA
     inputs = BaselineInputs(specs, learn_from, config.device)
     for reference in config.references:
         check_reference(reference, factor, inputs)
-    given = {
-        url: _checked_prediction(open_volume(url, access), truth.spec, config)
-        for url in config.predictions
-    }
+    given = {url: _open_prediction(url, access, truth.spec, config) for url in config.predictions}
     asked = config.box or truth.spec.box
     box = whole_sections(truth.spec, asked, factor, config.degradation)
     inner = compared(box.shape, factor, config.degradation)
@@ -281,14 +279,14 @@ def _noise_limit(
     return found.low, found.high
 
 
-def _checked_prediction(volume: Volume, truth: VolumeSpec, config: EvaluateConfig) -> Volume:
-    """Check a prediction that was given.
+def _open_prediction(url: str, access: Access, truth: VolumeSpec, config: EvaluateConfig) -> Volume:
+    """Open a prediction that was made elsewhere.
 
     Raises:
         UsageError: it does not lie on the truth's grid.
     """
+    volume = open_volume(url, access)
     spec = volume.spec
-    url = spec.url
     if spec.spacing != truth.spacing or spec.dtype != truth.dtype:
         raise UsageError(
             f"prediction {url} has {spec.dtype} voxels of {spec.spacing} nm (z,y,x), but the truth "

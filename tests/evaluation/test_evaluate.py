@@ -330,8 +330,8 @@ def test_lateral_models_get_lateral_pixels(tmp_path):
     assert found.rows[0].psnr == pytest.approx(expected, abs=0.02)  # rounding of halves
     # One tile holds a whole section here, so what its authors do is the same but at the rim.
     stitched = evaluate(EvaluateConfig(truth, (model,), references=("stitched",))).results[-1]
-    assert stitched.row.model == "stitched"
-    assert stitched.row.psnr == pytest.approx(found.rows[-1].psnr, abs=1)
+    assert stitched.figures.model == "stitched"
+    assert stitched.figures.psnr == pytest.approx(found.rows[-1].psnr, abs=1)
     with pytest.raises(UsageError, match=r"one pssr model .* hold 0 of them"):
         evaluate(EvaluateConfig(truth, references=("stitched",)))
     with pytest.raises(ModelError, match="restore y and x, but srunet-z4-small restore z"):
