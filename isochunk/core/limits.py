@@ -1,4 +1,4 @@
-"""Sizes of tiles, blocks, tasks and buffers, in one place, each with its reason."""
+"""Sizes of tiles, blocks, tasks, buffers and records, in one place, each with its reason."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ TASK_BLOCKS = 1024
 
 TASKS_PER_WORKER = 8
 """Tasks each worker should get, at least, so that the load evens out."""
+
+RECORD_S = 0.5
+"""Seconds between records of finished blocks, at most: what a killed client may have to redo."""
 
 MIN_TILE = 8
 """Smallest extent of a tile in target voxels."""

@@ -1,4 +1,4 @@
-"""What a whole job takes and costs: from the plan, from a calibration, and from prices. Pure.
+"""What a whole job takes and costs: from the plan, from a calibration, and from prices.
 
 ::
 
@@ -23,8 +23,8 @@ from typing import Any, TypeAlias
 
 from isochunk.core.codec import from_json
 from isochunk.core.geometry import ceil_div
+from isochunk.core.limits import RECORD_S
 from isochunk.core.spec import LevelSpec, VolumeSpec
-from isochunk.engine.ledger import FLUSH_S
 from isochunk.errors import UsageError
 from isochunk.host.files import read_toml
 from isochunk.planning.layout import pooling_between
@@ -365,8 +365,8 @@ def estimate(plan: Plan, measured: Calibration, prices: Prices) -> Estimate:
     stored = measured.stored_voxels / measured.voxels
     source, target = prices.service(plan.source), prices.service(plan.target)
     machine = prices.chosen()
-    # The record is stored at most once in FLUSH_S, and read again when it is folded.
-    records = min(plan.total_blocks, math.ceil(job_s / measured.workers / FLUSH_S))
+    # The record is stored at most once in RECORD_S, and read again when it is folded.
+    records = min(plan.total_blocks, math.ceil(job_s / measured.workers / RECORD_S))
     written_gib = plan.bytes_written() * stored / GIB
     items = (
         BillItem(machine.name, job_s / 3600 / machine.workers, "machine hours", machine.hour),

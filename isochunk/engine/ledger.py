@@ -31,9 +31,6 @@ LEDGER_PREFIX = ".isochunk/ledger/"
 FOLD_SEGMENTS = 256
 """Segments that one submitter writes before it folds them."""
 
-FLUSH_S = 0.5
-"""Finished blocks are recorded at least this often: what a killed client may have to redo."""
-
 READ_TOGETHER = 64
 """Records read at the same time: one after the other they would take minutes from far away."""
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 
 from isochunk.core.geometry import Box
+from isochunk.core.limits import RECORD_S
 from isochunk.engine.events import Notify
-from isochunk.engine.ledger import FLUSH_S
 from isochunk.engine.pipeline import Pipeline
 from isochunk.engine.report import Seam
 from isochunk.planning.block import BlockReport, BlockTask, Reports
@@ -34,10 +34,10 @@ class LocalBackend:
             for index in blocks:
                 in_flight.add(self.pipeline.submit(stage, index))
                 while len(in_flight) >= 2 * self.pipeline.job.plan.depth:
-                    done, in_flight = wait(in_flight, FLUSH_S, FIRST_COMPLETED)
+                    done, in_flight = wait(in_flight, RECORD_S, FIRST_COMPLETED)
                     yield Reports.gather(stage, (future.result() for future in done))
         while in_flight:
-            done, in_flight = wait(in_flight, FLUSH_S, FIRST_COMPLETED)
+            done, in_flight = wait(in_flight, RECORD_S, FIRST_COMPLETED)
             yield Reports.gather(stage, (future.result() for future in done))
 
     def compare(self, boxes: list[Box]) -> Iterator[Seam]:

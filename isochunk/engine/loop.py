@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from isochunk.core.geometry import Box, Triple, triple
 from isochunk.engine.events import EventLog, Notify
-from isochunk.engine.ledger import FLUSH_S, Ledger
+from isochunk.engine.ledger import RECORD_S, Ledger
 from isochunk.engine.report import Report, Seam
 from isochunk.engine.timeouts import Timeouts
 from isochunk.errors import AccessError, ClusterError, StorageError
@@ -83,7 +83,7 @@ class Recorder:
             StorageError: storage has failed for longer than the time-outs allow.
         """
         now = time.monotonic()
-        if now - self._tried < FLUSH_S:
+        if now - self._tried < RECORD_S:
             return
         if now - self._progressed >= PROGRESS_S:
             self._progressed = now
@@ -116,7 +116,7 @@ class Recorder:
             except StorageError:
                 if time.monotonic() - self._stored > self.timeouts.record_s:
                     raise
-                time.sleep(FLUSH_S)
+                time.sleep(RECORD_S)
             else:
                 return
 

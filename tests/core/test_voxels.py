@@ -1,4 +1,4 @@
-"""From block to block: pooling, checksums, and the pieces of one block."""
+"""Pooling, checksums and conversion of voxels."""
 
 from __future__ import annotations
 
