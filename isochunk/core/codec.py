@@ -9,7 +9,7 @@ from __future__ import annotations
 import types
 import typing
 from contextlib import suppress
-from dataclasses import fields, is_dataclass
+from dataclasses import Field, fields, is_dataclass
 from fractions import Fraction
 from typing import Any, TypeAlias, TypeVar
 
@@ -24,7 +24,7 @@ JsonObject: TypeAlias = dict[str, Any]
 def to_json(value: Any) -> Any:
     """Turn a dataclass, or a value inside one, into JSON values."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_json(getattr(value, f.name)) for f in fields(value)}
+        return {_key(f): to_json(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, Fraction):
         return str(value)
     if isinstance(value, tuple):
@@ -42,14 +42,21 @@ def from_json(kind: type[T], data: Any) -> T:
     return result
 
 
+def _key(field: Field[Any]) -> str:
+    """Return the key of a field: its name, or that under which it was stored first."""
+    return str(field.metadata.get("stored_as", field.name))
+
+
 def _read(kind: Any, data: Any, where: str) -> Any:  # noqa: PLR0911
     if is_dataclass(kind) and isinstance(kind, type):
         hints = typing.get_type_hints(kind)
-        names = {f.name for f in fields(kind)}
-        if not isinstance(data, dict) or set(data) != names:
+        names = {_key(f): f.name for f in fields(kind)}
+        if not isinstance(data, dict) or set(data) != set(names):
             got = sorted(data) if isinstance(data, dict) else data
             raise UsageError(f"{where} holds {got}; wanted the keys {sorted(names)}")
-        return kind(**{k: _read(hints[k], v, f"{where}.{k}") for k, v in data.items()})
+        return kind(
+            **{names[k]: _read(hints[names[k]], v, f"{where}.{k}") for k, v in data.items()}
+        )
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         if data is None:

@@ -12,8 +12,9 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from isochunk.core.geometry import Box, Triple, triple
+from isochunk.core.limits import RECORD_S
 from isochunk.engine.events import EventLog, Notify
-from isochunk.engine.ledger import RECORD_S, Ledger
+from isochunk.engine.ledger import Ledger
 from isochunk.engine.report import Report, Seam
 from isochunk.engine.timeouts import Timeouts
 from isochunk.errors import AccessError, ClusterError, StorageError
