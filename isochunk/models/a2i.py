@@ -17,19 +17,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from isochunk.core.geometry import Box, ceil_div, reflected
-from isochunk.core.spec import INTERPOLATION_REACH, Grid, Phase
+from isochunk.core.geometry import Box, ceil_div
+from isochunk.core.spec import Grid, Phase
 from isochunk.errors import ModelError
 from isochunk.models.axial import (
     AxialNetwork,
     Corner,
-    blended,
     few_at_a_time,
     slices,
     volume,
 )
-from isochunk.models.interpolation import axis_taps
+from isochunk.models.interpolation import axis_taps, whole_axis_taps
 from isochunk.models.tiled_layers import Placed
+from isochunk.models.torch_interpolation import blended
 
 Attention: TypeAlias = Literal["residual", "printed"]
 Span: TypeAlias = tuple[int, int]
@@ -130,10 +130,7 @@ class A2I(AxialNetwork):
 
         To make whole windows, the interpolated slices are continued by repetition.
         """
-        n, rim = coarse.shape[2], INTERPOLATION_REACH
-        index = torch.from_numpy(reflected(-rim, n + rim, 0, n)).to(coarse.device)
-        taps = axis_taps("cubic", (0, int(n * factor)), factor, -rim, phase)
-        x = blended(coarse.index_select(2, index), taps)
+        x = blended(coarse, whole_axis_taps("cubic", coarse.shape[2], factor, phase))
         nz, nx = x.shape[2:]
         more = (0, -nx % self.alignment, 0, -nz % self.alignment)
         refined: Tensor = self(functional.pad(x, more, mode="replicate"))

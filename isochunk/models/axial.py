@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from isochunk.core.geometry import Box
 from isochunk.core.spec import Grid, Phase
-from isochunk.models.interpolation import Taps
 from isochunk.models.tiled_layers import Placed
 
 Corner: TypeAlias = tuple[int, int]
@@ -90,14 +89,3 @@ def few_at_a_time(x: Tensor, pixels: int) -> tuple[Tensor, ...]:
         pixels: pixels that a network makes of each.
     """
     return torch.split(x, max(1, PIXELS_AT_ONCE // (pixels * x.shape[2] * x.shape[3])))
-
-
-def blended(x: Tensor, taps: Taps) -> Tensor:
-    """Interpolate along z: (n, c, z, x) to (n, c, target z, x)."""
-    total = None
-    for index, weight in zip(taps.index, taps.weight, strict=True):
-        rows = x.index_select(2, torch.from_numpy(index).to(x.device))
-        term = rows * torch.from_numpy(weight).to(x)[:, None]
-        total = term if total is None else total + term
-    assert total is not None  # there is always at least one tap
-    return total

@@ -27,13 +27,13 @@ from isochunk.errors import ModelError
 from isochunk.models.axial import (
     AxialNetwork,
     Corner,
-    blended,
     few_at_a_time,
     slices,
     volume,
 )
 from isochunk.models.interpolation import axis_taps
 from isochunk.models.tiled_layers import Placed
+from isochunk.models.torch_interpolation import blended
 
 PERIODS = (1, 2)
 """Waves of the positional encoding per training tile."""

@@ -21,14 +21,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from isochunk.core.geometry import Box, Triple, add, ceil_div, reflected, sub, triple
+from isochunk.core.geometry import Box, Triple, add, ceil_div, sub, triple
 from isochunk.core.spec import Phase
 from isochunk.errors import ModelError
+from isochunk.models.interpolation import INTERPOLATIONS, Kernel
+from isochunk.models.torch_interpolation import interpolated, reflected_along_z
 
-Kernel: TypeAlias = Literal["linear", "cubic"]
 Residual: TypeAlias = Literal["none", "linear", "cubic"]
-
-_REACH = {"linear": 1, "cubic": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +105,7 @@ class Same:
 
     def interpolate(self, x: Placed, factor: int, kernel: Kernel, phase: Phase) -> Placed:
         """Interpolate the tile continued by half-sample reflection along z."""
-        n = x.data.shape[2]
-        index = torch.from_numpy(reflected(-_REACH[kernel], n + _REACH[kernel], 0, n))
-        padded = x.data.index_select(2, index.to(x.data.device))
-        data = _interpolate(padded, factor, _phases(factor, kernel, phase))
+        data = interpolated(reflected_along_z(x.data, kernel), factor, kernel, phase)
         return Placed(data, _scaled(x.origin, (factor, 1, 1)))
 
 
@@ -151,8 +147,8 @@ class Valid:
     def interpolate(self, x: Placed, factor: int, kernel: Kernel, phase: Phase) -> Placed:
         """Interpolate where all taps are known."""
         z, y, x_ = x.origin
-        data = _interpolate(x.data, factor, _phases(factor, kernel, phase))
-        return Placed(data, ((z + _REACH[kernel]) * factor, y, x_))
+        data = interpolated(x.data, factor, kernel, phase)
+        return Placed(data, ((z + INTERPOLATIONS[kernel]) * factor, y, x_))
 
 
 SAME = Same()
@@ -313,29 +309,3 @@ def _phased(x: Tensor, layer: nn.ConvTranspose3d) -> Tensor:
 
 def _scaled(origin: Triple, by: Triple) -> Triple:
     return (origin[0] * by[0], origin[1] * by[1], origin[2] * by[2])
-
-
-def _interpolate(x: Tensor, factor: int, taps: Tensor) -> Tensor:
-    """Interpolate along z without padding; 1 or 2 sections at either end are used up."""
-    b, c, _, ny, nx = x.shape
-    weight = taps.to(x)[:, None, :, None, None]  # (phase, 1, tap, 1, 1)
-    phases = functional.conv3d(x.reshape(b * c, 1, *x.shape[2:]), weight)  # (b*c, phase, z, y, x)
-    return phases.transpose(1, 2).reshape(b, c, -1, ny, nx)
-
-
-def _phases(factor: int, kernel: Kernel, phase: Phase) -> Tensor:
-    """Return the taps of each of the ``factor`` target voxels of a section.
-
-    Cubic is Keys' kernel with a = -0.5 (Keys 1981, IEEE Trans. ASSP 29:1153).
-    """
-    reach = _REACH[kernel]
-    target = torch.arange(factor, dtype=torch.float64) / factor
-    if phase == "mean":
-        target += 0.5 / factor - 0.5
-    taps = torch.arange(-reach, reach + 1, dtype=torch.float64)
-    t = (target[:, None] - taps).abs()
-    if kernel == "linear":
-        return (1 - t).clamp(min=0)
-    near = (1.5 * t - 2.5) * t * t + 1
-    far = ((-0.5 * t + 2.5) * t - 4) * t + 2
-    return torch.where(t < 1, near, torch.where(t < reach, far, torch.zeros_like(t)))

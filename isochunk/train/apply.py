@@ -12,14 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import l1_loss, mse_loss
 
-from isochunk.core.geometry import Triple, reflected, triple
+from isochunk.core.geometry import Triple, triple
 from isochunk.core.spec import Phase
 from isochunk.errors import UsageError
-from isochunk.models.axial import AxialNetwork, Corner, blended
-from isochunk.models.interpolation import INTERPOLATIONS, axis_taps
+from isochunk.models.axial import AxialNetwork, Corner
+from isochunk.models.interpolation import whole_axis_taps
 from isochunk.models.pssr import PSSR
 from isochunk.models.registry import Network, NetworkConfig, make
 from isochunk.models.tiled_layers import PlacedNetwork
+from isochunk.models.torch_interpolation import blended
 from isochunk.train.config import Loss
 from isochunk.train.perceptual import perceptual_loss
 
@@ -123,28 +124,11 @@ class Criterion:
 def interpolated(application: Application, coarse: Tensor, factor: Fraction, kernel: str) -> Tensor:
     """Return what interpolation makes of what a network sees, for comparison."""
     if not isinstance(application.network, PSSR):
-        return along_z(coarse, factor, kernel, application.phase)
+        taps = whole_axis_taps(kernel, coarse.shape[2], factor, application.phase)
+        return blended(coarse, taps)
     middle = coarse.shape[2] // 2
-    turned = coarse[:, :, middle : middle + 1]
+    finer = coarse[:, :, middle : middle + 1]
     for axis in (3, 4):
-        turned = along_z(turned.transpose(2, axis), factor, kernel, "mean").transpose(2, axis)
-    return turned
-
-
-def along_z(coarse: Tensor, factor: Fraction, kernel: str, phase: Phase) -> Tensor:
-    """Interpolate along z, continued by half-sample reflection.
-
-    Args:
-        coarse: (b, 1, z, y, x).
-        factor: target voxels per section.
-        kernel: linear or cubic.
-        phase: where a section lies.
-
-    Returns:
-        (b, 1, floor(factor * z), y, x).
-    """
-    n, rim = coarse.shape[2], INTERPOLATIONS[kernel]
-    index = torch.from_numpy(reflected(-rim, n + rim, 0, n)).to(coarse.device)
-    taps = axis_taps(kernel, (0, int(n * factor)), factor, -rim, phase)
-    rows = blended(coarse.index_select(2, index).flatten(3), taps)
-    return rows.reshape(*rows.shape[:3], *coarse.shape[3:])
+        taps = whole_axis_taps(kernel, finer.shape[axis], factor)
+        finer = blended(finer.transpose(2, axis), taps).transpose(2, axis)
+    return finer

@@ -25,9 +25,11 @@ from isochunk.errors import TargetConflictError, UsageError
 from isochunk.models.a2i import A2IConfig
 from isochunk.models.checkpoint import load_module, read_spec
 from isochunk.models.degrade import degrade
+from isochunk.models.interpolation import whole_axis_taps
 from isochunk.models.registry import make
+from isochunk.models.torch_interpolation import blended
 from isochunk.storage.open import open_volume
-from isochunk.train.apply import Application, along_z
+from isochunk.train.apply import Application
 from isochunk.train.augment import Augmentation
 from isochunk.train.config import fingerprint
 from isochunk.train.data import IN_PLACE, LATERAL, UPRIGHT, Crops, Sampling, Sectioned, Source
@@ -193,7 +195,8 @@ def test_sections_seen_may_be_shifted_or_missing_but_not_the_target(tmp_path):
 @pytest.mark.parametrize("factor", [Fraction(4), Fraction(5, 2)])
 def test_sections_lie_where_interpolation_puts_them(degradation, phase, factor):
     ramp = torch.arange(40.0).reshape(1, 1, 40, 1, 1).expand(1, 1, 40, 2, 3)
-    restored = along_z(degrade(ramp, factor, degradation), factor, "linear", phase)
+    sections = degrade(ramp, factor, degradation)
+    restored = blended(sections, whole_axis_taps("linear", sections.shape[2], factor, phase))
     inner = slice(int(factor), 40 - 2 * int(factor))
     # A mean over parts of voxels is that of steps, not of the ramp itself.
     off = 1e-4 if factor == 4 or degradation == "skip" else 0.06
