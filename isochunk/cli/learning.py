@@ -51,8 +51,13 @@ def train(options: argparse.Namespace) -> Result:
     """``isochunk train``."""
     from isochunk.storage.access import Access
     from isochunk.train.loop import train as fit
-    from isochunk.train.options import NETWORK_OPTIONS, TRAIN_OPTIONS, TRAIN_PARTS
-    from isochunk.train.presets import config_from_table, read_recipe, with_options
+    from isochunk.train.options import (
+        NETWORK_OPTIONS,
+        TRAIN_OPTIONS,
+        TRAIN_PARTS,
+        with_options,
+    )
+    from isochunk.train.presets import config_from_table, read_recipe
 
     table = read_recipe(options.recipe) if options.recipe else {}
     if options.sources:

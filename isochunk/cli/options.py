@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NoReturn, TypeAlias, get_type_hints
 
-from isochunk.core.fields import documented
+from isochunk.core.fields import documented, help_text
 from isochunk.core.job import Job
 from isochunk.core.text_forms import choices, field_kind, read_field
 from isochunk.errors import UsageError
@@ -60,7 +60,7 @@ def add_fields(parser: argparse.ArgumentParser, cls: type, names: Sequence[str])
     """Add options for fields of a dataclass; those not given stay out of the namespace."""
     hints, texts = get_type_hints(cls, include_extras=True), documented(cls)
     for name in names:
-        text, kind = texts[name].replace("``", ""), field_kind(hints[name])
+        text, kind = help_text(texts[name]), field_kind(hints[name])
         if kind is bool:
             parser.add_argument(
                 option_of(name),

@@ -36,7 +36,9 @@ def models(options: argparse.Namespace) -> Result:
                 "name": s.name,
                 "arch": s.arch,
                 "factor": ["any" if r is None else float(r) for r in s.factor],
-                "trained_factors": None if s.taught is None else [float(r) for r in s.taught],
+                "trained_factors": None
+                if s.trained_factors is None
+                else [float(r) for r in s.trained_factors],
                 "phase": s.phase,
                 "plane": s.plane,
                 "halo": list(s.halo),

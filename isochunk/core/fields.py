@@ -29,3 +29,9 @@ def documented(cls: type) -> dict[str, str]:
                 ):
                     told[name] = " ".join(text.split()).removesuffix(".")
     return told
+
+
+def help_text(text: str) -> str:
+    """Return a docstring as help texts are written: no markup, and a small letter first."""
+    plain = text.replace("``", "")
+    return plain if plain[:2].isupper() or plain[1] == "," else plain[0].lower() + plain[1:]

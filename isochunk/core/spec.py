@@ -6,7 +6,7 @@ Both are plain values: they travel to workers, into ``job.json`` and back unchan
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Literal, TypeAlias
 
@@ -154,7 +154,9 @@ class ModelSpec:
     """Licence of the weights."""
     trained_on: str = ""
     """Data the weights were trained on."""
-    taught: tuple[Fraction, Fraction] | None = None
+    trained_factors: tuple[Fraction, Fraction] | None = field(
+        default=None, metadata={"stored_as": "taught"}
+    )
     """Least and largest factor along z that it was trained for; None where none is recorded."""
     sha256: str = ""
     """Digest over what defines the model's answers."""

@@ -88,12 +88,15 @@ def resolve(job: Job, place: TargetPlace) -> Plan:
 def _warn_beyond_training(model: ModelSpec) -> None:
     """Say that a network is asked for what it was not trained for."""
     factor = model.resolved_factor[0]
-    if model.taught is not None and not model.taught[0] <= factor <= model.taught[1]:
+    if (
+        model.trained_factors is not None
+        and not model.trained_factors[0] <= factor <= model.trained_factors[1]
+    ):
         log.warning(
             "model %s was trained for factors %s to %s, and is asked for %s; look at the result "
             "closely",
             model.name,
-            *model.taught,
+            *model.trained_factors,
             factor,
         )
 

@@ -1,21 +1,27 @@
-"""The Predictor protocol, and the interpolations that need no training."""
+"""Interpolation: kernels, taps, and the models that need no training; numpy alone.
+
+What torch needs of it is in :mod:`isochunk.models.torch_interpolation`.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from isochunk.core.geometry import Box
-from isochunk.core.spec import ModelSpec, Phase
+from isochunk.core.geometry import Box, reflected
+from isochunk.core.spec import INTERPOLATION_REACH, ModelSpec, Phase
 from isochunk.core.voxels import Voxels, quantise
 from isochunk.errors import ModelError
 
-INTERPOLATIONS = {"identity": 0, "nearest": 0, "linear": 1, "cubic": 2}
+Kernel: TypeAlias = Literal["linear", "cubic"]
+"""Interpolations that blend neighbours."""
+
+INTERPOLATIONS = {"identity": 0, "nearest": 0, "linear": 1, "cubic": INTERPOLATION_REACH}
 """Names of the interpolations, and the source voxels each needs on either side."""
 
 SLAB_VOXELS = 1 << 20
@@ -141,12 +147,43 @@ def axis_taps(
     return Taps(below - origin + offsets, weight.astype(np.float32))
 
 
+def whole_axis_taps(kernel: str, extent: int, factor: Fraction, phase: Phase = "mean") -> Taps:
+    """Compute the taps of a whole axis, continued by half-sample reflection.
+
+    Args:
+        kernel: identity, nearest, linear or cubic.
+        extent: source voxels along the axis.
+        factor: target voxels per source voxel.
+        phase: as :func:`axis_taps`.
+
+    Returns:
+        Taps of floor(extent * factor) target voxels.
+    """
+    reach = INTERPOLATIONS[kernel]
+    taps = axis_taps(kernel, (0, int(extent * factor)), factor, -reach, phase)
+    return Taps(reflected(-reach, extent + reach, 0, extent)[taps.index], taps.weight)
+
+
+def neighbour_weights(kernel: Kernel, factor: int, phase: Phase) -> NDArray[np.float64]:
+    """Return how much neighbouring sections count in each of the target voxels of a section.
+
+    Returns:
+        (factor, 2 * reach + 1): from ``reach`` sections before to as many after.
+    """
+    reach = INTERPOLATIONS[kernel]
+    target = np.arange(factor) / factor
+    if phase == "mean":
+        target += 0.5 / factor - 0.5
+    distance = np.abs(target[:, None] - np.arange(-reach, reach + 1))
+    return np.maximum(1 - distance, 0) if kernel == "linear" else keys(distance)
+
+
 def keys(distance: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Keys' cubic convolution kernel with a = -0.5 at distances 0..2 (Keys 1981, eq. 15)."""
+    """Keys' cubic convolution kernel with a = -0.5 at distances from 0 (Keys 1981, eq. 15)."""
     d = distance
     near = (1.5 * d - 2.5) * d * d + 1
     far = ((-0.5 * d + 2.5) * d - 4) * d + 2
-    return np.where(d <= 1, near, far)
+    return np.where(d <= 1, near, np.where(d < INTERPOLATION_REACH, far, 0))
 
 
 def resample(values: NDArray[Any], taps: Taps, axis: int) -> NDArray[np.float32]:
