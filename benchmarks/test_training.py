@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 import torch
 
+from isochunk.models.load import device_of
 from isochunk.storage.open import open_volume
 from isochunk.train.data import Batch, read_ahead, split, validation_crops
-from isochunk.train.loop import READ_AHEAD, Batches, sampling_of, shades_of
+from isochunk.train.loop import READ_AHEAD, Batches, sampling_of
 from isochunk.train.presets import config_from_table, read_recipe
-from isochunk.train.ranks import Ranks, choose_device
+from isochunk.train.ranks import Ranks
 from isochunk.train.run import Run
 from isochunk.train.sources import use_volume, with_factors
 
@@ -45,10 +46,10 @@ def test_training_step(benchmark: Any, arch: str, feed: str, tmp_path: Path) -> 
     config = with_factors(config_from_table(table), (volume,))
     sources = (use_volume(volume, config),)
     parts = split(volume.spec.box, config.split_axis)
-    ranks = Ranks(choose_device(config.device))
+    ranks = Ranks(device_of(config.device))
     batches = Batches(config, sources, (parts[0],), ranks)
     held_out = validation_crops(sources, (parts[1],), sampling_of(config), 1)
-    run = Run(config, held_out, ranks, shades_of(sources[0]))
+    run = Run(config, held_out, ranks, sources[0].shades)
 
     def feeding() -> Iterator[Batch]:
         if feed == "kept":

@@ -363,7 +363,8 @@ def train(options: argparse.Namespace) -> Result:
     from dataclasses import asdict
 
     from isochunk.train.loop import train as fit
-    from isochunk.train.presets import config_from_table, read_recipe, with_options
+    from isochunk.train.options import with_options
+    from isochunk.train.presets import config_from_table, read_recipe
 
     use_endpoint(options)
     table = read_recipe(options.recipe) if options.recipe else {}

@@ -1,7 +1,7 @@
 """Networks, one file each, and what makes any of them a function from box to box.
 
-Nothing here reads a volume. Read ``interface`` for what the others see, ``interpolation`` for a
-model without weights, ``tiled_layers`` and ``srunet`` for a network written once for training and
-exact tiles, ``registry`` for all there are, ``tiling`` and ``predictor`` for how they are run,
-``load`` for the way in.
+Nothing here reads a volume. Read ``interface`` for what other rooms see, ``interpolation`` for a
+model without weights, ``network`` for what every network answers, ``tiled_network`` and ``srunet``
+for one written once for training and exact tiles, ``registry`` for all there are, ``tiling`` and
+``predictor`` for how they are run, ``load`` for the way in.
 """

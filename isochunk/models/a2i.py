@@ -22,22 +22,22 @@ from isochunk.core.spec import Grid, Phase
 from isochunk.errors import ModelError
 from isochunk.models.axial import (
     AxialNetwork,
-    Corner,
     few_at_a_time,
     slices,
     volume,
 )
 from isochunk.models.interpolation import axis_taps, whole_axis_taps
-from isochunk.models.tiled_layers import Placed
+from isochunk.models.network import Corner, NetworkConfig
+from isochunk.models.placed import Placed
 from isochunk.models.torch_interpolation import blended
 
 Attention: TypeAlias = Literal["residual", "printed"]
-Span: TypeAlias = tuple[int, int]
+PixelRange: TypeAlias = tuple[int, int]
 """First and last pixel along one axis."""
 
 
 @dataclass(frozen=True, slots=True)
-class A2IConfig:
+class A2IConfig(NetworkConfig):
     """Hyperparameters."""
 
     width: int = 32
@@ -82,6 +82,7 @@ class A2IConfig:
 class A2I(AxialNetwork):
     """The network of an :class:`A2IConfig`."""
 
+    config_type = A2IConfig
     grid: Grid = "target"
 
     def __init__(self, config: A2IConfig) -> None:
@@ -163,7 +164,7 @@ class A2I(AxialNetwork):
             )
         )
 
-    def _region(self, want: Box) -> tuple[Span, Span]:
+    def _region(self, want: Box) -> tuple[tuple[int, int], tuple[int, int]]:
         """Return the target pixels along z and x that are computed with: [first, past the last)."""
         cell = self.alignment
         z, x = (
@@ -173,7 +174,7 @@ class A2I(AxialNetwork):
         return z, x
 
 
-class Block(nn.Module):
+class AttentionBlock(nn.Module):
     """Attention within windows, then the gated layer; (n, c, z, x), in and out."""
 
     def __init__(self, maps: int, heads: int, config: A2IConfig) -> None:
@@ -247,7 +248,9 @@ class Gate(nn.Module):
 
 def _blocks(level: int, config: A2IConfig) -> nn.Sequential:
     maps = config.width * 2**level
-    return nn.Sequential(*(Block(maps, config.heads[level], config) for _ in range(config.blocks)))
+    return nn.Sequential(
+        *(AttentionBlock(maps, config.heads[level], config) for _ in range(config.blocks))
+    )
 
 
 def _cell(config: A2IConfig) -> int:
@@ -265,23 +268,23 @@ def _reach(config: A2IConfig) -> int:
     return max(-lo + 1, hi + 1 - cell + 1)  # and the first
 
 
-def _seen_from(level: int, span: Span, config: A2IConfig) -> Span:
-    """Return the pixels, where a level begins, that its output pixels ``span`` depend on."""
+def _seen_from(level: int, pixels: PixelRange, config: A2IConfig) -> PixelRange:
+    """Return the pixels, where a level begins, that its output pixels ``pixels`` depend on."""
     for _ in range(config.blocks):
-        span = _before_block(span, config.window)
+        pixels = _before_block(pixels, config.window)
     if level == config.levels - 1:
-        return span
+        return pixels
     # Down: output o has inputs 2o - 1 .. 2o + 2. Up: output o has input o // 2.
-    lo, hi = _seen_from(level + 1, (span[0] // 2, span[1] // 2), config)
-    span = (min(span[0], 2 * lo - 1), max(span[1], 2 * hi + 2))
+    lo, hi = _seen_from(level + 1, (pixels[0] // 2, pixels[1] // 2), config)
+    pixels = (min(pixels[0], 2 * lo - 1), max(pixels[1], 2 * hi + 2))
     for _ in range(config.blocks):
-        span = _before_block(span, config.window)
-    return span
+        pixels = _before_block(pixels, config.window)
+    return pixels
 
 
-def _before_block(span: Span, window: int) -> Span:
+def _before_block(pixels: PixelRange, window: int) -> PixelRange:
     """Go back through the gate's neighbourhood and the attention's windows."""
-    lo, hi = span[0] - 1, span[1] + 1
+    lo, hi = pixels[0] - 1, pixels[1] + 1
     return lo // window * window, hi // window * window + window - 1
 
 

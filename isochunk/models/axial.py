@@ -6,29 +6,33 @@ slices are xz slices of the volume with y and x exchanged.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+import copy
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from isochunk.core.geometry import Box
-from isochunk.core.spec import Grid, Phase
-from isochunk.models.tiled_layers import Placed
+from isochunk.core.spec import Grid, ModelSpec, Phase
+from isochunk.models.counting import WORKSPACE, Cost, LiveBytes
+from isochunk.models.network import PIXELS_AT_ONCE, Corner, Geometry, Network
+from isochunk.models.placed import Placed
+from isochunk.models.tiling import Engine, PlanesEngine
 
-Corner: TypeAlias = tuple[int, int]
-"""Target coordinates z, x of the first pixel of a slice."""
+TILE = 128
+"""Target voxels along z and x of the tile on which cost is counted, before alignment."""
 
-PIXELS_AT_ONCE = 1 << 18
-"""Pixels of slices that pass through a network together: memory does not grow with the tile."""
+SLICES = 8
+"""Slices of that tile that are counted; more do not pass through a network together."""
 
 
-class AxialNetwork(nn.Module, ABC):
+class AxialNetwork(Network):
     """A network on slices, (n, 1, z, x)."""
 
-    config: Any
-    """The network's frozen dataclass of hyperparameters."""
     halo: int
     """Pixels needed beyond an aligned slice on each side, along both of its axes."""
     alignment: int
@@ -69,6 +73,63 @@ class AxialNetwork(nn.Module, ABC):
         Returns:
             (1, 1, z, y, x) of the shape of ``want``.
         """
+
+    def restore_crops(
+        self, coarse: Tensor, factor: Fraction, phase: Phase, corner: Corner = (0, 0)
+    ) -> Tensor:
+        """Restore the xz slices of crops."""
+        b, _, _, y, _ = coarse.shape
+        restored = self.train_on(coarse.movedim(3, 1).flatten(0, 1), factor, phase, corner)
+        return restored.reshape(b, y, *restored.shape[1:]).movedim(1, 3)
+
+    def geometry(self) -> Geometry:
+        """Return how it lies on the grids of z and x."""
+        one, reach, cell = Fraction(1), self.halo, self.alignment
+        return Geometry((None, one, one), (reach, 0, reach), (cell, 1, cell), "xz", self.grid)
+
+    def engine(self, spec: ModelSpec) -> Engine:
+        """Return what runs it on the planes of a spec."""
+        return PlanesEngine(AxialEngine(self, spec.resolved_factor[0], spec.phase), spec.plane)
+
+    def cost(self) -> Cost:
+        """Count multiply-adds and peak memory on the xz slices of a tile, at a factor of 4."""
+        hollow = copy.deepcopy(self).to("meta").eval()
+        factor, side = Fraction(4), math.ceil(TILE / self.alignment) * self.alignment
+        want = Box.from_shape((side, SLICES, side))
+        tile = hollow.needs(want, factor, "mean")
+        pixels = 16 * side  # large, so that rims do not count
+        with torch.no_grad():
+            with FlopCounterMode(display=False) as counter:
+                hollow.train_on(torch.empty(1, 1, pixels // 4, pixels, device="meta"), factor)
+            with LiveBytes() as live:
+                empty = torch.empty(1, 1, *tile.shape, device="meta")
+                hollow.restore(Placed(empty, tile.lo), want, factor, "mean")
+        macs = counter.get_total_flops() / 2 / pixels**2
+        others = (side - SLICES) * side**2 * 2 * 4  # float32 of what they are made of, and become
+        return Cost(macs, WORKSPACE * (live.peak + others) / side**3)
+
+
+@dataclass(frozen=True, slots=True)
+class AxialEngine:
+    """An axial network on the xz slices of a tile."""
+
+    module: AxialNetwork
+    """The network."""
+    factor: Fraction
+    """Target voxels per source voxel along z."""
+    phase: Phase
+    """Where a source section lies."""
+    largest: None = None
+    """Any tile will do."""
+
+    def needs(self, want: Box) -> Box:
+        """Return the source voxels under ``want`` and the halo."""
+        return self.module.needs(want, self.factor, self.phase)
+
+    def __call__(self, tile: Tensor, want: Box) -> Tensor:
+        """Predict ``want``, (1, 1, z, y, x)."""
+        placed = Placed(tile, self.needs(want).lo)
+        return self.module.restore(placed, want, self.factor, self.phase)
 
 
 def slices(tile: Tensor) -> Tensor:

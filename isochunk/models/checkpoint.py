@@ -19,15 +19,15 @@ from isochunk.core.geometry import triple
 from isochunk.core.spec import ModelSpec, Normalisation, Phase
 from isochunk.errors import ModelError
 from isochunk.host.files import write_atomically
+from isochunk.models.registry import NETWORKS, architecture_of, build
 
 if TYPE_CHECKING:
-    from isochunk.models.probe import Cost
-    from isochunk.models.registry import Geometry, Network
+    from isochunk.models.counting import Cost
+    from isochunk.models.network import Geometry, Network
 
 MODEL_FILE = "model.json"
 WEIGHTS_FILE = "weights.safetensors"
 VERSION = 1
-ARCHITECTURES = ("fsrcnn", "srunet", "a2i", "niiv", "pssr")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,19 +62,17 @@ def save(folder: Path, network: Network, card: Card, counted: Cost | None = None
     """
     from safetensors.torch import save as to_bytes
 
-    from isochunk.models.registry import architecture_of, cost_of, geometry
-
     state = network.state_dict()
     weights = to_bytes({name: value.cpu().contiguous() for name, value in state.items()})
     model = {
         "arch": architecture_of(network),
         "config": asdict(network.config),
-        **_as_json(geometry(network)),
+        **_as_json(network.geometry()),
         "phase": card.phase,
         "normalisation": card.normalisation,
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
     }
-    counted = counted or cost_of(network)
+    counted = counted or network.cost()
     described = {
         "name": card.name,
         "licence": card.licence,
@@ -115,7 +113,7 @@ def read_spec(folder: Path) -> ModelSpec:
             bytes_per_voxel=float(card["bytes_per_voxel"]),
             licence=str(card["licence"]),
             trained_on=str(card["trained_on"]),
-            taught=_taught(card["training"]),
+            taught=_trained_factors(card["training"]),
             sha256=_digest(model),
         )
     except (KeyError, TypeError, ValueError) as error:
@@ -131,13 +129,11 @@ def load_module(folder: Path) -> Network:
     from safetensors import SafetensorError
     from safetensors.torch import load as from_bytes
 
-    from isochunk.models.registry import build, geometry
-
     model, _, weights = _read(folder)
     try:
         network = build(model["arch"], model["config"])
         network.load_state_dict(from_bytes(weights))
-        derived = _as_json(geometry(network))
+        derived = _as_json(network.geometry())
         recorded = {name: model.get(name, value) for name, value in derived.items()}
     except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         if isinstance(error, ModelError):
@@ -156,8 +152,8 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any], bytes]:
     """Return both parts of ``model.json`` and the weights, their digest checked."""
     path = folder / MODEL_FILE
     try:
-        told = json.loads(path.read_bytes())
-        version, model, card = told["version"], told["model"], told["card"]
+        stored = json.loads(path.read_bytes())
+        version, model, card = stored["version"], stored["model"], stored["card"]
         wanted = model["weights_sha256"]
     except FileNotFoundError:
         raise ModelError(
@@ -168,10 +164,10 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any], bytes]:
         raise _unreadable(path, error) from error
     if version != VERSION:
         raise ModelError(f"{path} has version {version}; this isochunk reads version {VERSION}")
-    if model.get("arch") not in ARCHITECTURES:
+    if model.get("arch") not in NETWORKS:
         raise ModelError(
             f"{path} names architecture {model.get('arch')!r}; this version has "
-            f"{', '.join(ARCHITECTURES)}"
+            f"{', '.join(NETWORKS)}"
         )
     try:
         weights = (folder / WEIGHTS_FILE).read_bytes()
@@ -193,10 +189,10 @@ def _digest(model: Mapping[str, Any]) -> str:
 
 def _as_json(found: Geometry) -> dict[str, Any]:
     """Return a geometry as ``model.json`` holds it."""
-    told = asdict(found)
-    told["factor"] = [None if f is None else str(f) for f in found.factor]
-    told["halo"], told["alignment"] = list(found.halo), list(found.alignment)
-    return told
+    stored = asdict(found)
+    stored["factor"] = [None if f is None else str(f) for f in found.factor]
+    stored["halo"], stored["alignment"] = list(found.halo), list(found.alignment)
+    return stored
 
 
 def _factor(values: list[str | None]) -> tuple[Fraction | None, Fraction | None, Fraction | None]:
@@ -204,7 +200,7 @@ def _factor(values: list[str | None]) -> tuple[Fraction | None, Fraction | None,
     return (z, y, x)
 
 
-def _taught(training: Mapping[str, Any]) -> tuple[Fraction, Fraction] | None:
+def _trained_factors(training: Mapping[str, Any]) -> tuple[Fraction, Fraction] | None:
     factors = [Fraction(factor) for factor in training.get("factors", ())]
     return (min(factors), max(factors)) if factors else None
 

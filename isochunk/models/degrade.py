@@ -80,7 +80,9 @@ def section_weights(
         distance = ((voxel - first) * 2 + q - p) / (2 * p)  # between centres, in sections
         gauss = torch.exp(-0.5 * (distance * FWHM_SIGMAS).square())
         return gauss / gauss.sum(1, keepdim=True)
-    raise UsageError(f"degradation {degradation!r} is unknown; choose {get_args(Degradation)}")
+    raise UsageError(
+        f"degradation {degradation!r} is unknown; choose one of {', '.join(get_args(Degradation))}"
+    )
 
 
 def _whole_sections(depth: int, ratio: Fraction) -> int:

@@ -13,20 +13,23 @@ from torch.nn import functional
 from isochunk.core.geometry import Box, Triple
 from isochunk.core.spec import Phase
 from isochunk.errors import ModelError
+from isochunk.models.placed import Placed
 from isochunk.models.tiled_layers import (
     Padding,
-    Placed,
-    PlacedNetwork,
-    Residual,
+    ResidualKernel,
     require_kernel,
     with_residual,
     zero_for_residual,
 )
+from isochunk.models.tiled_network import TiledConfig, TiledNetwork
 
 
 @dataclass(frozen=True, slots=True)
-class FSRCNNConfig:
+class FSRCNNConfig(TiledConfig):
     """Hyperparameters; kernels are z, y, x."""
+
+    KERNELS = ("feature", "mapping", "expand")
+    RECIPE_ONLY = (*KERNELS, "factor", "phase")
 
     maps: int
     """Feature maps of the first and last layer: the paper's d."""
@@ -42,7 +45,7 @@ class FSRCNNConfig:
     """Kernel of the transposed convolution."""
     factor: int = 4
     """Target voxels per section."""
-    residual: Residual = "none"
+    residual: ResidualKernel = "none"
     """Interpolation of the input along z that is added to the answer; none in the paper."""
     phase: Phase = "mean"
     """Where sections lie that are interpolated."""
@@ -73,23 +76,20 @@ class FSRCNNConfig:
         shrunk: int,
         mappings: int,
         factor: int = 4,
-        residual: Residual = "none",
+        residual: ResidualKernel = "none",
     ) -> FSRCNNConfig:
         """Return a variant with small kernels."""
         expand = (2 * factor, 5, 5)
         return cls(maps, shrunk, mappings, (3, 5, 5), (3, 3, 3), expand, factor, residual)
 
-    @property
-    def planar(self) -> bool:
-        """Whether xz slices stay apart: no kernel reaches along y."""
-        return all(kernel[1] == 1 for kernel in (self.feature, self.mapping, self.expand))
 
-
-class FSRCNN(PlacedNetwork):
+class FSRCNN(TiledNetwork):
     """The network of an :class:`FSRCNNConfig`; PReLU per channel after every layer but the last.
 
     Maps float (b, 1, z, y, x) to (b, 1, factor * z, y, x).
     """
+
+    config_type = FSRCNNConfig
 
     def __init__(self, config: FSRCNNConfig) -> None:
         """Build the layers with fresh weights."""

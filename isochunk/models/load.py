@@ -58,10 +58,10 @@ def describe(name: str, *, trust: bool = False) -> ModelSpec:
     """
     if name in INTERPOLATIONS:
         return interpolation_spec(name)
-    if _is_foreign(name):
-        from isochunk.models.user_model import open_foreign
+    if _is_user_model(name):
+        from isochunk.models.user_model import open_user_model
 
-        return open_foreign(name, trust=trust).spec
+        return open_user_model(name, trust=trust).spec
     return read_spec(checkpoint_folder(name))
 
 
@@ -80,23 +80,24 @@ def load(name: str, runtime: Runtime) -> Predictor:
     if name in INTERPOLATIONS:
         return Interpolation(interpolation_spec(name).for_factor(runtime.factor))
     from isochunk.models.predictor import TorchPredictor
-    from isochunk.models.tiling import Engine, SameSizeEngine, engine_for
+    from isochunk.models.tiling import Engine, SameSizeEngine
 
     device = device_of(runtime.device)
     engine: Engine
-    if _is_foreign(name):
-        from isochunk.models.user_model import open_foreign
+    if _is_user_model(name):
+        from isochunk.models.user_model import open_user_model
 
-        foreign = open_foreign(name, trust=runtime.trust)
-        spec = foreign.spec.for_factor(runtime.factor)
-        _require_exact(spec, foreign.reason, runtime)
-        engine = SameSizeEngine(foreign.on(device, runtime.precision), spec, foreign.shape)
+        opened = open_user_model(name, trust=runtime.trust)
+        spec = opened.spec.for_factor(runtime.factor)
+        _require_exact(spec, opened.reason, runtime)
+        engine = SameSizeEngine(opened.on(device, runtime.precision), spec, opened.shape)
     else:
         folder = checkpoint_folder(name)
         spec = read_spec(folder)
         spec = spec.on_plane(runtime.plane or spec.plane).for_factor(runtime.factor)
-        _require_exact(spec, "it attends to the whole section", runtime)
-        engine = engine_for(load_module(folder), spec)
+        network = load_module(folder)
+        _require_exact(spec, network.inexact_because, runtime)
+        engine = network.engine(spec)
     return TorchPredictor(spec, engine, device, runtime.precision, runtime.intensity, runtime.tile)
 
 
@@ -114,7 +115,7 @@ def shipped() -> list[tuple[str, ModelSpec]]:
     return [(folder.name, read_spec(folder)) for folder in folders]
 
 
-def _is_foreign(name: str) -> bool:
+def _is_user_model(name: str) -> bool:
     return name.endswith((".pt2", ".py")) or ".py:" in name
 
 
@@ -167,17 +168,25 @@ def limit_device(wanted: Device, share: float) -> int | None:
     return min(free, int(share * total))
 
 
-def device_of(wanted: Device) -> torch.device:
+def device_of(wanted: str) -> torch.device:
     """Choose where to run.
 
+    Args:
+        wanted: auto, cpu, cuda, or another name that torch has for a device.
+
     Raises:
-        ModelError: a GPU is asked for and there is none.
+        ModelError: a GPU is asked for and there is none, or there is no such device.
     """
     import torch
 
     there = torch.cuda.is_available()
+    if wanted == "auto":
+        return torch.device("cuda" if there else "cpu")
     if wanted == "cuda" and not there:
         raise ModelError(
             "--device cuda, but torch sees no GPU; use --device cpu, or install torch with CUDA"
         )
-    return torch.device("cuda" if there and wanted != "cpu" else "cpu")
+    try:
+        return torch.device(wanted)
+    except RuntimeError:
+        raise ModelError(f"device {wanted!r} is unknown; choose one of auto, cpu, cuda") from None

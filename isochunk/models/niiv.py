@@ -12,27 +12,29 @@ instead: the same answers for training tiles, and one answer wherever a volume i
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from isochunk.core.geometry import Box
+from isochunk.core.geometry import Box, Triple
 from isochunk.core.spec import Grid, Phase
-from isochunk.errors import ModelError
+from isochunk.errors import ModelError, UsageError
 from isochunk.models.axial import (
     AxialNetwork,
-    Corner,
     few_at_a_time,
     slices,
     volume,
 )
 from isochunk.models.interpolation import axis_taps
-from isochunk.models.tiled_layers import Placed
+from isochunk.models.network import Corner, NetworkConfig
+from isochunk.models.placed import Placed
 from isochunk.models.torch_interpolation import blended
 
 PERIODS = (1, 2)
@@ -40,7 +42,7 @@ PERIODS = (1, 2)
 
 
 @dataclass(frozen=True, slots=True)
-class NIIVConfig:
+class NIIVConfig(NetworkConfig):
     """Hyperparameters; defaults are the paper's."""
 
     blocks: int = 16
@@ -65,10 +67,28 @@ class NIIVConfig:
         if min(self.blocks, self.width, self.hidden, self.layers, self.tile) < 1:
             raise ModelError(f"niiv needs numbers of at least 1; got {self}")
 
+    @classmethod
+    def training_defaults(cls, patch: Triple, phase: Phase) -> Mapping[str, Any]:
+        """Measure positions in the crops that are trained on."""
+        return {"tile": min(patch[0], patch[2])}
+
+    def require_training_patch(self, patch: Triple) -> None:
+        """Refuse crops that do not hold all positions of a tile.
+
+        Raises:
+            UsageError: a tile is larger.
+        """
+        if self.tile > min(patch[0], patch[2]):
+            raise UsageError(
+                f"niiv measures positions in tiles of {self.tile} pixels, but sees only those of "
+                f"patch {patch}; choose a patch or a network tile to match"
+            )
+
 
 class NIIV(AxialNetwork):
     """The network of a :class:`NIIVConfig`."""
 
+    config_type = NIIVConfig
     grid: Grid = "source"
     alignment = 1
 

@@ -15,7 +15,6 @@ from isochunk.core.job import Precision
 from isochunk.core.spec import Intensity, ModelSpec
 from isochunk.core.voxels import Voxels
 from isochunk.errors import PredictionError, UsageError
-from isochunk.models.tiled_layers import PlacedNetwork
 from isochunk.models.tiling import Engine
 
 log = logging.getLogger(__name__)
@@ -64,8 +63,6 @@ class TorchPredictor:
         engine.module.to(device)
         if precision != "fp32":
             engine.module.to(DTYPES[precision])
-        if isinstance(engine.module, PlacedNetwork):
-            engine.module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self._black_stays: bool | None = None
 
     def __call__(self, source: Voxels, read: Box, write: Box) -> Voxels:

@@ -1,30 +1,23 @@
 """How far a network looks, found out rather than believed.
 
-The halo of our own networks is derived: their valid forward is run on ``meta`` tensors, which
-hold no data, and says which outputs are known. Any module is probed: one plane of NaN goes in,
-and the outputs that become NaN are those that depend on it.
+One plane of NaN goes into a module, and the outputs that become NaN are those that depend on it.
+The halo of networks that are layers of ``tiled_layers`` is derived instead: see ``tiled_network``.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from fractions import Fraction
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from isochunk.core.geometry import AXES, Box, Triple, triple
+from isochunk.core.geometry import AXES, Triple, triple
 from isochunk.errors import ModelError
-from isochunk.models.axial import AxialNetwork
-from isochunk.models.tiled_layers import Placed, PlacedNetwork
+from isochunk.models.counting import COST_TILE, WORKSPACE, Cost, LiveBytes
 
 Forward: TypeAlias = Callable[[Tensor], Tensor]
 """float32 (1, 1, z, y, x) to (1, 1, fz*z, fy*y, fx*x)."""
@@ -34,15 +27,6 @@ CAP: Triple = (512, 1024, 1024)
 
 ALIGNMENTS = (1, 2, 4, 8, 16)
 """Origin alignments tried where a module declares none."""
-
-COST_TILE: Triple = (32, 128, 128)
-"""Source voxels of the tile on which cost is counted, before alignment."""
-
-AXIAL_TILE = 128
-"""The same for networks on slices: target voxels on each axis."""
-
-AXIAL_SLICES = 8
-"""Slices of that tile that are counted; more do not pass through a network together."""
 
 WHOLE_TILE = (
     nn.GroupNorm,
@@ -60,10 +44,6 @@ class UnboundedError(ModelError):
     """The answer depends on the whole input: no halo makes tiles equal the whole."""
 
 
-WORKSPACE = 1.25
-"""Memory of the kernels' own buffers and of fragmentation, relative to live tensors."""
-
-
 @dataclass(frozen=True, slots=True)
 class Reach:
     """What tiling must know of a network."""
@@ -72,43 +52,6 @@ class Reach:
     """Source voxels needed beyond the voxel that holds an output, on each side."""
     alignment: Triple
     """Source grid on which tiles must start."""
-
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """What one target voxel costs."""
-
-    macs: float
-    """Multiply-adds, without halo."""
-    bytes: float
-    """Peak bytes of live tensors, halo of a usual tile included."""
-
-
-def derived_halo(network: PlacedNetwork) -> Triple:
-    """Return the farthest any output looks beyond its own source voxel, on either side."""
-    hollow = copy.deepcopy(network).to("meta")
-    z, y, x = (_derived_reach(hollow, axis) for axis in range(3))
-    return (z, y, x)
-
-
-def _derived_reach(hollow: PlacedNetwork, axis: int) -> int:
-    alignment, factor = hollow.alignment[axis], hollow.factor[axis]
-    extent = 4096 * alignment
-    known = []  # known outputs of an input that starts at each phase of the pooling grid
-    for phase in range(alignment):
-        origin = [0, 0, 0]
-        origin[axis] = phase
-        empty = torch.empty(1, 1, extent, extent, extent, device="meta")
-        box = hollow.predict(Placed(empty, triple(origin))).box
-        known.append((phase, box.lo[axis], box.hi[axis]))
-    period = alignment * factor
-    reach = 0
-    for output in range(period):
-        # The last start, and the first end, of an input from which the output is known.
-        start = max(p + (output - lo) // period * alignment for p, lo, _ in known)
-        end = min(p + extent + ((output - hi) // period + 1) * alignment for p, _, hi in known)
-        reach = max(reach, output // factor - start, end - output // factor - 1)
-    return reach
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,78 +182,11 @@ def _normalises_tile(layer: nn.Module) -> bool:
     return isinstance(layer, WHOLE_TILE)
 
 
-def cost(network: PlacedNetwork) -> Cost:
-    """Count multiply-adds and peak memory of one of our networks on ``meta`` tensors."""
-    hollow = copy.deepcopy(network).to("meta").eval()
-    core = triple(math.ceil(n / g) * g for n, g in zip(COST_TILE, network.alignment, strict=True))
-    voxels = math.prod(core) * math.prod(network.factor)
-    tile = Box.from_shape(core).grow(derived_halo(network))
-    want = Box.from_shape(triple(n * f for n, f in zip(core, network.factor, strict=True)))
-    with torch.no_grad():
-        with FlopCounterMode(display=False) as counter:
-            # Large, so that rims do not count.
-            hollow(torch.empty(1, 1, *(16 * n for n in core), device="meta"))
-        with _LiveBytes() as live:
-            hollow.predict(Placed(torch.empty(1, 1, *tile.shape, device="meta"), tile.lo), want)
-    macs = counter.get_total_flops() / 2 / (16**3 * voxels)
-    return Cost(macs, WORKSPACE * live.peak / voxels)
-
-
-def axial_cost(network: AxialNetwork) -> Cost:
-    """Count the same of a network on the xz slices of a tile, four times finer along z."""
-    hollow = copy.deepcopy(network).to("meta").eval()
-    factor, side = Fraction(4), math.ceil(AXIAL_TILE / network.alignment) * network.alignment
-    want = Box.from_shape((side, AXIAL_SLICES, side))
-    tile = hollow.needs(want, factor, "mean")
-    pixels = 16 * side  # large, so that rims do not count
-    with torch.no_grad():
-        with FlopCounterMode(display=False) as counter:
-            hollow.train_on(torch.empty(1, 1, pixels // 4, pixels, device="meta"), factor)
-        with _LiveBytes() as live:
-            empty = torch.empty(1, 1, *tile.shape, device="meta")
-            hollow.restore(Placed(empty, tile.lo), want, factor, "mean")
-    macs = counter.get_total_flops() / 2 / pixels**2
-    others = (side - AXIAL_SLICES) * side**2 * 2 * 4  # float32 of what they are made of, and become
-    return Cost(macs, WORKSPACE * (live.peak + others) / side**3)
-
-
 def measured_cost(probe: Probe, reach: Reach) -> Cost:
     """Count multiply-adds and peak memory of any network on a small input."""
     shape = probe.shape or triple(math.lcm(16, g) for g in reach.alignment)
     voxels = math.prod(shape) * math.prod(probe.factor)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter, _LiveBytes() as live:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter, LiveBytes() as live:
         probe.forward(torch.zeros(1, 1, *shape))
     grown = math.prod(1 + 2 * h / n for h, n in zip(reach.halo, COST_TILE, strict=True))
     return Cost(counter.get_total_flops() / 2 / voxels, WORKSPACE * live.peak * grown / voxels)
-
-
-class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Follows the bytes of all tensors that are alive."""
-
-    def __init__(self) -> None:
-        """Start at zero."""
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.peak = 0
-        self._sizes: dict[int, tuple[StorageWeakRef, int]] = {}
-
-    def __torch_dispatch__(  # torch calls it with anything
-        self,
-        func: Any,
-        types: Any,
-        args: Any = (),
-        kwargs: Any = None,
-    ) -> Any:
-        """Run one operation and add up what is alive after it."""
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                storage = leaf.untyped_storage()
-                reference = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
-                self._sizes[reference.cdata] = (reference, storage.nbytes())
-        self._sizes = {
-            key: (reference, size)
-            for key, (reference, size) in self._sizes.items()
-            if not reference.expired()  # type: ignore[no-untyped-call]
-        }
-        self.peak = max(self.peak, sum(size for _, size in self._sizes.values()))
-        return result

@@ -7,15 +7,22 @@ them with fastai's ``unet_learner``; the encoder is He et al. 2016 (CVPR), 34 la
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from isochunk.core.geometry import Triple, ceil_div
-from isochunk.errors import ModelError
-from isochunk.models.axial import PIXELS_AT_ONCE
+from isochunk.core.geometry import Box, Triple, ceil_div
+from isochunk.core.spec import ModelSpec, Phase
+from isochunk.errors import ModelError, UsageError
+from isochunk.models.counting import Cost
+from isochunk.models.network import PIXELS_AT_ONCE, Corner, Geometry, Network, NetworkConfig
+from isochunk.models.placed import Placed
+from isochunk.models.probe import Probe, Reach, measured_cost
+from isochunk.models.tiling import Engine
 
 FACTOR = 4
 """Target pixels per source pixel, along y and x."""
@@ -28,7 +35,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True, slots=True)
-class PSSRConfig:
+class PSSRConfig(NetworkConfig):
     """Hyperparameters; defaults are the paper's single-frame network, without its attention."""
 
     sections: int = 0
@@ -52,13 +59,47 @@ class PSSRConfig:
                 f"pssr needs sections >= 0, width >= 1 and four depths of at least 1; got {self}"
             )
 
+    @property
+    def own_factor(self) -> Fraction | None:
+        """Factor along y and x."""
+        return Fraction(FACTOR)
 
-class PSSR(nn.Module):
+    @property
+    def lateral(self) -> bool:
+        """It makes y and x of whole sections finer."""
+        return True
+
+    @property
+    def planar(self) -> bool:
+        """Its slices are xy."""
+        return False
+
+    @property
+    def resnet_encoder(self) -> bool:
+        """Its encoder is a ResNet34's."""
+        return True
+
+    def require_patch(self, patch: Triple, factors: tuple[Fraction, ...]) -> None:
+        """Refuse crops that are not its frames, or no whole cells of the coarsest map.
+
+        Raises:
+            UsageError: as said.
+        """
+        frames = 2 * self.sections + 1
+        if patch[0] != frames or any(n % CELL or n < 2 * CELL for n in patch[1:]):
+            raise UsageError(
+                f"patch {patch} does not fit pssr, which needs {frames} along z and multiples "
+                f"of {CELL} from {2 * CELL} along y and x; choose e.g. {(frames, 256, 256)}"
+            )
+
+
+class PSSR(Network):
     """The network of a :class:`PSSRConfig`.
 
     Maps float (1, 1, z + 2 sections, y, x) to (1, 1, z, 4 y, 4 x).
     """
 
+    config_type = PSSRConfig
     factor: Triple = (1, FACTOR, FACTOR)
     alignment: Triple = (1, CELL // FACTOR, CELL // FACTOR)
 
@@ -66,7 +107,7 @@ class PSSR(nn.Module):
         """Build the layers with fresh weights."""
         super().__init__()
         self.config = config
-        self.exact = not config.attention
+        self.inexact_because = "it attends to the whole section" if config.attention else ""
         cell = self.alignment[1]
         reach = ceil_div(_reach(config), cell) * cell  # whole cells, so that tiles fit the maps
         self.halo: Triple = (config.sections, reach, reach)
@@ -80,7 +121,7 @@ class PSSR(nn.Module):
         self.stages = nn.ModuleList(
             nn.Sequential(
                 *(
-                    Residual(
+                    ResidualBlock(
                         (w, *maps)[stage] if i == 0 else maps[stage],
                         maps[stage],
                         2 if stage and i == 0 else 1,
@@ -140,8 +181,64 @@ class PSSR(nn.Module):
         restored: Tensor = self.last(y)
         return restored
 
+    def restore_crops(
+        self, coarse: Tensor, factor: Fraction, phase: Phase, corner: Corner = (0, 0)
+    ) -> Tensor:
+        """Restore the middle sections of crops: (b, 1, frames, y, x) to (b, 1, 1, 4 y, 4 x)."""
+        return self.sharpen(coarse[:, 0])[:, :, None]
 
-class Residual(nn.Module):
+    def geometry(self) -> Geometry:
+        """Return how it lies on the grids of sections."""
+        _, y, x = map(Fraction, self.factor)
+        sections, exact = self.config.sections, not self.inexact_because
+        return Geometry(
+            (Fraction(1), y, x), self.halo, self.alignment, "xy", sections=sections, exact=exact
+        )
+
+    def engine(self, spec: ModelSpec) -> Engine:
+        """Return what crops the halo away."""
+        return LateralEngine(self, spec)
+
+    def cost(self) -> Cost:
+        """Count multiply-adds and peak memory on a small input."""
+        mine, sections = copy.deepcopy(self).eval(), self.config.sections
+        rims = (0, 0, 0, 0, sections, sections)
+        probe = Probe(lambda x: mine(functional.pad(x, rims)), self.factor)
+        return measured_cost(probe, Reach(self.halo, self.alignment))
+
+    def parameter_groups(self) -> list[list[nn.Parameter]]:
+        """Return three groups, as fastai splits a ResNet: stem and first stages, last, all else."""
+        first = [self.stem, *self.stages[:2]]
+        second = list(self.stages[2:])
+        encoder = [[p for module in part for p in module.parameters()] for part in (first, second)]
+        held = {id(p) for part in encoder for p in part}
+        return [*encoder, [p for p in self.parameters() if id(p) not in held]]
+
+
+@dataclass(frozen=True, slots=True)
+class LateralEngine:
+    """PSSR on tiles: sections in, finer sections out; the halo is cropped away."""
+
+    module: PSSR
+    """The network."""
+    spec: ModelSpec
+    """Its spec with its factor resolved."""
+    largest: Triple | None = None
+    """Any tile will do."""
+
+    def needs(self, want: Box) -> Box:
+        """Return the aligned source voxels under ``want`` and the halo."""
+        return self.spec.read_box(want)
+
+    def __call__(self, tile: Tensor, want: Box) -> Tensor:
+        """Predict ``want``."""
+        z, y, x = self.needs(want).lo
+        _, fy, fx = self.module.factor
+        origin = (z + self.spec.sections, y * fy, x * fx)
+        return Placed(self.module(tile), origin).crop(want).data
+
+
+class ResidualBlock(nn.Module):
     """A basic block of ResNet34."""
 
     def __init__(self, before: int, maps: int, stride: int) -> None:
@@ -227,8 +324,8 @@ class SelfAttention(nn.Module):
 def _reach(config: PSSRConfig) -> int:
     """Return how many source pixels a cell of target pixels looks beyond itself, on either side."""
     # Back from the finest map: two 3 x 3 convolutions; then as many below, level by level.
-    span = (-2, CELL + 1)
-    level = _before_up(span, blur=False)  # stride 2
+    pixels = (-2, CELL + 1)
+    level = _before_up(pixels, blur=False)  # stride 2
     skips = []
     for _ in range(4):
         level = (level[0] - 2, level[1] + 2)
@@ -242,21 +339,21 @@ def _reach(config: PSSRConfig) -> int:
         if stage:  # what comes out of the stage before is also a skip
             level = _both(level, skips[stage])
     level = _both(_before_conv(level, 3, 2), skips[0])
-    level = _both(_before_conv(level, 7, 2), span)
+    level = _both(_before_conv(level, 7, 2), pixels)
     # Bilinear: target pixel t lies between source pixels (t + 0.5) / 4 - 0.5, rounded down and up.
     lo, hi = (2 * t + 1 - FACTOR for t in level)
     return max(-(lo // (2 * FACTOR)), ceil_div(hi, 2 * FACTOR) - CELL // FACTOR + 1)
 
 
-def _before_conv(span: tuple[int, int], kernel: int, stride: int) -> tuple[int, int]:
+def _before_conv(pixels: tuple[int, int], kernel: int, stride: int) -> tuple[int, int]:
     """Go back through a convolution with "same" padding."""
     before = kernel // 2
-    return span[0] * stride - before, span[1] * stride + kernel - 1 - before
+    return pixels[0] * stride - before, pixels[1] * stride + kernel - 1 - before
 
 
-def _before_up(span: tuple[int, int], *, blur: bool) -> tuple[int, int]:
+def _before_up(pixels: tuple[int, int], *, blur: bool) -> tuple[int, int]:
     """Go back through a shuffle, and the blur after it, which looks one pixel back."""
-    return (span[0] - blur) // 2, span[1] // 2
+    return (pixels[0] - blur) // 2, pixels[1] // 2
 
 
 def _both(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:

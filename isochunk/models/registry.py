@@ -1,82 +1,49 @@
-"""Which networks there are: by name, and with what planning must know of each."""
+"""Which networks there are; a module is imported, and torch with it, when one is asked for."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
-from fractions import Fraction
-from typing import Any, TypeAlias
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from torch.nn.functional import pad
-
-from isochunk.core.geometry import Triple
-from isochunk.core.spec import Grid, Plane
 from isochunk.errors import ModelError
-from isochunk.models.a2i import A2I, A2IConfig
-from isochunk.models.axial import AxialNetwork
-from isochunk.models.fsrcnn import FSRCNN, FSRCNNConfig
-from isochunk.models.niiv import NIIV, NIIVConfig
-from isochunk.models.probe import Cost, Probe, Reach, axial_cost, cost, derived_halo, measured_cost
-from isochunk.models.pssr import PSSR, PSSRConfig
-from isochunk.models.srunet import SRUNet, SRUNetConfig
-from isochunk.models.tiled_layers import PlacedNetwork
 
-Network: TypeAlias = PlacedNetwork | AxialNetwork | PSSR
-NetworkConfig: TypeAlias = FSRCNNConfig | SRUNetConfig | A2IConfig | NIIVConfig | PSSRConfig
+if TYPE_CHECKING:
+    from isochunk.models.network import Network, NetworkConfig
 
-CONFIGS: Mapping[str, type[NetworkConfig]] = {
-    "fsrcnn": FSRCNNConfig,
-    "srunet": SRUNetConfig,
-    "a2i": A2IConfig,
-    "niiv": NIIVConfig,
-    "pssr": PSSRConfig,
+NETWORKS: Mapping[str, str] = {
+    "fsrcnn": "isochunk.models.fsrcnn:FSRCNN",
+    "srunet": "isochunk.models.srunet:SRUNet",
+    "a2i": "isochunk.models.a2i:A2I",
+    "niiv": "isochunk.models.niiv:NIIV",
+    "pssr": "isochunk.models.pssr:PSSR",
 }
-"""Hyperparameters of each architecture, by its name."""
-
-NETWORKS: Mapping[str, type[Network]] = {
-    "fsrcnn": FSRCNN,
-    "srunet": SRUNet,
-    "a2i": A2I,
-    "niiv": NIIV,
-    "pssr": PSSR,
-}
-"""The networks themselves."""
+"""Each architecture's name in checkpoints and recipes, and its class."""
 
 
-@dataclass(frozen=True, slots=True)
-class Geometry:
-    """How a network lies on the grids; see :class:`isochunk.core.spec.ModelSpec`."""
+def network_type(arch: str) -> type[Network]:
+    """Return the class of an architecture.
 
-    factor: tuple[Fraction | None, Fraction | None, Fraction | None]
-    """Target voxels per source voxel; None for any."""
-    halo: Triple
-    """Voxels needed beyond an aligned block."""
-    alignment: Triple
-    """Grid on which tiles must start."""
-    plane: Plane = "3d"
-    """Slices it runs on."""
-    grid: Grid = "source"
-    """Grid of halo and alignment."""
-    sections: int = 0
-    """Neighbouring sections used on each side."""
-    exact: bool = True
-    """Whether tiles equal the whole."""
+    Raises:
+        ModelError: the architecture is not known.
+    """
+    if arch not in NETWORKS:
+        raise ModelError(
+            f"architecture {arch!r} is not known here; this version has {', '.join(NETWORKS)}"
+        )
+    module, _, name = NETWORKS[arch].partition(":")
+    found: type[Network] = getattr(import_module(module), name)
+    return found
+
+
+def config_type(arch: str) -> type[NetworkConfig]:
+    """Return the hyperparameters of an architecture; raises as :func:`network_type`."""
+    return network_type(arch).config_type
 
 
 def make(config: NetworkConfig) -> Network:
     """Make a network with fresh weights."""
-    match config:
-        case FSRCNNConfig():
-            return FSRCNN(config)
-        case SRUNetConfig():
-            return SRUNet(config)
-        case A2IConfig():
-            return A2I(config)
-        case NIIVConfig():
-            return NIIV(config)
-        case PSSRConfig():
-            return PSSR(config)
+    return network_type(architecture_of(config))(config)
 
 
 def build(arch: str, config: Mapping[str, Any]) -> Network:
@@ -85,62 +52,28 @@ def build(arch: str, config: Mapping[str, Any]) -> Network:
     Raises:
         ModelError: the architecture is not known, or the hyperparameters do not fit it.
     """
-    if arch not in CONFIGS:
-        raise ModelError(
-            f"architecture {arch!r} is not known here; this version has {', '.join(CONFIGS)}"
-        )
+    kind = config_type(arch)
     try:
-        return make(CONFIGS[arch](**{name: _tuples(value) for name, value in config.items()}))
+        return make(kind(**{name: as_tuples(value) for name, value in config.items()}))
     except TypeError as error:
         raise ModelError(f"hyperparameters of {arch} do not fit: {error}") from error
 
 
-def architecture_of(network: Network) -> str:
-    """Return the name under which :func:`build` makes such a network.
+def architecture_of(value: Network | NetworkConfig) -> str:
+    """Return the name of a network, or of the network that hyperparameters are for.
 
     Raises:
-        ModelError: it makes none.
+        ModelError: it is none of ours.
     """
-    for name, kind in NETWORKS.items():
-        if type(network) is kind:
+    for name in NETWORKS:
+        if type(value) in (network_type(name), config_type(name)):
             return name
     raise ModelError(
-        f"{type(network).__name__} cannot be saved as a checkpoint; "
-        f"it can be one of {', '.join(CONFIGS)}, or export it as .pt2"
+        f"{type(value).__name__} cannot be saved as a checkpoint; "
+        f"it can be one of {', '.join(NETWORKS)}, or export it as .pt2"
     )
 
 
-def geometry(network: Network) -> Geometry:
-    """Return how a network lies on the grids."""
-    one = Fraction(1)
-    if isinstance(network, AxialNetwork):
-        reach, cell = network.halo, network.alignment
-        return Geometry((None, one, one), (reach, 0, reach), (cell, 1, cell), "xz", network.grid)
-    z, y, x = map(Fraction, network.factor)
-    if isinstance(network, PSSR):
-        sections = network.config.sections
-        return Geometry(
-            (z, y, x),
-            network.halo,
-            network.alignment,
-            "xy",
-            sections=sections,
-            exact=network.exact,
-        )
-    plane: Plane = "xz" if network.config.planar else "3d"
-    return Geometry((z, y, x), derived_halo(network), network.alignment, plane)
-
-
-def cost_of(network: Network) -> Cost:
-    """Count what one target voxel costs; of axial networks on xz slices, four times finer."""
-    if isinstance(network, AxialNetwork):
-        return axial_cost(network)
-    if isinstance(network, PSSR):
-        mine, sections = copy.deepcopy(network).eval(), network.config.sections
-        probe = Probe(lambda x: mine(pad(x, (0, 0, 0, 0, sections, sections))), network.factor)
-        return measured_cost(probe, Reach(network.halo, network.alignment))
-    return cost(network)
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+def as_tuples(value: Any) -> Any:
+    """Turn nested lists, as JSON and TOML have them, into tuples."""
+    return tuple(map(as_tuples, value)) if isinstance(value, list) else value

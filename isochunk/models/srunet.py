@@ -15,11 +15,10 @@ from torch import nn
 from isochunk.core.geometry import Box, Triple
 from isochunk.core.spec import Phase
 from isochunk.errors import ModelError
+from isochunk.models.placed import Placed
 from isochunk.models.tiled_layers import (
     Padding,
-    Placed,
-    PlacedNetwork,
-    Residual,
+    ResidualKernel,
     concatenate,
     conv_inputs,
     require_kernel,
@@ -27,13 +26,17 @@ from isochunk.models.tiled_layers import (
     with_residual,
     zero_for_residual,
 )
+from isochunk.models.tiled_network import TiledConfig, TiledNetwork
 
 CUBE: Triple = (3, 3, 3)
 
 
 @dataclass(frozen=True, slots=True)
-class SRUNetConfig:
+class SRUNetConfig(TiledConfig):
     """Hyperparameters; kernels are z, y, x, one per level, finest first."""
+
+    KERNELS = ("encoder", "decoder", "skip", "up")
+    RECIPE_ONLY = (*KERNELS, "factor", "phase")
 
     width: int
     """Feature maps at the finest level; each level doubles them."""
@@ -51,7 +54,7 @@ class SRUNetConfig:
     """Transposed kernels from the level below; ``levels - 1`` of them."""
     factor: int = 4
     """Target voxels per section."""
-    residual: Residual = "none"
+    residual: ResidualKernel = "none"
     """Interpolation of the input along z that is added to the answer; none in the paper."""
     phase: Phase = "mean"
     """Where sections lie that are interpolated."""
@@ -105,7 +108,7 @@ class SRUNetConfig:
 
     @classmethod
     def compact(
-        cls, width: int, levels: int, convs: int, factor: int = 4, residual: Residual = "none"
+        cls, width: int, levels: int, convs: int, factor: int = 4, residual: ResidualKernel = "none"
     ) -> SRUNetConfig:
         """Return the variant with 3x3x3 convolutions, a fraction of the paper's cost and halo."""
         ratios = _ratios(factor, levels)
@@ -138,12 +141,6 @@ class SRUNetConfig:
         return (z, self.lateral_stride, 2)
 
     @property
-    def planar(self) -> bool:
-        """Whether xz slices stay apart: no kernel reaches along y."""
-        kernels = (*self.encoder, *self.decoder, *self.skip, *self.up)
-        return all(kernel[1] == 1 for kernel in kernels)
-
-    @property
     def lateral_stride(self) -> int:
         """Pooling along y."""
         return 1 if self.planar else 2
@@ -157,11 +154,13 @@ def _ratios(factor: int, levels: int) -> tuple[int, ...]:
     return tuple(ratios)
 
 
-class SRUNet(PlacedNetwork):
+class SRUNet(TiledNetwork):
     """The network of an :class:`SRUNetConfig`; ReLU after every 3D convolution but the last.
 
     Maps float (b, 1, z, y, x) to (b, 1, factor * z, y, x).
     """
+
+    config_type = SRUNetConfig
 
     def __init__(self, config: SRUNetConfig) -> None:
         """Build the layers with fresh weights."""

@@ -1,10 +1,10 @@
 """Layers on tensors that know where they lie, in two paddings that share one network.
 
-A :class:`Placed` tensor carries the absolute grid position of its first voxel at its own
-level. ``SAME`` pads with zeros and keeps the size, for training on patches. ``VALID`` keeps
-only voxels whose every input is known and moves the origin, so its answer equals the same crop
-of the network run on an unbounded volume, wherever the tile lies. A network writes its
-structure once, in :meth:`PlacedNetwork.run`, and serves both.
+Tensors are :class:`isochunk.models.placed.Placed`. ``SAME`` pads with zeros and keeps
+the size, for training on patches. ``VALID`` keeps only voxels whose every input is known and moves
+the origin, so its answer equals the same crop of the network run on an unbounded volume, wherever
+the tile lies. A network writes its structure once, in
+:meth:`isochunk.models.tiled_network.TiledNetwork.run`, and serves both.
 
 "Same" padding of a kernel ``k`` pads ``(k - 1) // 2`` voxels before and the rest after. A
 transposed convolution of kernel ``k`` and stride ``s <= k`` makes ``s * n`` voxels by dropping
@@ -13,9 +13,7 @@ transposed convolution of kernel ``k`` and stride ``s <= k`` makes ``s * n`` vox
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -25,29 +23,10 @@ from isochunk.core.geometry import Box, Triple, add, ceil_div, sub, triple
 from isochunk.core.spec import Phase
 from isochunk.errors import ModelError
 from isochunk.models.interpolation import INTERPOLATIONS, Kernel
+from isochunk.models.placed import Placed
 from isochunk.models.torch_interpolation import interpolated, reflected_along_z
 
-Residual: TypeAlias = Literal["none", "linear", "cubic"]
-
-
-@dataclass(frozen=True, slots=True)
-class Placed:
-    """A tensor and the position of its first voxel."""
-
-    data: Tensor
-    """Values, (b, c, z, y, x)."""
-    origin: Triple
-    """Grid coordinate of the first voxel at the tensor's own level (z, y, x)."""
-
-    @property
-    def box(self) -> Box:
-        """Voxels covered, at the tensor's own level."""
-        return Box.from_shape(triple(self.data.shape[2:]), self.origin)
-
-    def crop(self, box: Box) -> Placed:
-        """Return the part inside ``box``, as a view."""
-        inside = self.box & box
-        return Placed(self.data[(..., *inside.slices(self.origin))], inside.lo)
+ResidualKernel: TypeAlias = Literal["none", "linear", "cubic"]
 
 
 class Padding(Protocol):
@@ -155,48 +134,6 @@ SAME = Same()
 VALID = Valid()
 
 
-class PlacedNetwork(nn.Module, ABC):
-    """A network written once for both paddings."""
-
-    config: Any
-    """The network's frozen dataclass of hyperparameters."""
-    factor: Triple
-    """Target voxels per source voxel (z, y, x)."""
-    alignment: Triple
-    """Source grid on which the network's pooling cells start."""
-
-    @abstractmethod
-    def run(self, x: Placed, padding: Padding, want: Box | None = None) -> Placed:
-        """Apply the network to (b, 1, z, y, x) source voxels.
-
-        Args:
-            x: source voxels.
-            padding: what to do at the rim.
-            want: target box beyond which nothing need be computed.
-
-        Returns:
-            Target voxels, at least those of ``want`` that are known.
-        """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply with zero padding: (b, 1, z, y, x) to (b, 1, fz*z, fy*y, fx*x).
-
-        Raises:
-            ModelError: an extent is no multiple of ``alignment``.
-        """
-        shape = triple(x.shape[2:])
-        if any(n % g for n, g in zip(shape, self.alignment, strict=True)):
-            raise ModelError(
-                f"patch of {shape} source voxels does not fit the pooling grid; "
-                f"choose multiples of {self.alignment} (z, y, x)"
-            )
-        return self.run(Placed(x, (0, 0, 0)), SAME).data
-
-    def predict(self, tile: Placed, want: Box | None = None) -> Placed:
-        """Apply to real voxels without padding; returns the target voxels that are exact."""
-        return self.run(tile, VALID, want)
-
-
 def concatenate(*parts: Placed) -> Placed:
     """Stack channels of the voxels that all parts cover."""
     common = parts[0].box
@@ -205,7 +142,7 @@ def concatenate(*parts: Placed) -> Placed:
     return Placed(torch.cat([part.crop(common).data for part in parts], 1), common.lo)
 
 
-class Refined(Protocol):
+class ResidualConfig(Protocol):
     """Hyperparameters that say what a network's answer is added to."""
 
     @property
@@ -214,7 +151,7 @@ class Refined(Protocol):
         ...
 
     @property
-    def residual(self) -> Residual:
+    def residual(self) -> ResidualKernel:
         """Interpolation along z that is added; none where the answer stands by itself."""
         ...
 
@@ -224,7 +161,7 @@ class Refined(Protocol):
         ...
 
 
-def with_residual(x: Placed, source: Placed, config: Refined, padding: Padding) -> Placed:
+def with_residual(x: Placed, source: Placed, config: ResidualConfig, padding: Padding) -> Placed:
     """Add the interpolation of ``source`` along z to a network's answer, where both are known."""
     if config.residual == "none":
         return x

@@ -1,21 +1,20 @@
-"""Networks as what a predictor needs: exact answers for a target box from the voxels under it."""
+"""What a predictor needs: exact answers for a target box from the voxels under it.
+
+Engines of one kind of network are beside it, in ``tiled_network``, ``axial`` and ``pssr``.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Protocol
 
 from torch import Tensor, nn
 from torch.nn import functional
 
-from isochunk.core.geometry import Box, Triple, add, ceil_div, sub, triple
-from isochunk.core.spec import ModelSpec, Phase, Plane
+from isochunk.core.geometry import Box, Triple, add, sub, triple
+from isochunk.core.spec import ModelSpec, Plane
 from isochunk.errors import PredictionError
-from isochunk.models.axial import AxialNetwork
-from isochunk.models.pssr import PSSR
-from isochunk.models.registry import Network
-from isochunk.models.tiled_layers import Placed, PlacedNetwork
+from isochunk.models.placed import Placed
 
 
 class Engine(Protocol):
@@ -38,29 +37,6 @@ class Engine(Protocol):
     def __call__(self, tile: Tensor, want: Box) -> Tensor:
         """Predict ``want`` from the source voxels ``needs(want)``, both (1, 1, z, y, x)."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class ValidEngine:
-    """One of our networks, by valid convolutions: least work, exact at any position."""
-
-    module: PlacedNetwork
-    """The network."""
-    halo: Triple
-    """Source voxels needed on each side."""
-    largest: Triple | None = None
-    """Any tile will do."""
-
-    def needs(self, want: Box) -> Box:
-        """Return the source voxels under ``want`` and the halo."""
-        z, y, x = self.module.factor
-        lo = triple(a // f for a, f in zip(want.lo, (z, y, x), strict=True))
-        hi = triple(map(ceil_div, want.hi, (z, y, x)))
-        return Box(lo, hi).grow(self.halo)
-
-    def __call__(self, tile: Tensor, want: Box) -> Tensor:
-        """Predict ``want``."""
-        return self.module.predict(Placed(tile, self.needs(want).lo), want).crop(want).data
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,52 +86,6 @@ class SameSizeEngine:
 
 
 @dataclass(frozen=True, slots=True)
-class LateralEngine:
-    """PSSR: sections in, finer sections out; the halo is cropped away."""
-
-    module: PSSR
-    """The network."""
-    spec: ModelSpec
-    """Its spec with its factor resolved."""
-    largest: Triple | None = None
-    """Any tile will do."""
-
-    def needs(self, want: Box) -> Box:
-        """Return the aligned source voxels under ``want`` and the halo."""
-        return self.spec.read_box(want)
-
-    def __call__(self, tile: Tensor, want: Box) -> Tensor:
-        """Predict ``want``."""
-        z, y, x = self.needs(want).lo
-        _, fy, fx = self.module.factor
-        origin = (z + self.spec.sections, y * fy, x * fx)
-        return Placed(self.module(tile), origin).crop(want).data
-
-
-@dataclass(frozen=True, slots=True)
-class AxialEngine:
-    """An axial network on the xz slices of a tile."""
-
-    module: AxialNetwork
-    """The network."""
-    factor: Fraction
-    """Target voxels per source voxel along z."""
-    phase: Phase
-    """Where a source section lies."""
-    largest: None = None
-    """Any tile will do."""
-
-    def needs(self, want: Box) -> Box:
-        """Return the source voxels under ``want`` and the halo."""
-        return self.module.needs(want, self.factor, self.phase)
-
-    def __call__(self, tile: Tensor, want: Box) -> Tensor:
-        """Predict ``want``, (1, 1, z, y, x)."""
-        placed = Placed(tile, self.needs(want).lo)
-        return self.module.restore(placed, want, self.factor, self.phase)
-
-
-@dataclass(frozen=True, slots=True)
 class PlanesEngine:
     """A network for slices on xz slices, yz slices or both: then the mean of the answers."""
 
@@ -196,23 +126,6 @@ class PlanesEngine:
 
     def _planes(self) -> list[str]:
         return self.plane.split("+")
-
-
-def engine_for(network: Network, spec: ModelSpec) -> Engine:
-    """Choose how a network of ours is run on tiles.
-
-    Args:
-        network: the network.
-        spec: its spec with factor and plane fixed.
-    """
-    if isinstance(network, AxialNetwork):
-        axial = AxialEngine(network, spec.resolved_factor[0], spec.phase)
-        return PlanesEngine(axial, spec.plane)
-    if isinstance(network, PlacedNetwork):
-        if spec.plane == "3d":
-            return ValidEngine(network, spec.halo)
-        return PlanesEngine(ValidEngine(network, spec.on_plane("xz").halo), spec.plane)
-    return LateralEngine(network, spec)
 
 
 def _turned(box: Box, plane: str) -> Box:

@@ -43,7 +43,7 @@ INEXACT_HALO: Triple = (8, 32, 32)
 
 
 @dataclass(frozen=True, slots=True)
-class Foreign:
+class UserModel:
     """A network of a user's, examined."""
 
     spec: ModelSpec
@@ -75,7 +75,7 @@ class Foreign:
         return move_to_device_pass(copy.deepcopy(self.program), device).module()
 
 
-def open_foreign(name: str, *, trust: bool) -> Foreign:
+def open_user_model(name: str, *, trust: bool) -> UserModel:
     """Load and examine ``file.pt2`` or ``file.py:make``.
 
     Raises:
@@ -92,7 +92,7 @@ def open_foreign(name: str, *, trust: bool) -> Foreign:
     return _open_python(name)
 
 
-def _open_python(name: str) -> Foreign:
+def _open_python(name: str) -> UserModel:
     path_text, _, function = name.partition(".py:")
     path = Path(path_text if path_text.endswith(".py") else f"{path_text}.py")
     if not function or not path.is_file():
@@ -117,21 +117,22 @@ def _open_python(name: str) -> Foreign:
     return _examine(name, module.eval(), declared, digest.hexdigest())
 
 
-def _open_program(path: Path) -> Foreign:
-    told_path = path.with_name(f"{path.name}.json")
+def _open_program(path: Path) -> UserModel:
+    declaration_path = path.with_name(f"{path.name}.json")
     if not path.is_file():
         raise ModelError(f"no model file {path}")
     try:
-        told = told_path.read_bytes()
-        declared = json.loads(told)
+        declaration = declaration_path.read_bytes()
+        declared = json.loads(declaration)
     except FileNotFoundError:
         raise ModelError(
-            f'{told_path} is missing; it says what {path.name} does, as {{"factor": [4, 1, 1]}}'
+            f"{declaration_path} is missing; it says what {path.name} does, "
+            'as {"factor": [4, 1, 1]}'
         ) from None
     except (OSError, ValueError) as error:
-        raise ModelError(f"{told_path} cannot be read: {error}") from error
+        raise ModelError(f"{declaration_path} cannot be read: {error}") from error
     if not isinstance(declared, dict):
-        raise ModelError(f'{told_path} must hold an object, as {{"factor": [4, 1, 1]}}')
+        raise ModelError(f'{declaration_path} must hold an object, as {{"factor": [4, 1, 1]}}')
     try:
         program = torch.export.load(path)
         shape = _only_shape(program, path)
@@ -142,9 +143,9 @@ def _open_program(path: Path) -> Foreign:
         raise ModelError(
             f"{path} is no torch.export program of this torch: {type(error).__name__}: {error}"
         ) from error
-    digest = hashlib.sha256(path.read_bytes() + told).hexdigest()
+    digest = hashlib.sha256(path.read_bytes() + declaration).hexdigest()
     found = _examine(str(path), module, declared, digest, shape)
-    return Foreign(found.spec, module, program, shape, found.reason)
+    return UserModel(found.spec, module, program, shape, found.reason)
 
 
 def _only_shape(program: ExportedProgram, path: Path) -> Triple | None:
@@ -172,7 +173,7 @@ def _examine(
     declared: Mapping[str, Any],
     sha256: str,
     shape: Triple | None = None,
-) -> Foreign:
+) -> UserModel:
     """Check what is declared and measure what is not."""
     factor = _declared(name, declared, "factor")
     if factor is None:
@@ -180,7 +181,9 @@ def _examine(
     halo, alignment = _declared(name, declared, "halo"), _declared(name, declared, "alignment")
     plane = declared.get("plane", "3d")
     if plane not in get_args(Plane):
-        raise ModelError(f"model {name!r} has plane {plane!r}; choose of {get_args(Plane)}")
+        raise ModelError(
+            f"model {name!r} has plane {plane!r}; choose one of {', '.join(get_args(Plane))}"
+        )
     probe = Probe(module, factor, shape)
     layers = untileable_layers(module)
     reason = f"it normalises each tile by itself: {', '.join(layers)}" if layers else ""
@@ -217,7 +220,7 @@ def _examine(
         bytes_per_voxel=counted.bytes,
         sha256=sha256,
     )
-    return Foreign(spec, module, shape=shape, reason=reason)
+    return UserModel(spec, module, shape=shape, reason=reason)
 
 
 def _declared(name: str, declared: Mapping[str, Any], key: str) -> Triple | None:

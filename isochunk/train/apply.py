@@ -1,4 +1,4 @@
-"""Every network behind one call, coarse to fine; and the interpolations it is compared with.
+"""What a training step applies: the network, its loss, and the interpolations it competes with.
 
 Tensors are (b, 1, z, y, x), in the network's own axes.
 """
@@ -12,16 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import l1_loss, mse_loss
 
-from isochunk.core.geometry import Triple, triple
+from isochunk.core.geometry import Triple
 from isochunk.core.spec import Phase
 from isochunk.errors import UsageError
-from isochunk.models.axial import AxialNetwork, Corner
 from isochunk.models.interpolation import whole_axis_taps
-from isochunk.models.pssr import PSSR
-from isochunk.models.registry import Network, NetworkConfig, make
-from isochunk.models.tiled_layers import PlacedNetwork
+from isochunk.models.network import Corner, Network, NetworkConfig
+from isochunk.models.registry import make
 from isochunk.models.torch_interpolation import blended
 from isochunk.train.config import Loss
+from isochunk.train.data import Shades
 from isochunk.train.perceptual import perceptual_loss
 
 
@@ -29,23 +28,14 @@ class Application(nn.Module):
     """A network as training calls it; a module, so that torch can share it among processes."""
 
     def __init__(self, network: Network, phase: Phase) -> None:
-        """Wrap a network that is taught that sections lie at ``phase``."""
+        """Wrap a network whose sections lie at ``phase``."""
         super().__init__()
         self.network = network
         self.phase = phase
 
     def forward(self, coarse: Tensor, factor: Fraction, corner: Corner = (0, 0)) -> Tensor:
         """Restore whole crops, that are to be taken to lie at ``corner``."""
-        network = self.network
-        if isinstance(network, PSSR):
-            return network.sharpen(coarse[:, 0])[:, :, None]
-        if isinstance(network, AxialNetwork):
-            b, _, _, y, _ = coarse.shape
-            slices = coarse.movedim(3, 1).flatten(0, 1)  # (b y, 1, z, x)
-            restored = network.train_on(slices, factor, self.phase, corner)
-            return restored.reshape(b, y, *restored.shape[1:]).movedim(1, 3)
-        answer: Tensor = network(coarse)
-        return answer
+        return self.network.restore_crops(coarse, factor, self.phase, corner)
 
 
 def build(config: NetworkConfig, seed: int) -> Network:
@@ -55,29 +45,13 @@ def build(config: NetworkConfig, seed: int) -> Network:
         return make(config)
 
 
-def groups(network: Network) -> list[list[nn.Parameter]]:
-    """Return parameters by how far they are from the input, where rates differ by that.
-
-    PSSR's, as fastai splits a ResNet: stem and first two stages, last two stages, all else.
-    """
-    if not isinstance(network, PSSR):
-        return [list(network.parameters())]
-    first = [network.stem, *network.stages[:2]]
-    second = list(network.stages[2:])
-    encoder = [[p for module in part for p in module.parameters()] for part in (first, second)]
-    held = {id(p) for part in encoder for p in part}
-    return [*encoder, [p for p in network.parameters() if id(p) not in held]]
-
-
 def require_fit(network: Network, patch: Triple) -> None:
     """Refuse crops that do not fit a network's pooling.
 
     Raises:
         UsageError: an extent is no multiple of what the network needs.
     """
-    if not isinstance(network, PlacedNetwork):
-        return
-    needed = triple(f * a for f, a in zip(network.factor, network.alignment, strict=True))
+    needed = network.crop_multiple
     if any(n % m for n, m in zip(patch, needed, strict=True)):
         raise UsageError(
             f"patch {patch} does not fit the network's pooling; choose multiples of {needed} "
@@ -88,7 +62,7 @@ def require_fit(network: Network, patch: Triple) -> None:
 class Criterion:
     """The loss of a training."""
 
-    def __init__(self, loss: Loss, shades: tuple[float, float], device: torch.device) -> None:
+    def __init__(self, loss: Loss, shades: Shades, device: torch.device) -> None:
         """Load what it needs; without a VGG file it is the pixels' error alone.
 
         Args:
@@ -100,7 +74,7 @@ class Criterion:
             UsageError: the VGG file cannot be used.
         """
         self.loss = loss
-        self.black, self.white = shades
+        self.shades = shades
         self._pixel = {"mse": mse_loss, "l1": l1_loss}[loss.pixel]
         self._perceptual = None
         if loss.perceptual != "none" and loss.vgg:
@@ -118,12 +92,12 @@ class Criterion:
     def _images(self, x: Tensor) -> Tensor:
         """Return the planes in which restoring shows, (n, 1, h, w) of 0..1."""
         planes = x[:, :, 0] if x.shape[2] == 1 else x.movedim(3, 1).flatten(0, 1)
-        return (planes - self.black) / (self.white - self.black)
+        return self.shades.to_unit(planes)
 
 
 def interpolated(application: Application, coarse: Tensor, factor: Fraction, kernel: str) -> Tensor:
     """Return what interpolation makes of what a network sees, for comparison."""
-    if not isinstance(application.network, PSSR):
+    if not application.network.config.lateral:
         taps = whole_axis_taps(kernel, coarse.shape[2], factor, application.phase)
         return blended(coarse, taps)
     middle = coarse.shape[2] // 2

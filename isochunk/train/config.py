@@ -13,11 +13,8 @@ from isochunk.core.degradation import Degradation, phase_of
 from isochunk.core.geometry import AXES, Triple
 from isochunk.core.spec import Normalisation
 from isochunk.errors import UsageError
-from isochunk.models.fsrcnn import FSRCNNConfig
-from isochunk.models.niiv import NIIVConfig
-from isochunk.models.pssr import CELL, FACTOR, PSSRConfig
-from isochunk.models.registry import CONFIGS, NetworkConfig
-from isochunk.models.srunet import SRUNetConfig
+from isochunk.models.network import NetworkConfig
+from isochunk.models.registry import architecture_of
 from isochunk.train.augment import Augmentation
 from isochunk.train.crappify import CRAPPIFIERS
 
@@ -30,7 +27,7 @@ Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
 
 def _choose(what: str, value: str, among: Any) -> None:
     if value not in get_args(among):
-        raise UsageError(f"{what} {value!r} is unknown; choose {', '.join(get_args(among))}")
+        raise UsageError(f"{what} {value!r} is unknown; choose one of {', '.join(get_args(among))}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +98,7 @@ class Loss:
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class TrainStage:
     """A part of a training with crops and rates of its own: progressive resizing."""
 
     share: float
@@ -128,7 +125,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Keeping:
-    """How often a run is judged and saved."""
+    """How often a run is validated and saved."""
 
     validate_every: int = 500
     """Steps between validations."""
@@ -186,7 +183,7 @@ class TrainConfig:
     """Target voxels of a crop, in the network's axes; also of validation where there are stages."""
     batch: int = 6
     """Crops per step, over all processes."""
-    stages: tuple[Stage, ...] = ()
+    stages: tuple[TrainStage, ...] = ()
     """Parts of the training with crops, batch and rates of their own; none: one."""
     averages: tuple[Triple, ...] = ((1, 1, 1),)
     """Blocks of stored voxels averaged before anything else; each crop draws one of them."""
@@ -203,7 +200,7 @@ class TrainConfig:
     optimisation: Optimisation = PAPER_OPTIMISATION
     """How weights are changed."""
     keeping: Keeping = DEFAULT_KEEPING
-    """How often the run is judged and saved."""
+    """How often the run is validated and saved."""
     encoder: str = ""
     """File of ResNet34 weights from which pssr's encoder starts; random ones without."""
     precision: Precision = "fp32"
@@ -231,36 +228,38 @@ class TrainConfig:
         _require(self.split_axis in (0, 1, 2), f"split_axis {self.split_axis} is not 0, 1 or 2")
         self._check_task()
         self._check_factors()
-        taught = {self.patch, *(stage.patch for stage in self.stages)}
-        for patch in taught:
-            self._check_tile(patch)
-        for patch in {self.judged_patch, *taught}:
+        trained = {self.patch, *(stage.patch for stage in self.stages)}
+        for patch in trained:
+            self.network.require_training_patch(patch)
+        for patch in {self.validation_patch, *trained}:
             self._check_patch(patch)
 
     def _check_task(self) -> None:
-        lateral = isinstance(self.network, PSSRConfig)
+        network, lateral = self.network, self.network.lateral
         known = tuple(CRAPPIFIERS) if lateral else get_args(Degradation)
         if self.degradation not in known:
             raise UsageError(
-                f"degradation {self.degradation!r} is unknown for {self.arch}; choose "
+                f"degradation {self.degradation!r} is unknown for {self.arch}; choose one of "
                 f"{', '.join(known)}"
             )
         _require(
             not lateral or self.normalisation == "range",
-            "pssr's inputs are made of values in 0..1; choose normalisation range",
+            f"{self.arch}'s inputs are made of values in 0..1; choose normalisation range",
         )
-        _require(lateral or not self.encoder, f"only pssr has an encoder file, not {self.arch}")
+        _require(
+            network.resnet_encoder or not self.encoder,
+            f"{self.arch} has no encoder that starts from a file; only pssr has one",
+        )
         phase = phase_of(self.degradation)
         _require(
-            not isinstance(self.network, SRUNetConfig | FSRCNNConfig)
-            or self.network.phase == phase,
+            network.own_phase in (None, phase),
             f"sections of degradation {self.degradation!r} lie at network phase {phase!r}; leave "
             "phase out",
         )
         varied = self.augmentation
         _require(
             not lateral or not (varied.jitter or varied.missing),
-            "jitter and missing are for coarse sections, which pssr does not make",
+            f"jitter and missing are for coarse sections, which {self.arch} does not make",
         )
         _require(
             not (varied.rotation or varied.zoom)
@@ -271,17 +270,18 @@ class TrainConfig:
             return
         _require(
             not lateral,
-            "pssr makes y and x finer, so it needs a volume that is fine there: mode supervised",
+            f"{self.arch} makes y and x finer, so it needs a volume that is fine there: mode "
+            "supervised",
         )
-        if isinstance(self.network, SRUNetConfig | FSRCNNConfig) and not self.network.planar:
-            raise UsageError(
-                f"mode self teaches {self.arch} on slices, so its kernels must not reach across "
-                "them; choose network variant planar, or mode supervised with an isotropic volume"
-            )
+        _require(
+            network.planar,
+            f"mode self trains {self.arch} on slices, so its kernels must not reach across them; "
+            "choose network variant planar, or mode supervised with an isotropic volume",
+        )
 
     def _check_factors(self) -> None:
         _require(all(f >= 1 for f in self.factors), f"factors {_listed(self.factors)} below 1")
-        own = self.own_factor
+        own = self.network.own_factor
         if own is not None and any(f != own for f in self.factors):
             raise UsageError(
                 f"{self.arch} has factor {own}, so it cannot be trained for "
@@ -290,32 +290,8 @@ class TrainConfig:
         if own is None and not self.factors and self.mode == "supervised":
             raise UsageError(f"supervised training of {self.arch} needs a factor; give one or more")
 
-    def _check_tile(self, patch: Triple) -> None:
-        if isinstance(self.network, NIIVConfig) and self.network.tile > min(patch[0], patch[2]):
-            raise UsageError(
-                f"niiv measures positions in tiles of {self.network.tile} pixels, but sees only "
-                f"those of patch {patch}; choose a patch or a network tile to match"
-            )
-
     def _check_patch(self, patch: Triple) -> None:
-        own = self.own_factor
-        if isinstance(self.network, PSSRConfig):
-            frames = 2 * self.network.sections + 1
-            if patch[0] != frames or any(n % CELL or n < 2 * CELL for n in patch[1:]):
-                raise UsageError(
-                    f"patch {patch} does not fit pssr, which needs {frames} along z and multiples "
-                    f"of {CELL} from {2 * CELL} along y and x; choose e.g. {(frames, 256, 256)}"
-                )
-        elif own is not None and patch[0] % own:
-            raise UsageError(
-                f"patch of {patch[0]} voxels along z is no multiple of the network's factor "
-                f"{own}; choose e.g. {own * 16}"
-            )
-        elif any(patch[0] < 2 * f for f in self.factors):
-            raise UsageError(
-                f"patch of {patch[0]} voxels along z holds fewer than two sections of "
-                f"{max(self.factors)}; choose a larger patch"
-            )
+        self.network.require_patch(patch, self.factors)
         if self.mode == "supervised" and 1 != patch[1] != patch[2]:
             raise UsageError(
                 f"patch {patch} must be square in y and x, since crops are transposed, or one "
@@ -329,23 +305,14 @@ class TrainConfig:
                 )
 
     @property
-    def judged_patch(self) -> Triple:
+    def validation_patch(self) -> Triple:
         """Target voxels of a validation crop."""
         return self.keeping.patch or self.patch
 
     @property
-    def own_factor(self) -> Fraction | None:
-        """Factor that the network is built for; None where it takes any."""
-        if isinstance(self.network, PSSRConfig):
-            return Fraction(FACTOR)
-        if isinstance(self.network, SRUNetConfig | FSRCNNConfig):
-            return Fraction(self.network.factor)
-        return None
-
-    @property
     def arch(self) -> str:
         """Name of the network's architecture."""
-        return next(name for name, kind in CONFIGS.items() if type(self.network) is kind)
+        return architecture_of(self.network)
 
     @property
     def model_name(self) -> str:
@@ -360,15 +327,15 @@ def fingerprint(config: TrainConfig) -> dict[str, Any]:
     with the ``sqrt`` and ``constant`` schedules, ``steps`` and ``anneal`` may be chosen while it
     runs.
     """
-    told: dict[str, Any] = json.loads(json.dumps(asdict(config), default=str))
-    told["arch"] = config.arch
+    found: dict[str, Any] = json.loads(json.dumps(asdict(config), default=str))
+    found["arch"] = config.arch
     for name in ("out", "name", "device", "keeping", "licence", "trained_on"):
-        del told[name]
-    for table, name in ((told["loss"], "vgg"), (told["loss"], "dists"), (told, "encoder")):
+        del found[name]
+    for table, name in ((found["loss"], "vgg"), (found["loss"], "dists"), (found, "encoder")):
         table[name] = "given" if table[name] else "none given"
     if config.optimisation.schedule in ("sqrt", "constant") and not config.stages:
-        del told["steps"], told["optimisation"]["anneal"]
-    return told
+        del found["steps"], found["optimisation"]["anneal"]
+    return found
 
 
 def differences(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:

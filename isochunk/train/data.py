@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 from isochunk.core.degradation import Degradation
-from isochunk.core.geometry import AXES, Box, Triple, triple
+from isochunk.core.geometry import AXES, Box, Triple, sub, triple
 from isochunk.core.spec import Intensity
 from isochunk.errors import UsageError
-from isochunk.models.axial import Corner
 from isochunk.models.degrade import degrade
+from isochunk.models.network import Corner
 from isochunk.storage.volume import Volume
 from isochunk.train.augment import Augmentation, Patch, input_noise, rotate, turn, vary_intensity
 from isochunk.train.crappify import (
@@ -105,6 +105,25 @@ class Crappified:
 
 
 @dataclass(frozen=True, slots=True)
+class Shades:
+    """The model's values of black and of white."""
+
+    black: float
+    """Value of the least stored one."""
+    white: float
+    """Value of the largest that the dtype holds."""
+
+    @property
+    def range(self) -> float:
+        """Difference between the two."""
+        return self.white - self.black
+
+    def to_unit(self, values: Tensor) -> Tensor:
+        """Map black to 0 and white to 1."""
+        return (values - self.black) / self.range
+
+
+@dataclass(frozen=True, slots=True)
 class Source:
     """A volume to take crops from, and how its values become the model's values."""
 
@@ -112,6 +131,35 @@ class Source:
     """What is read."""
     intensity: Intensity
     """Its global intensity map."""
+
+    @property
+    def shades(self) -> Shades:
+        """What black and white are to the model."""
+        full = Intensity.full_range(self.volume.spec.dtype).scale
+        offset, scale = self.intensity.offset, self.intensity.scale
+        return Shades((0 - offset) / scale, (full - offset) / scale)
+
+
+@dataclass(frozen=True, slots=True)
+class CropLayout:
+    """How a crop lies in a volume."""
+
+    patch: Triple
+    """Extent in target voxels (z', y', x')."""
+    average: Triple
+    """Stored voxels averaged into one target voxel, in the volume's axes."""
+    order: Triple
+    """Axes of the volume that become (z', y', x')."""
+
+    @property
+    def shape(self) -> Triple:
+        """Extent in target voxels, in the volume's axes."""
+        return triple(self.patch[self.order.index(axis)] for axis in range(3))
+
+    @property
+    def stored_shape(self) -> Triple:
+        """Extent in stored voxels, in the volume's axes."""
+        return triple(n * a for n, a in zip(self.shape, self.average, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,8 +317,8 @@ class Crops:
         chosen = int(rng.choice(len(self.sources), p=self._shares))
         average = sampling.averages[int(rng.integers(len(sampling.averages)))]
         order = sampling.orders[int(rng.integers(len(sampling.orders)))]
-        wanted = (sampling.read, average, order)
-        patch = _read(self.sources[chosen], self.parts[chosen], wanted, rng)
+        layout = CropLayout(sampling.read, average, order)
+        patch = _read(self.sources[chosen], self.parts[chosen], layout, rng)
         if sampling.augmentation.rotation or sampling.augmentation.zoom:
             patch = rotate(patch, sampling.patch[2], sampling.augmentation, rng)
         # Where orders are drawn, they have exchanged y and x already, or those are not alike.
@@ -297,7 +345,7 @@ def validation_crops(
         source, part = sources[i % len(sources)], parts[i % len(parts)]
         order = sampling.orders[i % len(sampling.orders)]
         factor = sampling.factors[i % len(sampling.factors)]
-        patch = _read(source, part, (sampling.patch, average, order), rng)
+        patch = _read(source, part, CropLayout(sampling.patch, average, order), rng)
         own = np.random.default_rng([sampling.seed, 1, i])
         crops.append(_batch([sampling.pairing(patch, factor, own)], factor))
     return crops
@@ -316,20 +364,11 @@ def _batch(pairs: list[tuple[Patch, Patch]], factor: Fraction) -> Batch:
     return Batch(coarse, target, factor)
 
 
-def _read(
-    source: Source, part: Box, wanted: tuple[Triple, Triple, Triple], rng: np.random.Generator
-) -> Patch:
-    """Read a crop (patch, average, order) of a part, uniformly over all places where it fits."""
-    patch, average, order = wanted
-    shape = _stored(patch, order)
-    room = [b - n * a for b, n, a in zip(part.shape, shape, average, strict=True)]
+def _read(source: Source, part: Box, layout: CropLayout, rng: np.random.Generator) -> Patch:
+    """Read a crop of a part, uniformly over all places where it fits."""
+    room = sub(part.shape, layout.stored_shape)
     lo = triple(lo + int(rng.integers(r + 1)) for lo, r in zip(part.lo, room, strict=True))
-    return read_crop(source, lo, shape, average).transpose(order)
-
-
-def _stored(patch: Triple, order: Triple) -> Triple:
-    """Return the extent of a crop along the volume's axes."""
-    return triple(patch[order.index(axis)] for axis in range(3))
+    return read_crop(source, lo, layout.shape, layout.average).transpose(layout.order)
 
 
 def _require_rooms(
@@ -338,8 +377,7 @@ def _require_rooms(
     for source, part in zip(sources, parts, strict=True):
         for average in sampling.averages:
             for order in sampling.orders:
-                shape = _stored(sampling.read, order)
-                needed = triple(n * a for n, a in zip(shape, average, strict=True))
+                needed = CropLayout(sampling.read, average, order).stored_shape
                 require_room(part, needed, source.volume.spec.url, role)
 
 

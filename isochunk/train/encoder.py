@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from isochunk.errors import UsageError
-from isochunk.models.pssr import PSSR
+from isochunk.models.network import Network
 from isochunk.train.vgg import read_torch
 
 LAYERS = {
@@ -22,8 +22,10 @@ LAYERS = {
 """Layers of a residual block, and torchvision's names for them."""
 
 
-def load_encoder(network: PSSR, path: Path) -> None:
+def load_encoder(network: Network, path: Path) -> None:
     """Give the encoder the weights of torchvision's ``resnet34`` state dict, a file of PyTorch.
+
+    The network is one whose hyperparameters say ``resnet_encoder``.
 
     A multi-frame network has a first layer of more channels: there each frame gets an equal part of
     the sum over colours, which is our choice.

@@ -17,8 +17,8 @@ import torch
 from tqdm import tqdm
 
 from isochunk.core.geometry import Box
-from isochunk.core.spec import Intensity
 from isochunk.errors import UsageError
+from isochunk.storage.access import Access
 from isochunk.storage.open import open_volume
 from isochunk.storage.volume import Volume
 from isochunk.train.augment import Augmentation
@@ -38,7 +38,7 @@ from isochunk.train.data import (
 )
 from isochunk.train.ranks import Ranks, joined
 from isochunk.train.run import Run, require_free
-from isochunk.train.schedule import span_at, spans
+from isochunk.train.schedule import scheduled_stages, stage_index
 from isochunk.train.sources import use_volume, with_factors
 
 log = logging.getLogger(__name__)
@@ -48,6 +48,8 @@ READ_AHEAD = 4
 
 LINE_S = 60.0
 """Seconds between lines of progress in a log file."""
+
+DEFAULT = Access()
 
 Stopped: TypeAlias = Literal["finished", "terminated", "diverged"]
 
@@ -74,10 +76,14 @@ class TrainReport:
     """Time this call took."""
 
 
-def train(config: TrainConfig) -> TrainReport:
+def train(config: TrainConfig, access: Access = DEFAULT) -> TrainReport:
     """Train a network from the volumes of a config, or go on where a killed run stopped.
 
-    Of several processes started by ``torchrun``, each calls this; the first judges and writes.
+    Of several processes started by ``torchrun``, each calls this; the first validates and writes.
+
+    Args:
+        config: what to train, and on what.
+        access: how volumes are read: limits, retries, endpoint.
 
     Raises:
         UsageError: a volume has voxels of the wrong proportions, is constant or smaller than a
@@ -85,7 +91,7 @@ def train(config: TrainConfig) -> TrainReport:
         TargetConflictError: ``out`` holds a training of another config, or another checkpoint.
         StorageError: a volume cannot be read.
     """
-    return fit(config, tuple(open_volume(url) for url in config.sources))
+    return fit(config, tuple(open_volume(url, access) for url in config.sources))
 
 
 def fit(config: TrainConfig, volumes: tuple[Volume, ...]) -> TrainReport:
@@ -107,15 +113,14 @@ def fit(config: TrainConfig, volumes: tuple[Volume, ...]) -> TrainReport:
         _sigterm() as terminated,
     ):
         batches = Batches(config, sources, tuple(part[0] for part in parts), ranks)
+        plain = sampling_of(replace(config, augmentation=Augmentation()))
         held_out = validation_crops(
             sources,
             tuple(part[1] for part in parts),
-            replace(
-                sampling_of(replace(config, augmentation=Augmentation())), patch=config.judged_patch
-            ),
+            replace(plain, patch=config.validation_patch),
             config.keeping.crops,
         )
-        run = Run(config, held_out, ranks, shades_of(sources[0]))
+        run = Run(config, held_out, ranks, sources[0].shades)
         if ranks.first:
             run.claim()
         stopped = _steps(run, batches, terminated)
@@ -145,18 +150,18 @@ class Batches:
         self.config = config
         usual = replace(sampling_of(config), rank=ranks.rank, ranks=ranks.size)
         self._stages = []
-        for span in spans(config):
-            if span.stage.batch % ranks.size:
+        for stage in (scheduled.stage for scheduled in scheduled_stages(config)):
+            if stage.batch % ranks.size:
                 raise UsageError(
-                    f"a batch of {span.stage.batch} crops cannot be shared among {ranks.size} "
+                    f"a batch of {stage.batch} crops cannot be shared among {ranks.size} "
                     "processes; choose a multiple"
                 )
-            sampling = replace(usual, patch=span.stage.patch, batch=span.stage.batch)
+            sampling = replace(usual, patch=stage.patch, batch=stage.batch)
             self._stages.append(Crops(sources, parts, sampling))
 
     def __call__(self, step: int) -> Batch:
         """Return the batch of a step; may be called in any thread."""
-        return self._stages[span_at(self.config, step)].batch(step)
+        return self._stages[stage_index(self.config, step)].batch(step)
 
 
 def sampling_of(config: TrainConfig) -> Sampling:
@@ -187,9 +192,9 @@ def _steps(run: Run, batches: Batches, terminated: threading.Event) -> Stopped:
             loss = run.update(batch)
             asked = run.ranks.mean(float(terminated.is_set())) > 0
             last = run.step == steps
-            judge = last or run.step % keeping.validate_every == 0
+            validate = last or run.step % keeping.validate_every == 0
             keep = last or asked or run.step % keeping.save_every == 0
-            if not math.isfinite(loss) or ((judge or keep) and not run.healthy()):
+            if not math.isfinite(loss) or ((validate or keep) and not run.healthy()):
                 log.error(
                     "the loss is %s at step %d; keeping the snapshot of step %d; "
                     "try a lower lr or a warmup",
@@ -199,7 +204,7 @@ def _steps(run: Run, batches: Batches, terminated: threading.Event) -> Stopped:
                 )
                 return "diverged"
             recent = loss if math.isnan(recent) else 0.98 * recent + 0.02 * loss
-            if first and judge:
+            if first and validate:
                 run.validate(recent)
             if first and keep:
                 run.save()
@@ -259,10 +264,3 @@ def _sigterm() -> Iterator[threading.Event]:
         yield asked
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def shades_of(source: Source) -> tuple[float, float]:
-    """Return the model's values of black and of white."""
-    full = Intensity.full_range(source.volume.spec.dtype).scale
-    intensity = source.intensity
-    return (0 - intensity.offset) / intensity.scale, (full - intensity.offset) / intensity.scale

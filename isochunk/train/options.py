@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping
+from typing import Any
 
 TRAIN_OPTIONS: Mapping[str, str] = {
     "arch": "srunet, fsrcnn, a2i, niiv, pssr or pssr-mf; trained as its paper says by default",
@@ -56,3 +58,36 @@ NETWORK_OPTIONS: Mapping[str, str] = {
     "depths": "pssr: residual blocks of the encoder's stages, as 3,4,6,3",
 }
 """Options of train that are hyperparameters of an architecture."""
+
+WORDS = ("out", "factor", "encoder", "licence", "trained_on")
+"""Options that are text, whatever they look like."""
+
+
+def with_options(table: Mapping[str, Any], options: Mapping[str, str]) -> dict[str, Any]:
+    """Put options of the command line over a recipe's table.
+
+    Args:
+        table: as :func:`config_from_table` takes it.
+        options: texts by the names of :mod:`isochunk.cli.options`.
+    """
+    values = {**table, "network": dict(table.get("network", {}))}
+    for name, text in options.items():
+        if name in TRAIN_PARTS:
+            part, field, _ = TRAIN_PARTS[name]
+            values[part] = {**values.get(part, {}), field: parse_value(text)}
+        elif name in NETWORK_OPTIONS:
+            values["network"][name] = parse_value(text)
+        else:
+            field = name.replace("-", "_")
+            values[field] = text if field in WORDS else parse_value(text)
+    return values
+
+
+def parse_value(text: str) -> Any:
+    """Read an option of the command line as TOML would: 32, true, ``1,2,4,8`` or a word."""
+    if "," in text:
+        return [parse_value(part) for part in text.split(",")]
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

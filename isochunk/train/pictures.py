@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -25,6 +26,18 @@ LEAST_SIDE = 256
 INK, LINE, OTHER = (40, 40, 40), (31, 87, 165), (190, 90, 20)
 
 
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A figure of a training, over its steps."""
+
+    title: str
+    """What it is, with its unit."""
+    steps: Sequence[float]
+    """Where it was taken."""
+    values: Sequence[float]
+    """The figure; what is not finite is not drawn."""
+
+
 def curves(history: Sequence[Mapping[str, float]], references: Mapping[str, float]) -> Picture:
     """Draw the loss, on a logarithmic scale, above the validation PSNR.
 
@@ -38,8 +51,9 @@ def curves(history: Sequence[Mapping[str, float]], references: Mapping[str, floa
     width, height = PANEL
     picture = Image.new("RGB", (width + 2 * MARGIN, 2 * (height + 2 * MARGIN)), "white")
     draw = ImageDraw.Draw(picture)
-    _panel(draw, MARGIN, "log10 of the loss", (steps, loss), {})
-    _panel(draw, height + 3 * MARGIN, "validation PSNR in dB", (steps, psnr), references)
+    _panel(draw, MARGIN, Curve("log10 of the loss", steps, loss), {})
+    below = height + 3 * MARGIN
+    _panel(draw, below, Curve("validation PSNR in dB", steps, psnr), references)
     return picture
 
 
@@ -79,16 +93,12 @@ def _enlarged(one: Slice, shape: tuple[int, ...]) -> NDArray[np.uint8]:
 
 
 def _panel(
-    draw: ImageDraw.ImageDraw,
-    top: int,
-    title: str,
-    series: tuple[list[float], list[float]],
-    references: Mapping[str, float],
+    draw: ImageDraw.ImageDraw, top: int, curve: Curve, references: Mapping[str, float]
 ) -> None:
     """Draw one curve with its axes and horizontal lines to compare it with."""
     width, height = PANEL
-    steps = series[0]
-    finite = [v for v in (*series[1], *references.values()) if math.isfinite(v)] or [0.0]
+    steps = curve.steps
+    finite = [v for v in (*curve.values, *references.values()) if math.isfinite(v)] or [0.0]
     low, high = min(finite), max(finite)
     low, high = (low, high) if high > low else (low - 0.5, high + 0.5)
     first, last = min(steps), max(steps)
@@ -98,7 +108,7 @@ def _panel(
         return MARGIN + across * width, top + (high - value) / (high - low) * height
 
     draw.rectangle([MARGIN, top, MARGIN + width, top + height], outline=INK)
-    draw.text((MARGIN, top - 16), title, fill=INK)
+    draw.text((MARGIN, top - 16), curve.title, fill=INK)
     draw.text((MARGIN, top + height + 4), f"step {first:g}", fill=INK)
     draw.text((MARGIN + width - 60, top + height + 4), f"{last:g}", fill=INK)
     for value in (low, high):
@@ -107,7 +117,7 @@ def _panel(
         if math.isfinite(value):
             draw.line([at(first, value), at(last, value)], fill=OTHER)
             draw.text((MARGIN + 4, at(first, value)[1] - 12), f"{name} {value:.2f}", fill=OTHER)
-    points = [at(s, v) for s, v in zip(*series, strict=True) if math.isfinite(v)]
+    points = [at(s, v) for s, v in zip(steps, curve.values, strict=True) if math.isfinite(v)]
     draw.line(points, fill=LINE, width=2)
     for x, y in points:
         draw.ellipse([x - 2, y - 2, x + 2, y + 2], fill=LINE)

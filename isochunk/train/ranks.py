@@ -14,7 +14,7 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from isochunk.errors import UsageError
+from isochunk.models.load import device_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +24,13 @@ class Ranks:
     device: torch.device
     """Where it computes."""
     rank: int = 0
-    """Which it is; the first also judges and writes."""
+    """Which it is; the first also validates and writes."""
     size: int = 1
     """How many there are."""
 
     @property
     def first(self) -> bool:
-        """Whether it is the one that judges and writes."""
+        """Whether it is the one that validates and writes."""
         return self.rank == 0
 
     def share(self, module: nn.Module) -> nn.Module:
@@ -54,10 +54,10 @@ def joined(device: str) -> Iterator[Ranks]:
         device: auto, cpu or cuda; each process takes a GPU of its own.
 
     Raises:
-        UsageError: there is no such device.
+        ModelError: there is no such device.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
-    chosen = choose_device(device)
+    chosen = device_of(device)
     if size == 1:
         yield Ranks(chosen)
         return
@@ -69,19 +69,3 @@ def joined(device: str) -> Iterator[Ranks]:
         yield Ranks(chosen, distributed.get_rank(), size)
     finally:
         distributed.destroy_process_group()
-
-
-def choose_device(name: str) -> torch.device:
-    """Return a torch device for auto, cpu or cuda.
-
-    Raises:
-        UsageError: there is no such device.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("device cuda: torch finds no GPU here; choose --device cpu")
-    try:
-        return torch.device(name)
-    except RuntimeError:
-        raise UsageError(f"device {name!r} is unknown; choose auto, cpu or cuda") from None

@@ -1,4 +1,4 @@
-"""The state of one training: what a step changes, how it is judged, and how it is kept.
+"""The state of one training: what a step changes, how it is validated, and how it is kept.
 
 State is written whole and atomically. On a CPU with the same number of threads, a run that was
 killed and resumed ends with bit-identical weights: crops are a function of (seed, step), rates of
@@ -26,22 +26,19 @@ from isochunk.core.geometry import Triple
 from isochunk.errors import TargetConflictError
 from isochunk.host.files import write_atomically
 from isochunk.models.checkpoint import MODEL_FILE, Card, save
-from isochunk.models.probe import Cost
-from isochunk.models.pssr import PSSR
-from isochunk.models.registry import cost_of
-from isochunk.models.tiled_layers import PlacedNetwork
-from isochunk.train.apply import Application, Criterion, build, groups, interpolated, require_fit
+from isochunk.models.counting import Cost
+from isochunk.train.apply import Application, Criterion, build, interpolated, require_fit
 from isochunk.train.config import TrainConfig, differences, fingerprint
-from isochunk.train.data import Batch
+from isochunk.train.data import Batch, Shades
 from isochunk.train.encoder import load_encoder
 from isochunk.train.pictures import Picture, curves, side_by_side
 from isochunk.train.ranks import Ranks
-from isochunk.train.schedule import rates, spans
+from isochunk.train.schedule import rates, scheduled_stages
 
 log = logging.getLogger(__name__)
 
 REFERENCES = ("linear", "cubic")
-"""Interpolations judged on the same crops."""
+"""Interpolations validated on the same crops."""
 SHOWN = 4
 """Validation crops drawn."""
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -55,7 +52,7 @@ class Run:
         config: TrainConfig,
         held_out: list[Batch],
         ranks: Ranks,
-        shades: tuple[float, float],
+        shades: Shades,
     ) -> None:
         """Start fresh, or from the state in ``config.out``.
 
@@ -81,17 +78,17 @@ class Run:
         self.folder = Path(config.out) / "training"
         self.phase = phase_of(config.degradation)
         network = build(config.network, config.seed)
-        if isinstance(network, PSSR) and config.encoder:
+        if config.encoder:
             load_encoder(network, Path(config.encoder))
-        for patch in (config.judged_patch, *(span.stage.patch for span in spans(config))):
+        for patch in (config.validation_patch, *(s.stage.patch for s in scheduled_stages(config))):
             require_fit(network, patch)
-        if isinstance(network, PlacedNetwork):  # twice as fast as the default layout on a CPU
-            network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-        self.trained = Application(network.to(self.device), self.phase)
+        network = network.in_fastest_layout().to(self.device)
+        self.trained = Application(network, self.phase)
         averaged = config.optimisation.average > 0
-        self.judged = deepcopy(self.trained) if averaged else self.trained
+        self.validated = deepcopy(self.trained) if averaged else self.trained
+        """What is validated and kept: the moving average of the weights, or the weights."""
         self.optimizer = torch.optim.Adam(
-            [{"params": group} for group in groups(network)], lr=config.optimisation.lr
+            [{"params": group} for group in network.parameter_groups()], lr=config.optimisation.lr
         )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.criterion = Criterion(config.loss, shades, self.device)
@@ -117,16 +114,16 @@ class Run:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.step += 1
-        if self.judged is not self.trained:
+        if self.validated is not self.trained:
             self._average()
         return value
 
     def healthy(self) -> bool:
-        """Tell whether all weights are finite, so that they may be judged and kept."""
+        """Tell whether all weights are finite, so that they may be validated and kept."""
         return all(bool(p.isfinite().all()) for p in self.trained.parameters())
 
     def validate(self, loss: float) -> None:
-        """Judge the weights, keep them as the last and, if none were better, as the best."""
+        """Validate the weights, keep them as the last and, if none were better, as the best."""
         psnr = self._psnr(self._predicted)
         self.history.append({"step": self.step, "loss": loss, "validation_psnr": psnr})
         log.info(
@@ -148,7 +145,7 @@ class Run:
         state = {
             "step": self.step,
             "network": self.trained.network.state_dict(),
-            "average": self.judged.network.state_dict(),
+            "average": self.validated.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "best_step": self.best_step,
@@ -159,8 +156,8 @@ class Run:
 
     def claim(self) -> None:
         """Write down whose folder this is, before anything else is written to it."""
-        told = json.dumps(fingerprint(self.config), indent=1)
-        write_atomically(self.folder / "config.json", lambda file: file.write(told.encode()))
+        text = json.dumps(fingerprint(self.config), indent=1)
+        write_atomically(self.folder / "config.json", lambda file: file.write(text.encode()))
 
     def _set_rates(self) -> None:
         chosen = rates(self.config, self.step, len(self.optimizer.param_groups))
@@ -189,15 +186,15 @@ class Run:
             training=record,
         )
         if self.cost is None:
-            self.cost = cost_of(self.judged.network)
-        save(folder, self.judged.network, card, self.cost)
+            self.cost = self.validated.network.cost()
+        save(folder, self.validated.network, card, self.cost)
 
     def _resume(self) -> None:
         if not (self.folder / "state.pt").exists():
             return
         state = torch.load(self.folder / "state.pt", map_location=self.device, weights_only=True)
         self.trained.network.load_state_dict(state["network"])
-        self.judged.network.load_state_dict(state["average"])
+        self.validated.network.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.step = state["step"]
@@ -209,10 +206,10 @@ class Run:
     def _average(self) -> None:
         # Early on the average follows the weights, else it would drag the initial ones along.
         decay = min(self.config.optimisation.average, (1 + self.step) / (10 + self.step))
-        judged, trained = self.judged, self.trained
-        for mean, now in zip(judged.parameters(), trained.parameters(), strict=True):
+        averaged, trained = self.validated, self.trained
+        for mean, now in zip(averaged.parameters(), trained.parameters(), strict=True):
             mean.lerp_(now, 1 - decay)
-        for kept, new in zip(judged.buffers(), trained.buffers(), strict=True):
+        for kept, new in zip(averaged.buffers(), trained.buffers(), strict=True):
             kept.copy_(new)
 
     @torch.no_grad()
@@ -223,18 +220,17 @@ class Run:
             difference = self._inner(predict(batch) - batch.target)
             total += float(difference.double().square().sum())
             count += difference.numel()
-        black, white = self.shades
-        mse = total / count / (white - black) ** 2
+        mse = total / count / self.shades.range**2
         return -10 * math.log10(mse) if mse > 0 else math.inf
 
     def _predicted(self, batch: Batch) -> Tensor:
-        self.judged.eval()
+        self.validated.eval()
         with self._autocast():
-            answer: Tensor = self.judged(batch.coarse, batch.factor)
+            answer: Tensor = self.validated(batch.coarse, batch.factor)
         return answer.float()
 
     def _interpolated(self, batch: Batch, kernel: str) -> Tensor:
-        return interpolated(self.judged, batch.coarse, batch.factor, kernel)
+        return interpolated(self.validated, batch.coarse, batch.factor, kernel)
 
     @torch.no_grad()
     def _samples(self) -> Picture:
@@ -247,10 +243,9 @@ class Run:
 
     def _slice(self, x: Tensor) -> Any:
         """Return the middle section of what is made finer within sections, else an xz slice."""
-        black, white = self.shades
-        axis = 2 if isinstance(self.trained.network, PSSR) else 3
+        axis = 2 if self.config.network.lateral else 3
         middle = x[:1, :1].select(axis, x.shape[axis] // 2)[0, 0]
-        return ((middle - black) / (white - black)).cpu().numpy()
+        return self.shades.to_unit(middle).cpu().numpy()
 
     def _moved(self, batch: Batch) -> Batch:
         coarse = batch.coarse.to(self.device, non_blocking=True)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from itertools import accumulate
 
-from isochunk.train.config import Optimisation, Stage, TrainConfig
+from isochunk.train.config import Optimisation, TrainConfig, TrainStage
 
 MOMENTUM = 0.9
 """Adam's first decay outside ``onecycle``."""
@@ -19,10 +19,10 @@ MOMENTUM_RANGE = (0.95, 0.85)
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
-    """The steps of a stage."""
+class ScheduledStage:
+    """A stage and its steps."""
 
-    stage: Stage
+    stage: TrainStage
     """Its crops and rates."""
     first: int
     """First step."""
@@ -31,7 +31,7 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
-class Rates:
+class StepRates:
     """How far a step goes."""
 
     groups: tuple[float, ...]
@@ -40,28 +40,28 @@ class Rates:
     """Adam's first decay."""
 
 
-def spans(config: TrainConfig) -> tuple[Span, ...]:
+def scheduled_stages(config: TrainConfig) -> tuple[ScheduledStage, ...]:
     """Lay the stages of a training on its steps; one stage where it names none.
 
     A stage that shows a share of the crops takes ``share / batch`` of the steps.
     """
     rate = config.optimisation.lr
-    stages = config.stages or (Stage(1, config.patch, config.batch, rate, rate),)
+    stages = config.stages or (TrainStage(1, config.patch, config.batch, rate, rate),)
     weights = [stage.share / stage.batch for stage in stages]
     ends = [round(config.steps * part / sum(weights)) for part in accumulate(weights)]
     return tuple(
-        Span(stage, first, stop)
+        ScheduledStage(stage, first, stop)
         for stage, first, stop in zip(stages, [0, *ends], ends)  # noqa: B905
     )
 
 
-def span_at(config: TrainConfig, step: int) -> int:
+def stage_index(config: TrainConfig, step: int) -> int:
     """Return the place of the stage to which a step belongs."""
-    found = spans(config)
-    return next((i for i, span in enumerate(found) if step < span.stop), len(found) - 1)
+    stages = scheduled_stages(config)
+    return next((i for i, stage in enumerate(stages) if step < stage.stop), len(stages) - 1)
 
 
-def rates(config: TrainConfig, step: int, groups: int) -> Rates:
+def rates(config: TrainConfig, step: int, groups: int) -> StepRates:
     """Return the rates of a step.
 
     Args:
@@ -70,10 +70,10 @@ def rates(config: TrainConfig, step: int, groups: int) -> Rates:
         groups: groups of layers; the rates between the first and the last are spaced evenly in
             their logarithm, and all but the last are 0 while the encoder is frozen.
     """
-    span = spans(config)[span_at(config, step)]
-    stage, momentum = span.stage, MOMENTUM
+    scheduled = scheduled_stages(config)[stage_index(config, step)]
+    stage, momentum = scheduled.stage, MOMENTUM
     if config.optimisation.schedule == "onecycle":
-        part, momentum = one_cycle(step - span.first, span.stop - span.first)
+        part, momentum = one_cycle(step - scheduled.first, scheduled.stop - scheduled.first)
     else:
         part = learning_rate(config.optimisation, step, config.steps) / config.optimisation.lr
     if groups == 1 or stage.encoder_lr == 0:
@@ -81,7 +81,7 @@ def rates(config: TrainConfig, step: int, groups: int) -> Rates:
     else:
         growth = (stage.lr / stage.encoder_lr) ** (1 / (groups - 1))
         highest = [stage.encoder_lr * growth**i for i in range(groups)]
-    return Rates(tuple(part * rate for rate in highest), momentum)
+    return StepRates(tuple(part * rate for rate in highest), momentum)
 
 
 def learning_rate(optimisation: Optimisation, step: int, steps: int) -> float:

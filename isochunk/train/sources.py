@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from isochunk.core.geometry import AXES, Triple, triple
 from isochunk.core.spec import Intensity
 from isochunk.errors import UsageError
-from isochunk.models.pssr import PSSRConfig
 from isochunk.planning.intensity import measure_intensity, sample_boxes
 from isochunk.storage.open import check_supported
 from isochunk.storage.volume import Volume
@@ -57,7 +56,7 @@ def with_factors(config: TrainConfig, volumes: tuple[Volume, ...]) -> TrainConfi
     Raises:
         UsageError: volumes differ in how much coarser z is.
     """
-    own = config.own_factor
+    own = config.network.own_factor
     found = {anisotropy(v, a) for v in volumes for a in config.averages}
     if config.factors or own is not None:
         factors = config.factors or (own or Fraction(1),)
@@ -117,7 +116,7 @@ def _require_proportions(volume: Volume, config: TrainConfig) -> None:
         told = f"{url} has voxels of {spacing} nm (z, y, x), averaged {triple(average)}"
         if y != x:
             raise UsageError(f"{told}; training needs y and x alike: choose other averages")
-        if isinstance(config.network, PSSRConfig):
+        if config.network.lateral:
             continue
         if config.mode == "self" and z < LEAST_ANISOTROPY * x:
             raise UsageError(

@@ -8,9 +8,9 @@ from torch import nn
 
 from isochunk.core.voxels import Voxels
 from isochunk.models.fsrcnn import FSRCNN
-from isochunk.models.probe import derived_halo
+from isochunk.models.placed import Placed
 from isochunk.models.srunet import SRUNet, SRUNetConfig
-from isochunk.models.tiled_layers import Placed, PlacedNetwork
+from isochunk.models.tiled_network import TiledNetwork, derived_halo
 
 
 def tissue(shape, dtype, seed=0) -> Voxels:
@@ -23,7 +23,7 @@ def tissue(shape, dtype, seed=0) -> Voxels:
     return (values * np.iinfo(dtype).max).astype(dtype)
 
 
-def network_of(config) -> PlacedNetwork:
+def network_of(config) -> TiledNetwork:
     torch.manual_seed(3)
     network = SRUNet(config) if isinstance(config, SRUNetConfig) else FSRCNN(config)
     for parameter in network.parameters():

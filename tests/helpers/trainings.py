@@ -33,7 +33,7 @@ SMALL = {
     "pssr": {"width": 4, "depths": [1, 1, 1, 1]},
     "pssr-mf": {"width": 4, "depths": [1, 1, 1, 1]},
 }
-"""Networks small enough to be taught in a test."""
+"""Networks small enough to be trained in a test."""
 
 
 def write_em(folder: Path) -> str:

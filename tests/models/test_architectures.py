@@ -1,4 +1,4 @@
-"""Every architecture as a user meets it: trained on real sections, judged, run on a cluster."""
+"""Every architecture as a user meets it: trained on real sections, evaluated, run on a cluster."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_train_evaluate_run(arch: str, shared_data: Path, tmp_path: Path, client
     assert trained["stopped"] == "finished"
     assert {path.name for path in Path(model).iterdir()} >= {"model.json", "weights.safetensors"}
 
-    judged = evaluate(
+    evaluation = evaluate(
         EvaluateConfig(
             f"{shared_data}/medulla_fibsem_250.ome.zarr",
             (model,),
@@ -59,7 +59,7 @@ def test_train_evaluate_run(arch: str, shared_data: Path, tmp_path: Path, client
             box=Box((0, 0, 0), (12 if lateral else 80, 64, 64)),
         )
     )
-    figures = {row.model: row.psnr for row in judged.rows}
+    figures = {row.model: row.psnr for row in evaluation.rows}
     assert set(figures) == {"nearest", "linear", "cubic", model}
     if not lateral:  # it starts from the interpolation, and a few steps do not spoil it
         assert figures[model] > figures["cubic"] - 1

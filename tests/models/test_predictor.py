@@ -24,9 +24,8 @@ from isochunk.models.fsrcnn import FSRCNNConfig
 from isochunk.models.interface import Predictor
 from isochunk.models.load import Runtime, describe, load
 from isochunk.models.predictor import TorchPredictor
-from isochunk.models.probe import derived_halo
 from isochunk.models.srunet import SRUNet, SRUNetConfig
-from isochunk.models.tiling import ValidEngine
+from isochunk.models.tiled_network import ValidEngine, derived_halo
 from isochunk.storage.volume import read_reflected
 
 torch.set_num_threads(1)

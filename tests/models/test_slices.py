@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from jobs import read_all, write_source
-from networks import network_of as placed_network_of
+from networks import network_of as tiled_network_of
 from networks import tissue
 from torch.nn import functional
 from whole import Model, assert_equals_whole
@@ -26,11 +26,11 @@ from isochunk.models.a2i import A2I, A2IConfig
 from isochunk.models.checkpoint import Card, load_module, read_spec, save
 from isochunk.models.fsrcnn import FSRCNNConfig
 from isochunk.models.load import Runtime, load
+from isochunk.models.network import NetworkConfig
 from isochunk.models.niiv import NIIV, NIIVConfig
 from isochunk.models.pssr import PSSR, PSSRConfig
-from isochunk.models.registry import NetworkConfig, geometry, make
+from isochunk.models.registry import make
 from isochunk.models.srunet import SRUNetConfig
-from isochunk.train.presets import planar
 
 torch.set_num_threads(1)
 
@@ -175,8 +175,8 @@ def test_axial_blocks_equal_the_whole(tmp_path: Path, name: str, spacing: str, p
 
 
 PLANAR = {
-    "srunet": planar(SRUNetConfig.compact(3, 3, 1, residual="cubic")),
-    "fsrcnn": planar(FSRCNNConfig.compact(3, 2, 2)),
+    "srunet": SRUNetConfig.compact(3, 3, 1, residual="cubic").as_planar(),
+    "fsrcnn": FSRCNNConfig.compact(3, 2, 2).as_planar(),
 }
 
 
@@ -184,7 +184,7 @@ PLANAR = {
 @pytest.mark.parametrize("plane", ["xz", "yz", "xz+yz"])
 @pytest.mark.parametrize("name", PLANAR)
 def test_planar_blocks_equal_the_whole(tmp_path: Path, name: str, plane: str) -> None:
-    network = placed_network_of(PLANAR[name])
+    network = tiled_network_of(PLANAR[name])
     spec = save(tmp_path / "m", network, Card(name, "none", "nothing"))
     assert spec.plane == "xz"
     assert spec.halo[1] == 0 < spec.halo[2]
@@ -336,7 +336,7 @@ def test_a_checkpoint_comes_back(tmp_path: Path, name: str) -> None:
     assert again.config == network.config
     assert spec == read_spec(tmp_path)
     assert spec.plane == ("xy" if isinstance(network, PSSR) else "xz")
-    assert spec.halo == geometry(network).halo
+    assert spec.halo == network.geometry().halo
     assert spec.macs_per_voxel > 0
     assert spec.bytes_per_voxel > 0
     for key, value in network.state_dict().items():

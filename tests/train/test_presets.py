@@ -9,11 +9,11 @@ import torch
 from isochunk.errors import UsageError
 from isochunk.models.pssr import PSSRConfig
 from isochunk.models.registry import make
-from isochunk.train.apply import groups
 from isochunk.train.config import Optimisation
 from isochunk.train.encoder import load_encoder, their_name
-from isochunk.train.presets import PRESETS, config_from_table, parse_value, with_options
-from isochunk.train.schedule import one_cycle, rates, spans
+from isochunk.train.options import parse_value, with_options
+from isochunk.train.presets import PRESETS, config_from_table
+from isochunk.train.schedule import one_cycle, rates, scheduled_stages
 
 
 @pytest.mark.parametrize("arch", PRESETS)
@@ -38,7 +38,7 @@ def test_every_architecture_trains_as_its_paper_says_by_default(arch):
 
 def test_stages_of_pssr_grow_crops_and_thaw_the_encoder():
     paper = config_from_table({"arch": "pssr", "sources": ["a"], "out": "b", "steps": 37_000})
-    laid = spans(paper)
+    laid = scheduled_stages(paper)
     assert [span.stage.patch[1] for span in laid] == [128, 128, 256, 256, 512, 512]
     assert [span.stage.batch for span in laid] == [64, 64, 16, 16, 8, 8]
     assert [span.stop - span.first for span in laid] == [500, 500, 6000, 6000, 12000, 12000]
@@ -63,8 +63,8 @@ def test_one_cycle_goes_up_and_down_and_momentum_the_other_way():
 
 def test_groups_of_pssr_hold_every_parameter_once():
     network = make(config_from_table({"arch": "pssr", "sources": ["a"], "out": "b"}).network)
-    held = [id(p) for group in groups(network) for p in group]
-    assert len(groups(network)) == 3
+    held = [id(p) for group in network.parameter_groups() for p in group]
+    assert len(network.parameter_groups()) == 3
     assert sorted(held) == sorted(id(p) for p in network.parameters())
 
 

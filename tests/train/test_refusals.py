@@ -18,6 +18,7 @@ from isochunk.errors import TargetConflictError, UsageError
 from isochunk.storage.open import open_volume
 from isochunk.train.apply import Criterion
 from isochunk.train.config import Loss
+from isochunk.train.data import Shades
 from isochunk.train.loop import train
 from isochunk.train.perceptual import perceptual_loss
 from isochunk.train.sources import likeness
@@ -60,7 +61,7 @@ def vgg(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("name", ["pdl", "dists"])
 def test_the_loss_is_the_weighted_sum_of_its_parts(name, vgg, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    cpu, shades = torch.device("cpu"), (-2.0, 3.0)
+    cpu, shades = torch.device("cpu"), Shades(-2.0, 3.0)
     rng = torch.Generator().manual_seed(1)
     target = torch.randn(2, 1, 16, 3, 20, generator=rng)
     predicted = (target + 0.1 * torch.randn(target.shape, generator=rng)).requires_grad_()
@@ -154,22 +155,22 @@ def test_constant_and_small_volumes_are_refused(source, tmp_path):
         ("niiv", {"factor": 20}, "fewer than two sections of 20"),
         ("niiv", {"network": {"variant": "planar"}}, "has no variants"),
         ("niiv", {"network": {"window": 8}}, "network niiv: unknown field window"),
-        ("a2i", {"degradation": "em"}, "choose avg, skip, psf"),
+        ("a2i", {"degradation": "em"}, "choose one of avg, skip, psf"),
         ("pssr", {"mode": "self"}, "mode supervised"),
         ("pssr", {"factor": 2}, "has factor 4"),
-        ("pssr", {"degradation": "avg"}, "choose em, fluorescence"),
+        ("pssr", {"degradation": "avg"}, "choose one of em, fluorescence"),
         ("pssr", {"patch": [1, 40, 40]}, "multiples of 32 from 64"),
         ("pssr-mf", {"patch": [1, 64, 64]}, "needs 5 along z"),
         ("pssr", {"normalisation": "standard"}, "choose normalisation range"),
         ("pssr", {"augmentation": {"jitter": 1.0}}, "which pssr does not make"),
-        ("niiv", {"encoder": "resnet.pth"}, "only pssr has an encoder file"),
+        ("niiv", {"encoder": "resnet.pth"}, "only pssr has one"),
         ("pssr", {"encoder": "/dev/null"}, "weights /dev/null"),
         ("niiv", {"augmentation": {"rotation": 5.0}}, "of mode supervised"),
         ("niiv", {"augmentation": {"missing": 1.5}}, "missing of at most 1"),
         ("srunet", {"patch": [32, 1, 31]}, "multiples of"),
     ],
 )
-def test_what_cannot_be_taught_is_refused(arch, changes, says, source, tmp_path):
+def test_what_cannot_be_trained_is_refused(arch, changes, says, source, tmp_path):
     with pytest.raises(UsageError, match=says):
         train(config(arch, source, tmp_path / "out", **changes))
     assert not (tmp_path / "out").exists()

@@ -34,7 +34,7 @@ from isochunk.train.augment import Augmentation
 from isochunk.train.config import fingerprint
 from isochunk.train.data import IN_PLACE, LATERAL, UPRIGHT, Crops, Sampling, Sectioned, Source
 from isochunk.train.loop import train
-from isochunk.train.schedule import spans
+from isochunk.train.schedule import scheduled_stages
 
 pytestmark = pytest.mark.slow
 
@@ -52,9 +52,9 @@ def test_an_anisotropic_volume_teaches_itself(arch, source, tmp_path):
     out = tmp_path / "out"
     slow = {"steps": 30, "optimisation": {"lr": 1e-3}} if arch == "a2i" else {"steps": 60}
     report = train(config(arch, source, out, **slow))
-    judged = [entry["validation_psnr"] for entry in history(out)]
+    figures = [entry["validation_psnr"] for entry in history(out)]
     assert report.stopped == "finished"
-    assert report.best_psnr > judged[0]
+    assert report.best_psnr > figures[0]
     # Each starts from what it adds to.
     assert report.best_psnr > (report.linear_psnr if arch == "niiv" else report.cubic_psnr) + 0.03
     spec = read_spec(out)
@@ -70,14 +70,14 @@ def test_an_anisotropic_volume_teaches_itself(arch, source, tmp_path):
 @pytest.mark.parametrize("arch", ["pssr", "pssr-mf"])
 def test_pssr_learns_to_sharpen_sections(arch, source, tmp_path):
     report = train(config(arch, source, tmp_path / "out", batch=2))
-    judged = [entry["validation_psnr"] for entry in history(tmp_path / "out")]
-    assert report.best_psnr > judged[0] + 1
+    figures = [entry["validation_psnr"] for entry in history(tmp_path / "out")]
+    assert report.best_psnr > figures[0] + 1
     spec = read_spec(tmp_path / "out")
     assert spec.factor == (1, 4, 4)
     assert spec.sections == (2 if arch == "pssr-mf" else 0)
 
 
-def test_one_niiv_takes_every_ratio_it_was_taught(source, tmp_path):
+def test_one_niiv_takes_every_ratio_it_was_trained_for(source, tmp_path):
     out = tmp_path / "out"
     report = train(config("niiv", source, out, factor="2,5/2,4,225/23,10", steps=80))
     assert report.best_psnr > report.linear_psnr
@@ -203,7 +203,7 @@ def test_sections_lie_where_interpolation_puts_them(degradation, phase, factor):
     torch.testing.assert_close(restored[:, :, inner], ramp[:, :, inner], atol=off, rtol=0)
 
 
-def test_a2i_is_taught_on_slices_that_are_no_whole_windows():
+def test_a2i_is_trained_on_slices_that_are_no_whole_windows():
     network = Application(make(A2IConfig(width=8, levels=2, heads=(1, 2), blocks=1)), "mean")
     answer = network(torch.rand(2, 1, 3, 2, 21), Fraction(225, 23))
     assert answer.shape == (2, 1, 29, 2, 21)
@@ -361,7 +361,7 @@ def test_progressive_resizing_resumes_where_it_stopped(source, tmp_path):
         stages=stages,
         optimisation={"lr": 1e-3, "schedule": "onecycle"},
     )
-    assert [span.stop for span in spans(whole)] == [2, 10]
+    assert [span.stop for span in scheduled_stages(whole)] == [2, 10]
     train(whole)
     assert fingerprint(whole)["steps"] == 10  # the rates depend on it
     with pytest.raises(TargetConflictError, match="steps: 10 there, 12 now"):
