@@ -29,7 +29,6 @@ from isochunk.cli.text import as_text
 from isochunk.core.job import CHOICES, Job, read_box, read_ratio, read_shape, read_toml
 from isochunk.errors import IsochunkError, UsageError
 from isochunk.host.allocator import keep_memory
-from isochunk.train.options import NETWORK_OPTIONS, TRAIN_OPTIONS, TRAIN_PARTS
 
 DONE, INCOMPLETE, REFUSED = 0, 1, 2
 
@@ -323,6 +322,8 @@ def demo(options: argparse.Namespace) -> Result:
 
 def add_training(add: Callable[..., argparse.ArgumentParser]) -> None:
     """Describe train and evaluate."""
+    from isochunk.train.options import NETWORK_OPTIONS, TRAIN_OPTIONS, TRAIN_PARTS
+
     sub = add("train", train, "train a network; the same command resumes")
     sub.add_argument("--recipe", help="a committed recipe's name, or a TOML file")
     sub.add_argument("--source", dest="sources", action="append", help="volume; repeat for more")
@@ -363,7 +364,12 @@ def train(options: argparse.Namespace) -> Result:
     from dataclasses import asdict
 
     from isochunk.train.loop import train as fit
-    from isochunk.train.options import with_options
+    from isochunk.train.options import (
+        NETWORK_OPTIONS,
+        TRAIN_OPTIONS,
+        TRAIN_PARTS,
+        with_options,
+    )
     from isochunk.train.presets import config_from_table, read_recipe
 
     use_endpoint(options)

@@ -43,11 +43,11 @@ class A2IConfig(NetworkConfig):
     width: int = 32
     """Feature maps at the finest level; each level doubles them."""
     levels: int = 4
-    """Levels including the bottom."""
+    """Resolution levels including the bottom."""
     window: int = 8
     """Side of an attention window, at every level."""
     heads: tuple[int, ...] = (1, 2, 4, 8)
-    """Attention heads of each level, finest first."""
+    """Attention heads of each level, finest first, as 1,2,4,8."""
     blocks: int = 2
     """Blocks per level on either side."""
     expansion: int = 2
@@ -55,7 +55,7 @@ class A2IConfig(NetworkConfig):
     attention: Attention = "residual"
     """``residual``: attention is added to its input; ``printed``: it replaces it, as printed."""
     residual: bool = False
-    """Add the interpolated slice to the answer; not in the paper."""
+    """True adds the interpolation to the answer; not in the paper."""
 
     def __post_init__(self) -> None:
         """Check the ranges.

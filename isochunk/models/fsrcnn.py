@@ -46,7 +46,7 @@ class FSRCNNConfig(TiledConfig):
     factor: int = 4
     """Target voxels per section."""
     residual: ResidualKernel = "none"
-    """Interpolation of the input along z that is added to the answer; none in the paper."""
+    """Interpolation along z added to the answer: none, linear or cubic; none in the paper."""
     phase: Phase = "mean"
     """Where sections lie that are interpolated."""
 

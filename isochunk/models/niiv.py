@@ -56,7 +56,7 @@ class NIIVConfig(NetworkConfig):
     tile: int = 128
     """Target pixels of a training tile, in which positions are measured."""
     residual: bool = False
-    """Add the interpolated value to the answer; not in the paper."""
+    """True adds the interpolation to the answer; not in the paper."""
 
     def __post_init__(self) -> None:
         """Check the ranges.

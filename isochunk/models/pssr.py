@@ -39,14 +39,14 @@ class PSSRConfig(NetworkConfig):
     """Hyperparameters; defaults are the paper's single-frame network, without its attention."""
 
     sections: int = 0
-    """Neighbouring sections used on each side: 2 for the multi-frame network."""
+    """Neighbouring sections used on each side; 2 for the multi-frame network."""
     width: int = 64
     """Feature maps of the first layer."""
     depths: tuple[int, int, int, int] = (3, 4, 6, 3)
-    """Residual blocks of the encoder's stages."""
+    """Residual blocks of the encoder's stages, as 3,4,6,3."""
     attention: bool = False
-    """Self-attention over the whole stride-8 map, as in the paper; tiles then differ from the
-    whole."""
+    """True for self-attention over the whole stride-8 map, as in the paper; tiles then differ from
+    the whole."""
 
     def __post_init__(self) -> None:
         """Check the ranges.

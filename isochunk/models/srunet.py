@@ -41,7 +41,7 @@ class SRUNetConfig(TiledConfig):
     width: int
     """Feature maps at the finest level; each level doubles them."""
     levels: int
-    """Resolution levels including the bottom; at least 2."""
+    """Resolution levels including the bottom, at least 2."""
     convs: int
     """Convolutions per level on either side."""
     encoder: tuple[Triple, ...]
@@ -55,7 +55,7 @@ class SRUNetConfig(TiledConfig):
     factor: int = 4
     """Target voxels per section."""
     residual: ResidualKernel = "none"
-    """Interpolation of the input along z that is added to the answer; none in the paper."""
+    """Interpolation along z added to the answer: none, linear or cubic; none in the paper."""
     phase: Phase = "mean"
     """Where sections lie that are interpolated."""
 

@@ -4,7 +4,7 @@ A section is r target voxels thick; r is any rational number of at least 1. ``av
 the mean over ``[i r, (i + 1) r)``, as a physical section averages over its thickness (Heinrich et
 al. 2017). ``skip``: section i *is* target voxel ``i r``. ``psf``: a Gaussian of full width r at
 half maximum, centred on the section, as a microscope's axial point spread function.
-They are different problems; a network taught on one is not a network for the other.
+They are different problems; a network trained on one is not a network for the other.
 """
 
 from __future__ import annotations

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, TypeAlias, get_args
 
 from isochunk.core.degradation import Degradation, phase_of
@@ -25,6 +26,10 @@ Perceptual: TypeAlias = Literal["none", "pdl", "dists"]
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
 
 
+OPTION = MappingProxyType({"option": True})
+"""Marks a field that is an option of ``isochunk train``; its docstring is the help."""
+
+
 def _choose(what: str, value: str, among: Any) -> None:
     if value not in get_args(among):
         raise UsageError(f"{what} {value!r} is unknown; choose one of {', '.join(get_args(among))}")
@@ -34,7 +39,7 @@ def _choose(what: str, value: str, among: Any) -> None:
 class Optimisation:
     """How weights are changed: Adam with rates that are functions of the step."""
 
-    lr: float = 1e-4
+    lr: float = field(default=1e-4, metadata=OPTION)
     """Learning rate; the highest of the ``onecycle`` schedule, else that of the first step."""
     schedule: Schedule = "sqrt"
     """``sqrt``: lr / sqrt(1 + floor(step / period)); ``cosine``: to zero at the last step;
@@ -77,10 +82,10 @@ class Loss:
     """Distance between features of VGG16: ``pdl`` (Delbracio et al. 2020) or ``dists``."""
     perceptual_weight: float = 0.0
     """Weight of that distance."""
-    vgg: str = ""
+    vgg: str = field(default="", metadata=OPTION)
     """File of VGG16 weights; without one, training goes on with the pixels' error alone."""
-    dists: str = ""
-    """File of how much channels count in DISTS; without one, all the same."""
+    dists: str = field(default="", metadata=OPTION)
+    """File of DISTS' weights, how much channels count; without one, all the same."""
 
     def __post_init__(self) -> None:
         """Check the ranges.
@@ -127,13 +132,13 @@ class TrainStage:
 class Keeping:
     """How often a run is validated and saved."""
 
-    validate_every: int = 500
+    validate_every: int = field(default=500, metadata=OPTION)
     """Steps between validations."""
     crops: int = 16
     """Fixed validation crops."""
     patch: Triple | None = None
     """Their target voxels, where the validation part of a volume is too narrow for ``patch``."""
-    save_every: int = 500
+    save_every: int = field(default=500, metadata=OPTION)
     """Steps between saves of the whole state; a killed run repeats at most these."""
 
     def __post_init__(self) -> None:
@@ -163,25 +168,25 @@ class TrainConfig:
 
     sources: tuple[str, ...]
     """URLs of volumes; crops come from each in proportion to its size."""
-    out: str
-    """Folder that becomes the checkpoint; training's own state lies in ``out/training``."""
+    out: str = field(metadata=OPTION)
+    """Folder that becomes the checkpoint; training's own state lies in its folder ``training``."""
     network: NetworkConfig
     """Which network, with all hyperparameters."""
     name: str = ""
     """Name of the model; the last part of ``out`` where empty."""
-    mode: Mode = "supervised"
-    """Where targets come from: an isotropic volume, or an anisotropic volume's own fine axes."""
-    factors: tuple[Fraction, ...] = ()
-    """Target voxels per section; each step draws one. Empty: the network's own factor or, for
-    ``self``, how much coarser z is."""
-    degradation: str = "avg"
-    """How coarse input is made of a crop: a :data:`isochunk.core.degradation.Degradation` or, for
-    pssr, one of :data:`isochunk.train.crappify.CRAPPIFIERS`."""
-    steps: int = 290_000
+    mode: Mode = field(default="supervised", metadata=OPTION)
+    """``supervised``: the source is isotropic; ``self``: it is not, and teaches itself."""
+    factors: tuple[Fraction, ...] = field(default=(), metadata=OPTION)
+    """Target voxels per section: 4, 9.5, 225/23, or several for niiv and a2i: 2,4,8, of which each
+    step draws one; default: the network's own or, for mode self, how much coarser z is."""
+    degradation: str = field(default="avg", metadata=OPTION)
+    """How coarse input is made of a crop: avg, skip or psf; for pssr em, fluorescence, gaussian,
+    poisson or coarse."""
+    steps: int = field(default=290_000, metadata=OPTION)
     """Steps altogether, resumed ones included."""
-    patch: Triple = (64, 64, 64)
-    """Target voxels of a crop, in the network's axes; also of validation where there are stages."""
-    batch: int = 6
+    patch: Triple = field(default=(64, 64, 64), metadata=OPTION)
+    """Z,Y,X target voxels of a crop, the coarse axis first; of validation too, if in stages."""
+    batch: int = field(default=6, metadata=OPTION)
     """Crops per step, over all processes."""
     stages: tuple[TrainStage, ...] = ()
     """Parts of the training with crops, batch and rates of their own; none: one."""
@@ -201,18 +206,18 @@ class TrainConfig:
     """How weights are changed."""
     keeping: Keeping = DEFAULT_KEEPING
     """How often the run is validated and saved."""
-    encoder: str = ""
+    encoder: str = field(default="", metadata=OPTION)
     """File of ResNet34 weights from which pssr's encoder starts; random ones without."""
-    precision: Precision = "fp32"
-    """Arithmetic of the layers; weights and loss stay fp32."""
-    device: str = "auto"
+    precision: Precision = field(default="fp32", metadata=OPTION)
+    """Arithmetic of the layers: fp32, bf16 or fp16; weights and loss stay fp32."""
+    device: str = field(default="auto", metadata=OPTION)
     """auto, cpu or cuda."""
-    seed: int = 0
+    seed: int = field(default=0, metadata=OPTION)
     """Seed of the initial weights and of every crop."""
-    licence: str = ""
+    licence: str = field(default="", metadata=OPTION)
     """Licence the weights are given."""
-    trained_on: str = ""
-    """Data in words, with attribution, for the checkpoint."""
+    trained_on: str = field(default="", metadata=OPTION)
+    """The data in words, with attribution."""
 
     def __post_init__(self) -> None:
         """Check what can be checked without reading a volume.

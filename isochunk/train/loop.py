@@ -43,13 +43,13 @@ from isochunk.train.sources import use_volume, with_factors
 
 log = logging.getLogger(__name__)
 
+DEFAULT = Access()
+
 READ_AHEAD = 4
 """Batches read while the network works."""
 
 LINE_S = 60.0
 """Seconds between lines of progress in a log file."""
-
-DEFAULT = Access()
 
 Stopped: TypeAlias = Literal["finished", "terminated", "diverged"]
 
@@ -82,8 +82,8 @@ def train(config: TrainConfig, access: Access = DEFAULT) -> TrainReport:
     Of several processes started by ``torchrun``, each calls this; the first validates and writes.
 
     Args:
-        config: what to train, and on what.
-        access: how volumes are read: limits, retries, endpoint.
+        config: what to train.
+        access: how volumes are reached.
 
     Raises:
         UsageError: a volume has voxels of the wrong proportions, is constant or smaller than a

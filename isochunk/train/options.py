@@ -1,74 +1,86 @@
-"""Options of ``isochunk train`` by name, with what ``--help`` says of them."""
+"""Options of ``isochunk train``: which there are, what ``--help`` says of them, and how they act.
+
+All are fields: those of a training and of its tables that are marked ``OPTION``, and those of
+networks that are not ``RECIPE_ONLY``. Their help is the docstring below the field.
+"""
 
 from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import fields
+from typing import Any, get_type_hints
 
-TRAIN_OPTIONS: Mapping[str, str] = {
-    "arch": "srunet, fsrcnn, a2i, niiv, pssr or pssr-mf; trained as its paper says by default",
-    "factor": "target voxels per section: 4, 9.5, 225/23, or several for niiv and a2i: 2,4,8; "
-    "default of those two: how much coarser z is",
-    "mode": "supervised: the source is isotropic; self: it is not, and teaches itself",
-    "degradation": "how input is made: avg, skip or psf; of pssr em, fluorescence, gaussian, "
-    "poisson or coarse",
-    "steps": "steps altogether",
-    "out": "folder that becomes the checkpoint",
-    "device": "auto, cpu or cuda",
-    "precision": "arithmetic of the layers: fp32, bf16 or fp16",
-    "seed": "seed of weights and crops",
-    "patch": "Z,Y,X target voxels of a crop, the coarse axis first",
-    "batch": "crops per step, over all processes",
-    "encoder": "pssr: file of ResNet34 weights to start from",
-    "licence": "licence the weights are given",
-    "trained-on": "the data in words, with attribution",
-}
-"""Options of train that are fields of TrainConfig."""
+from isochunk.core.fields import documented
+from isochunk.models.registry import NETWORKS, config_type
+from isochunk.train.config import TrainConfig
+from isochunk.train.presets import PARTS, PRESETS
 
 
-TRAIN_PARTS: Mapping[str, tuple[str, str, str]] = {
-    "lr": ("optimisation", "lr", "learning rate; the highest, where it changes"),
-    "vgg": ("loss", "vgg", "file of VGG16 weights for perceptual losses"),
-    "dists": ("loss", "dists", "file of DISTS' weights"),
-    "validate-every": ("keeping", "validate_every", "steps between validations"),
-    "save-every": ("keeping", "save_every", "steps between saves of the whole state"),
-}
-"""Options of train that are fields of its tables: which table, which field."""
+def _help(text: str) -> str:
+    """Return a docstring as help texts are written: no markup, and a small letter first."""
+    plain = text.replace("``", "")
+    return plain if plain[:2].isupper() or plain[1] == "," else plain[0].lower() + plain[1:]
 
 
-NETWORK_OPTIONS: Mapping[str, str] = {
-    "variant": "srunet, fsrcnn: kernels, paper, compact or planar (for mode self)",
-    "residual": "interpolation added to the answer: none, linear or cubic; of a2i, niiv: true",
-    "width": "srunet, a2i, niiv, pssr: feature maps at the finest level",
-    "levels": "srunet, a2i: resolution levels",
-    "convs": "srunet: convolutions per level",
-    "maps": "fsrcnn: feature maps, d",
-    "shrunk": "fsrcnn: feature maps of the mapping, s",
-    "mappings": "fsrcnn: mapping layers, m",
-    "blocks": "a2i: blocks per level; niiv: residual blocks, 16 or 6",
-    "window": "a2i: side of an attention window",
-    "heads": "a2i: attention heads of each level, as 1,2,4,8",
-    "expansion": "a2i: maps inside the gated layer, relative to those outside",
-    "attention": "a2i: residual or printed; pssr: true for self-attention",
-    "hidden": "niiv: width of the field's layers",
-    "layers": "niiv: hidden layers of the field",
-    "tile": "niiv: pixels of a training tile, in which positions are measured",
-    "sections": "pssr: neighbouring sections used on each side",
-    "depths": "pssr: residual blocks of the encoder's stages, as 3,4,6,3",
-}
-"""Options of train that are hyperparameters of an architecture."""
+def _marked(cls: type[Any]) -> dict[str, str]:
+    """Return the fields of a dataclass that are options, with their help."""
+    texts = documented(cls)
+    return {f.name: _help(texts[f.name]) for f in fields(cls) if f.metadata.get("option")}
 
-WORDS = ("out", "factor", "encoder", "licence", "trained_on")
-"""Options that are text, whatever they look like."""
+
+def _train_options() -> dict[str, str]:
+    marked = {name.replace("_", "-"): text for name, text in _marked(TrainConfig).items()}
+    factor = marked.pop("factors")
+    arch = f"{', '.join(PRESETS)}; trained as its paper says by default"
+    return {"arch": arch, "factor": factor, **marked}
+
+
+def _train_parts() -> dict[str, tuple[str, str, str]]:
+    return {
+        field.replace("_", "-"): (part, field, text)
+        for part, cls in PARTS.items()
+        for field, text in _marked(cls).items()
+    }
+
+
+def _network_options() -> dict[str, str]:
+    """Return hyperparameters; one that several networks have tells of each what it is there."""
+    owners: dict[str, dict[str, list[str]]] = {}
+    for arch in NETWORKS:
+        cls: type[Any] = config_type(arch)
+        told = documented(cls)
+        texts = {f.name: told[f.name] for f in fields(cls) if f.name not in cls.RECIPE_ONLY}
+        if cls.VARIANTS:
+            kernels = f"Kernels: {', '.join(cls.VARIANTS)}; planar ones are for mode self"
+            texts = {"variant": kernels, **texts}
+        for name, text in texts.items():
+            owners.setdefault(name, {}).setdefault(_help(text), []).append(arch)
+    return {
+        name: "; ".join(f"{', '.join(archs)}: {text}" for text, archs in texts.items())
+        for name, texts in owners.items()
+    }
+
+
+TRAIN_OPTIONS: Mapping[str, str] = _train_options()
+"""Options that are fields of TrainConfig; ``arch`` and ``factor`` choose its network."""
+
+TRAIN_PARTS: Mapping[str, tuple[str, str, str]] = _train_parts()
+"""Options that are fields of its tables: which table, which field, and the help."""
+
+NETWORK_OPTIONS: Mapping[str, str] = _network_options()
+"""Options that are hyperparameters of an architecture."""
+
+TEXTS = {"factor", *(name for name, hint in get_type_hints(TrainConfig).items() if hint is str)}
+"""Fields whose options are text, whatever they look like."""
 
 
 def with_options(table: Mapping[str, Any], options: Mapping[str, str]) -> dict[str, Any]:
     """Put options of the command line over a recipe's table.
 
     Args:
-        table: as :func:`config_from_table` takes it.
-        options: texts by the names of :mod:`isochunk.cli.options`.
+        table: as :func:`isochunk.train.presets.config_from_table` takes it.
+        options: texts by the names of options.
     """
     values = {**table, "network": dict(table.get("network", {}))}
     for name, text in options.items():
@@ -79,7 +91,7 @@ def with_options(table: Mapping[str, Any], options: Mapping[str, str]) -> dict[s
             values["network"][name] = parse_value(text)
         else:
             field = name.replace("-", "_")
-            values[field] = text if field in WORDS else parse_value(text)
+            values[field] = text if field in TEXTS else parse_value(text)
     return values
 
 

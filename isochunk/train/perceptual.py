@@ -131,7 +131,9 @@ def perceptual_loss(name: Perceptual, vgg: Path, dists: Path | None = None) -> P
         UsageError: the name is unknown, or a file cannot be read or is not what it should be.
     """
     if name not in get_args(Perceptual):
-        raise UsageError(f"perceptual loss {name!r} is unknown; choose {get_args(Perceptual)}")
+        raise UsageError(
+            f"perceptual loss {name!r} is unknown; choose one of {', '.join(get_args(Perceptual))}"
+        )
     looking = VGG16(read_vgg(vgg))
     if name == "pdl":
         return PDL(looking)

@@ -113,19 +113,19 @@ def _require_proportions(volume: Volume, config: TrainConfig) -> None:
     spacing, url = volume.spec.spacing, volume.spec.url
     for average in config.averages:
         z, y, x = (s * a for s, a in zip(spacing, average, strict=True))
-        told = f"{url} has voxels of {spacing} nm (z, y, x), averaged {triple(average)}"
+        found = f"{url} has voxels of {spacing} nm (z, y, x), averaged {triple(average)}"
         if y != x:
-            raise UsageError(f"{told}; training needs y and x alike: choose other averages")
+            raise UsageError(f"{found}; training needs y and x alike: choose other averages")
         if config.network.lateral:
             continue
         if config.mode == "self" and z < LEAST_ANISOTROPY * x:
             raise UsageError(
-                f"{told}: z is coarser by {float(z / x):.3g}, but a volume that teaches itself "
+                f"{found}: z is coarser by {float(z / x):.3g}, but a volume that teaches itself "
                 f"needs at least {float(LEAST_ANISOTROPY)}; choose mode supervised"
             )
         if config.mode == "supervised" and z != x:
             raise UsageError(
-                f"{told}; supervised training needs an isotropic volume: choose another source, "
+                f"{found}; supervised training needs an isotropic volume: choose another source, "
                 "averages that make it isotropic, or mode self"
             )
 

@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import zarr
 from jobs import write_source
 from safetensors.torch import save_file
 from trainings import config, write_em
 
 from isochunk.core.synthetic import synthetic_pair
 from isochunk.errors import TargetConflictError, UsageError
+from isochunk.storage.access import Access
 from isochunk.storage.open import open_volume
 from isochunk.train.apply import Criterion
 from isochunk.train.config import Loss
@@ -135,6 +137,15 @@ def test_voxels_of_wrong_proportions_are_refused(spacing, arch, says, source, tm
     with pytest.raises(UsageError, match=says):
         train(config(arch, url, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_volumes_are_opened_as_access_says(source, tmp_path):
+    volume = open_volume(source)
+    zarr.save_array(f"{tmp_path}/plain", volume.read(volume.spec.box), zarr_format=2)
+    job = config("niiv", f"{tmp_path}/plain", tmp_path / "out", steps=1)
+    with pytest.raises(UsageError, match=r"voxel size of .* is not known"):
+        train(job)
+    assert train(job, Access(spacing=volume.spec.spacing)).stopped == "finished"
 
 
 def test_constant_and_small_volumes_are_refused(source, tmp_path):
