@@ -13,7 +13,7 @@ SIMULATE = Path(__file__).with_name("simulate.py")
 def test_twenty_sleeping_workers() -> None:
     options = ["--workers", "20", "--task-s", "0.2", "--tasks", "3", "--hosts", "2", "--json"]
     done = subprocess.run(
-        [sys.executable, str(SIMULATE), *options], check=True, capture_output=True, timeout=120
+        [sys.executable, str(SIMULATE), *options], check=True, capture_output=True, timeout=280
     )
     (line,) = done.stdout.splitlines()
     row = json.loads(line)
