@@ -21,11 +21,15 @@ from isochunk.core.degradation import PHASES, Degradation
 from isochunk.core.geometry import Box, Triple
 from isochunk.core.spec import ModelSpec
 from isochunk.core.voxels import Voxels, quantise
-from isochunk.evaluation.evaluate import EvaluateConfig, evaluate, evaluate_volume
-from isochunk.evaluation.results import Evaluation, noise_limit_text
-from isochunk.evaluation.results import averaging_text as averaged
-from isochunk.evaluation.results import degradation_text as degraded
-from isochunk.evaluation.truth import ArrayVolume
+from isochunk.evaluation.config import EvaluateConfig
+from isochunk.evaluation.evaluate import evaluate, evaluate_volume
+from isochunk.evaluation.ground_truth import ArrayVolume
+from isochunk.evaluation.results import Evaluation
+from isochunk.evaluation.tables import (
+    describe_average,
+    describe_degradation,
+    describe_noise_ceiling,
+)
 from isochunk.models.load import shipped
 from isochunk.storage.open import open_volume
 
@@ -63,7 +67,7 @@ MIDDLE = Box((60, 60, 60), (188, 188, 188))
 """Part of the truth that is changed."""
 OTHER = DATA / "vnc_sstem"
 SECTIONS = Box((0, 256, 256), (20, 496, 496))
-"""Part of it that is compared: y takes the place of z, and the sections' own axis that of y."""
+"""Part of it that is evaluated: y takes the place of z, and the sections' own axis that of y."""
 
 CHANGES: Mapping[str, Callable[[Voxels], Voxels]] = {
     "as it is": lambda v: v,
@@ -116,12 +120,13 @@ def suits(spec: ModelSpec, case: Case) -> bool:
 
 def table(found: Evaluation) -> Iterator[str]:
     """Write the figures, best last."""
-    cubic = next(row.psnr for row in found.rows if row.model == "cubic")
-    yield f"\n{degraded(found)}{averaged(found)}"
-    yield from noise_limit_text(found)
+    cubic = next(row.psnr for row in found.figures if row.model == "cubic")
+    yield f"\n{describe_degradation(found)}{describe_average(found)}"
+    if ceiling := describe_noise_ceiling(found):
+        yield ceiling
     yield "\n| model | PSNR dB | over cubic | SSIM | wPSNR dB | CF-PSNR dB | FRC along z nm |"
     yield "|---|---|---|---|---|---|---|"
-    for row in sorted(found.rows, key=lambda row: row.psnr):
+    for row in sorted(found.figures, key=lambda row: row.psnr):
         yield (
             f"| {row.model} | {row.psnr:.2f} | {row.psnr - cubic:+.2f} | {row.ssim:.4f} "
             f"| {row.wpsnr:.2f} | {row.cf_psnr:.2f} | {row.frc_along_nm:.1f} |"
@@ -137,7 +142,8 @@ def robustness() -> Iterator[str]:
     found = {}
     for name, change in CHANGES.items():
         volume = ArrayVolume(truth.spec, np.ascontiguousarray(change(voxels)))
-        found[name] = evaluate_volume(replace(config, box=Box.from_shape(MIDDLE.shape)), volume)
+        whole = replace(config, box=Box.from_shape(MIDDLE.shape))
+        found[name] = evaluate_volume(whole, volume)
     # The sections of ssTEM are too far apart for yz slices, and for 3D networks no fair test.
     lateral = ArrayVolume(truth.spec, np.ascontiguousarray(other.read(SECTIONS).swapaxes(0, 1)))
     box = Box.from_shape(lateral.voxels.shape)
@@ -146,7 +152,7 @@ def robustness() -> Iterator[str]:
     yield f"\n| | cubic, dB | {' | '.join(config.models)} |"
     yield f"|{'---|' * (len(config.models) + 2)}"
     for name, evaluation in found.items():
-        psnr = {row.model: row.psnr for row in evaluation.rows}
+        psnr = {row.model: row.psnr for row in evaluation.figures}
         gains = " | ".join(f"{psnr[model] - psnr['cubic']:+.2f}" for model in config.models)
         yield f"| {name} | {psnr['cubic']:.2f} | {gains} |"
 

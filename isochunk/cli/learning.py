@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from dataclasses import asdict
+from typing import get_args
 
 from isochunk.cli.options import (
     DONE,
@@ -16,6 +17,7 @@ from isochunk.cli.options import (
     given,
 )
 from isochunk.core.job import Job
+from isochunk.evaluation.config import Baseline, EvaluateConfig
 
 READING = ("source_spacing", "timeout_s", "requests")
 """Fields of a job that say how volumes are read."""
@@ -73,9 +75,6 @@ def train(options: argparse.Namespace) -> Result:
 
 def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``isochunk evaluate``."""
-    from isochunk.evaluation.baselines.published import REFERENCES
-    from isochunk.evaluation.evaluate import EvaluateConfig
-
     parser.add_argument("--truth", required=True, help="isotropic volume")
     for name, text in (
         ("model", "repeat for more"),
@@ -87,7 +86,7 @@ def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
             dest=f"{name}s",
             action="append",
             default=[],
-            choices=REFERENCES if name == "reference" else None,
+            choices=get_args(Baseline) if name == "reference" else None,
             help=text,
         )
     add_fields(parser, EvaluateConfig, EVALUATED)
@@ -96,7 +95,6 @@ def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 
 def evaluate(options: argparse.Namespace) -> Result:
     """``isochunk evaluate``."""
-    from isochunk.evaluation.evaluate import EvaluateConfig
     from isochunk.evaluation.evaluate import evaluate as measure
     from isochunk.storage.access import Access
 

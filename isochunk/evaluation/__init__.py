@@ -1,6 +1,11 @@
-"""How well models restore a volume that is known.
+"""How well models restore a volume that is known: degrade it, restore it, compare.
 
-The way goes through ``evaluate``: open the truth, degrade it (``truth``), restore it with each
-model and with published methods (``baselines``), compare (``metrics``, ``spectra``, ``noise``), and
-write what was found (``results``, ``page``). Nothing here is needed to convert a volume.
+Read ``evaluate`` first, which is the whole way, then what it calls in this order: ``config``,
+``ground_truth`` (open, average, degrade), ``restore`` (interpolations, networks, predictions made
+elsewhere) and ``baselines`` (published methods), ``compare`` with ``metrics``, ``spectra`` and
+``noise``, ``results``, and what is written of them, ``tables`` and ``page`` with its
+``pictures``.
+
+Figures of a finished evaluation live here. The validation figures of a training run do not (see
+``isochunk.train``), nor does any way to restore a volume for its own sake.
 """

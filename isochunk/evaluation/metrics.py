@@ -3,6 +3,9 @@
 All take z, y, x volumes (a 2D image is a volume of one plane) and, where it matters, a data range,
 255 for uint8. Where a metric is defined on images, it is taken on the xz planes, the ones that
 contain the axis that was made up, unless others are asked for, and averaged over them.
+
+SSIM is scikit-image's. Its PSNR is not used, since it copies both volumes whole, in double
+precision, and here they may have 2^32 voxels. No kept library has wPSNR, RSE and RSP.
 """
 
 from __future__ import annotations
@@ -146,7 +149,7 @@ def snr(image: Array, background: Array) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Rescaled:
+class RescaledFit:
     """How a prediction, scaled and blurred, comes closest to a reference (Culley et al. 2018)."""
 
     sigma: float
@@ -161,10 +164,10 @@ class Rescaled:
     """Resolution-scaled Pearson correlation; 0 where the prediction is constant."""
 
 
-def rescaled(reference: Array, prediction: Array, plane: ImagePlane = "xz") -> Rescaled:
+def fit_rescaled(reference: Array, prediction: Array) -> RescaledFit:
     """Find the Gaussian and the line that bring a prediction closest to a reference.
 
-    Minimises the RMSE of ``G(alpha * prediction + beta)`` over all planes together; G continues
+    Minimises the RMSE of ``G(alpha * prediction + beta)`` over all xz planes together; G continues
     planes by half-sample reflection. So what differs in sharpness and contrast alone is no error
     (SQUIRREL; Culley et al. 2018, Nature Methods 15:263).
 
@@ -173,42 +176,46 @@ def rescaled(reference: Array, prediction: Array, plane: ImagePlane = "xz") -> R
     """
     require_same_shape(reference, prediction)
     mean_r, mean_p = float(reference.mean()), float(prediction.mean())
-    # The cosine transform turns G into a product, so these two sums are enough for all sigmas.
-    power, cross, wanted = 0.0, 0.0, 0.0
-    for r, p in planes(reference, prediction, plane):
+    # The cosine transform turns G into a product, so these sums serve all sigmas.
+    power, cross, variance = 0.0, 0.0, 0.0
+    for r, p in planes(reference, prediction, "xz"):
         a, b = dctn(p - mean_p, norm="ortho"), dctn(r - mean_r, norm="ortho")
-        power, cross, wanted = power + a * a, cross + a * b, wanted + float((b * b).sum())
+        power, cross, variance = power + a * a, cross + a * b, variance + float((b * b).sum())
     shape = np.shape(power)
 
-    def fit(sigma: float) -> tuple[float, float]:
+    def fit_line(sigma: float) -> tuple[float, float]:
         """Return the slope and the mean square left over."""
         g = _gaussian(shape, sigma)
         own, both = float((g * g * power).sum()), float((g * cross).sum())
         alpha = both / own if own > 0 else 0.0
-        return alpha, max(0.0, wanted - alpha * both) / reference.size
+        return alpha, max(0.0, variance - alpha * both) / reference.size
 
     tried = np.linspace(0, min(shape) / 4, 33)
-    best = int(np.argmin([fit(sigma)[1] for sigma in tried]))
+    best = int(np.argmin([fit_line(sigma)[1] for sigma in tried]))
     around = (tried[max(0, best - 1)], tried[min(len(tried) - 1, best + 1)])
-    found = minimize_scalar(lambda s: fit(s)[1], bounds=around, options={"xatol": 1e-4})
-    sigma = float(min((tried[best], found.x), key=lambda s: fit(s)[1]))
-    alpha, left = fit(sigma)
-    explained = 1 - left * reference.size / wanted if wanted > 0 else 0.0
+    found = minimize_scalar(lambda s: fit_line(s)[1], bounds=around, options={"xatol": 1e-4})
+    sigma = float(min((tried[best], found.x), key=lambda s: fit_line(s)[1]))
+    alpha, left = fit_line(sigma)
+    explained = 1 - left * reference.size / variance if variance > 0 else 0.0
     rsp = math.copysign(math.sqrt(max(0.0, explained)), alpha)
-    return Rescaled(sigma, alpha, mean_r - alpha * mean_p, math.sqrt(left), rsp)
+    return RescaledFit(
+        sigma=sigma,
+        alpha=alpha,
+        beta=mean_r - alpha * mean_p,
+        rse=math.sqrt(left),
+        rsp=rsp,
+    )
 
 
-def rescaled_error(
-    reference: Array, prediction: Array, fit: Rescaled, plane: ImagePlane = "xz"
-) -> NDArray[np.float64]:
-    """Return the error map behind :func:`rescaled`: the difference that is left, as a volume."""
+def rescaled_error(reference: Array, prediction: Array, fit: RescaledFit) -> NDArray[np.float64]:
+    """Return the error map behind :func:`fit_rescaled`: the difference left, as a volume."""
     require_same_shape(reference, prediction)
     left = []
-    for r, p in planes(reference, prediction, plane):
+    for r, p in planes(reference, prediction, "xz"):
         g = _gaussian(p.shape, fit.sigma)
         blurred = idctn(g * dctn(p.astype(np.float64), norm="ortho"), norm="ortho")
         left.append(fit.alpha * blurred + fit.beta - r)
-    return np.stack(left, NORMAL[plane])
+    return np.stack(left, NORMAL["xz"])
 
 
 def planes(a: Array, b: Array, plane: ImagePlane) -> Iterator[tuple[Array, Array]]:

@@ -27,6 +27,9 @@ axis looks smaller along it, which raises it. So there are two estimates of diff
   ``sigma^2 = (15 D(1) - 6 D(2) + D(3)) / 10``.
 - planes: the mixed second difference along two axes, whose 3 x 3 mask removes all that is
   linear along either (Immerkaer 1996, Comput. Vis. Image Underst. 64:300).
+
+scikit-image's ``estimate_sigma`` is a third kind, the median of fine wavelet coefficients: it needs
+PyWavelets, and does not tell the axis along which noise was smoothed from the others.
 """
 
 from __future__ import annotations
@@ -71,19 +74,7 @@ class NoiseEstimate:
         return self.lags[0], max(self.planes[:2])
 
 
-@dataclass(frozen=True, slots=True)
-class NoiseCeiling:
-    """PSNR in dB that no method can exceed, between the figures of the two estimates."""
-
-    noise: NoiseEstimate
-    """The estimates."""
-    low: float
-    """dB; from the larger estimate."""
-    high: float
-    """dB; from the smaller one."""
-
-
-def psnr_ceiling(sigma: float, factor: Fraction | int, data_range: float = 255.0) -> float:
+def psnr_limit(sigma: float, factor: Fraction | int, data_range: float = 255.0) -> float:
     """Return the PSNR in dB of a method that knows the signal and its input, see the module.
 
     Infinite without noise, or where every target voxel is a section.
@@ -99,20 +90,23 @@ def psnr_ceiling(sigma: float, factor: Fraction | int, data_range: float = 255.0
 
 def noise_ceiling(
     truth: NDArray[Any], factor: Fraction | int, data_range: float = 255.0
-) -> NoiseCeiling:
-    """Estimate the noise of an isotropic volume, and with it the ceiling along z.
+) -> tuple[float, float]:
+    """Estimate the PSNR in dB that noise lets no method exceed along z.
 
     Args:
-        truth: (z, y, x).
+        truth: isotropic volume, (z, y, x).
         factor: target voxels per section.
         data_range: largest possible difference.
+
+    Returns:
+        The ceiling by the larger and by the smaller estimate of the noise.
 
     Raises:
         UsageError: the volume is too small.
     """
-    noise = estimate_noise(truth)
-    low, high = sorted(psnr_ceiling(s, factor, data_range) for s in noise.across_sections)
-    return NoiseCeiling(noise, low, high)
+    sigmas = estimate_noise(truth).across_sections
+    low, high = sorted(psnr_limit(sigma, factor, data_range) for sigma in sigmas)
+    return low, high
 
 
 def estimate_noise(voxels: NDArray[Any]) -> NoiseEstimate:
@@ -129,15 +123,15 @@ def estimate_noise(voxels: NDArray[Any]) -> NoiseEstimate:
             f"noise is estimated from z, y, x volumes of at least {LAGS[-1] + 1} voxels along "
             f"each axis; got {voxels.shape}; choose a larger box"
         )
-    z, y, x = (_noise_along(np.moveaxis(voxels, axis, 0)) for axis in range(3))
-    zy, zx, yx = (_noise_across(np.moveaxis(voxels, axis, 0)) for axis in (2, 1, 0))
+    z, y, x = (_sigma_from_lags(np.moveaxis(voxels, axis, 0)) for axis in range(3))
+    zy, zx, yx = (_sigma_from_masks(np.moveaxis(voxels, axis, 0)) for axis in (2, 1, 0))
     return NoiseEstimate((z, y, x), (zy, zx, yx))
 
 
-def _noise_along(voxels: NDArray[Any]) -> float:
+def _sigma_from_lags(voxels: NDArray[Any]) -> float:
     """Estimate along the first axis, from its lags."""
     sums = np.zeros(len(LAGS))
-    places = _places(voxels.shape[1])
+    places = _evenly_spaced(voxels.shape[1])
     for place in places:
         plane = voxels[:, place].astype(np.float64)
         for i, lag in enumerate(LAGS):
@@ -146,10 +140,10 @@ def _noise_along(voxels: NDArray[Any]) -> float:
     return math.sqrt(max(0.0, variance))
 
 
-def _noise_across(planes: NDArray[Any]) -> float:
+def _sigma_from_masks(planes: NDArray[Any]) -> float:
     """Estimate in planes of the last two axes, from Immerkaer's mask."""
     total = 0.0
-    places = _places(len(planes))
+    places = _evenly_spaced(len(planes))
     for place in places:
         plane = planes[place].astype(np.float64)
         total += float(np.abs(np.diff(np.diff(plane, 2, 0), 2, 1)).mean())
@@ -157,5 +151,5 @@ def _noise_across(planes: NDArray[Any]) -> float:
     return total / len(places) * math.sqrt(math.pi / 2 / MASK_NORM)
 
 
-def _places(n: int) -> NDArray[np.intp]:
+def _evenly_spaced(n: int) -> NDArray[np.intp]:
     return np.linspace(0, n - 1, min(n, MAX_PLANES)).astype(np.intp)

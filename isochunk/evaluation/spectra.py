@@ -1,7 +1,7 @@
 """How close a prediction comes to the truth, frequency by frequency: CF-PSNR, FRC and FSC.
 
 As in :mod:`isochunk.evaluation.metrics`, volumes are z, y, x, and what is defined on images is
-taken on the xz planes unless others are asked for.
+taken on the xz planes. No kept library correlates rings or shells of anisotropic tapered planes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from scipy.signal.windows import tukey
 from isochunk.errors import UsageError
 from isochunk.evaluation.metrics import (
     Array,
-    ImagePlane,
     decibels,
     finite_mean,
     planes,
@@ -31,45 +30,38 @@ CF_RADII = tuple(float(r) for r in np.linspace(2, 90, 64))
 
 TAPER = 0.25
 """Share of an image over which the Tukey window falls off, both sides together."""
-THRESHOLD = 1 / 7
+RESOLVED_CORRELATION = 1 / 7
 """Correlation below which nothing counts as resolved (Rosenthal and Henderson 2003)."""
-WEDGE = math.cos(math.radians(30))
+WEDGE_COSINE = math.cos(math.radians(30))
 """Cosine of the widest angle to an axis that counts as along it."""
-CUBE = 256
+MAX_CUBE_EDGE = 256
 """Largest edge of the cube on which shells are correlated: transforms are held in memory."""
 
 
 def cf_psnr(
     truth: Array,
     prediction: Array,
-    radius: float = CF_RADIUS,
+    radii: tuple[float, ...] = (CF_RADIUS,),
     data_range: float = 255.0,
-) -> float:
+) -> tuple[float, ...]:
     """Return the cut-off-frequency PSNR of Troidl et al. 2024 (niiv), mean over xz planes, in dB.
 
-    Only the error inside a circle of ``radius`` around zero frequency counts, so noise at high
-    frequency, which no method can predict, does not. Planes that agree perfectly there have no
-    finite figure and are left out, unless all do.
+    Only the error inside a circle around zero frequency counts, so noise at high frequency, which
+    no method can predict, does not. Planes that agree perfectly there have no finite figure and
+    are left out, unless all do.
 
     Args:
         truth: z, y, x.
         prediction: z, y, x.
-        radius: in samples of each plane's discrete Fourier transform; the rim is included.
+        radii: of circles, in samples of each plane's discrete Fourier transform; rims are included.
         data_range: largest possible difference.
+
+    Returns:
+        A figure per radius.
 
     Raises:
         UsageError: the shapes differ, or there is no voxel.
     """
-    return cf_psnr_sweep(truth, prediction, (radius,), data_range)[0]
-
-
-def cf_psnr_sweep(
-    truth: Array,
-    prediction: Array,
-    radii: tuple[float, ...] = CF_RADII,
-    data_range: float = 255.0,
-) -> tuple[float, ...]:
-    """Return :func:`cf_psnr` at several radii from one Fourier transform per plane."""
     require_same_shape(truth, prediction)
     height, width = truth.shape[0], truth.shape[2]
     y = np.fft.fftfreq(height, 1 / height)[:, None]
@@ -95,25 +87,23 @@ class Correlation:
     value: tuple[float, ...]
     """Correlation there, between -1 and 1; 0 where a volume holds nothing."""
 
-    def resolution(self, threshold: float = THRESHOLD) -> float:
-        """Return 1 / f where the curve first falls below a threshold, in voxels.
+    def resolution(self) -> float:
+        """Return 1 / f where the curve first falls below 1/7, in voxels.
 
         2, the finest that voxels can hold, where it never does; infinity where it starts below.
         """
-        below = [v < threshold for v in self.value]
+        below = [v < RESOLVED_CORRELATION for v in self.value]
         if True not in below:
             return 1 / self.frequency[-1]
         i = below.index(True)
         if i == 0:
             return math.inf
         (f0, f1), (v0, v1) = self.frequency[i - 1 : i + 1], self.value[i - 1 : i + 1]
-        return 1 / (f0 + (f1 - f0) * (v0 - threshold) / (v0 - v1))
+        return 1 / (f0 + (f1 - f0) * (v0 - RESOLVED_CORRELATION) / (v0 - v1))
 
 
-def frc(
-    truth: Array, prediction: Array, plane: ImagePlane = "xz", along: str | None = None
-) -> Correlation:
-    """Return the Fourier ring correlation of all planes of one orientation.
+def frc(truth: Array, prediction: Array, along: str | None = None) -> Correlation:
+    """Return the Fourier ring correlation of all xz planes.
 
     Each plane loses its mean, is tapered by a Tukey window and padded with zeros to an even square.
     Sums over rings one frequency sample wide are added over the planes before they are divided.
@@ -123,17 +113,16 @@ def frc(
     Args:
         truth: z, y, x.
         prediction: z, y, x.
-        plane: orientation.
-        along: z, y or x, one of the plane's two axes; None for whole rings.
+        along: z or x; None for whole rings.
 
     Raises:
         UsageError: the shapes differ, there is no voxel, or the axis is not in the plane.
     """
     require_same_shape(truth, prediction)
-    if along is not None and along not in plane:
-        raise UsageError(f"{plane} planes have no axis {along!r}; choose one of {plane}")
-    axis = None if along is None else plane[::-1].index(along)
-    return _correlation(list(planes(truth, prediction, plane)), axis)
+    if along not in (None, "z", "x"):
+        raise UsageError(f"xz planes have no axis {along!r}; choose z or x")
+    axis = None if along is None else "zx".index(along)
+    return _correlation(list(planes(truth, prediction, "xz")), axis)
 
 
 def fsc(truth: Array, prediction: Array) -> Correlation:
@@ -145,8 +134,8 @@ def fsc(truth: Array, prediction: Array) -> Correlation:
         UsageError: the shapes differ, or there is no voxel.
     """
     require_same_shape(truth, prediction)
-    starts = [max(0, (n - CUBE) // 2) for n in truth.shape]
-    middle = tuple(slice(start, start + CUBE) for start in starts)
+    starts = [max(0, (n - MAX_CUBE_EDGE) // 2) for n in truth.shape]
+    middle = tuple(slice(start, start + MAX_CUBE_EDGE) for start in starts)
     return _correlation([(truth[middle], prediction[middle])])
 
 
@@ -157,13 +146,13 @@ def _correlation(pairs: list[tuple[Array, Array]], axis: int | None = None) -> C
     window: NDArray[np.float32] = np.ones((), np.float32)
     for n in shape:
         window = window[..., None] * tukey(n, TAPER).astype(np.float32)
-    rings, share = _rings(side, len(shape), axis)
+    rings, weights = _rings(side, len(shape), axis)
     sums = np.zeros((3, side // 2 + 1))
     for pair in pairs:
         fa, fb = (rfftn((v - v.mean()).astype(np.float32) * window, (side,) * v.ndim) for v in pair)
         for total, product in zip(sums, ((fa, fb), (fa, fa), (fb, fb)), strict=True):
-            part = (product[0] * product[1].conj()).real * share
-            total += np.bincount(rings.ravel(), part.ravel(), rings.max() + 1)[: total.size]
+            power = (product[0] * product[1].conj()).real * weights
+            total += np.bincount(rings.ravel(), power.ravel(), rings.max() + 1)[: total.size]
     cross, own = sums[0], np.sqrt(sums[1] * sums[2])
     value = np.divide(cross, own, out=np.zeros_like(cross), where=own > 0)
     frequency = np.arange(1, side // 2 + 1) / side
@@ -182,8 +171,8 @@ def _rings(
     last = np.fft.rfftfreq(side, 1 / side).astype(np.float32)
     grid = np.meshgrid(*axes, last, indexing="ij", sparse=True)
     distance = np.sqrt(sum(np.square(f) for f in grid))
-    share = np.full(side // 2 + 1, 2, np.float32)
-    share[[0, -1]] = 1
+    weights = np.full(side // 2 + 1, 2, np.float32)
+    weights[[0, -1]] = 1
     if axis is not None:
-        share = share * (np.abs(grid[axis]) >= WEDGE * distance)
-    return np.rint(distance).astype(np.intp), share
+        weights = weights * (np.abs(grid[axis]) >= WEDGE_COSINE * distance)
+    return np.rint(distance).astype(np.intp), weights

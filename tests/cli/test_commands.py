@@ -25,6 +25,7 @@ from isochunk.models import load
 from isochunk.models.checkpoint import Card, save
 from isochunk.models.niiv import NIIVConfig
 from isochunk.models.registry import make
+from isochunk.storage.access import Access
 from isochunk.storage.open import open_store
 
 torch.set_num_threads(1)
@@ -376,7 +377,8 @@ def test_a_bucket_by_endpoint_option(
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # put back after the test
     assert len(run("evaluate", "--truth", f"{s3}/in", at)["rows"]) == 3
     assert os.environ["AWS_ENDPOINT_URL"] == "http://127.0.0.1:9"  # it is no business of ours
-    assert "provenance" in open_store(f"{s3}/out").keys()  # noqa: SIM118
+    store = open_store(f"{s3}/out", Access(endpoint_url=s3_server.endpoint_url))
+    assert "provenance" in store.keys()  # noqa: SIM118
 
 
 @pytest.mark.slow

@@ -153,7 +153,7 @@ def test_sections_must_be_whole():
 
 
 def test_unknown_degradation_is_refused():
-    with pytest.raises(UsageError, match=r"'blur'.*'avg', 'skip', 'psf'"):
+    with pytest.raises(UsageError, match=r"'blur'.*avg, skip, psf"):
         degrade(torch.zeros((1, 1, 4, 2, 2)), 4, "blur")
 
 

@@ -1,4 +1,4 @@
-"""Judging models: interpolations by hand, the shipped network on real tissue."""
+"""Evaluations: interpolations by hand, the shipped network on real tissue."""
 
 from __future__ import annotations
 
@@ -12,13 +12,23 @@ import torch
 from jobs import write_source
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from isochunk.core.degradation import PHASES
 from isochunk.core.geometry import Box
 from isochunk.errors import GeometryError, ModelError, UsageError
-from isochunk.evaluation import truth
-from isochunk.evaluation.baselines import published as references
-from isochunk.evaluation.evaluate import EvaluateConfig, evaluate, predict_volume
+from isochunk.evaluation import ground_truth
+from isochunk.evaluation.baselines import published
+from isochunk.evaluation.config import EvaluateConfig
+from isochunk.evaluation.evaluate import evaluate
+from isochunk.evaluation.ground_truth import (
+    ArrayVolume,
+    averaged,
+    choose_region,
+    degrade_voxels,
+    degraded_spec,
+)
 from isochunk.evaluation.metrics import psnr
-from isochunk.evaluation.truth import ArrayVolume, averaged, degrade_voxels, degraded_spec
+from isochunk.evaluation.restore import predict_volume
+from isochunk.evaluation.results import ModelFigures
 from isochunk.models.a2i import A2IConfig
 from isochunk.models.checkpoint import Card, save
 from isochunk.models.interpolation import Interpolation, interpolation_spec
@@ -27,6 +37,7 @@ from isochunk.models.niiv import NIIVConfig
 from isochunk.models.pssr import PSSRConfig
 from isochunk.models.registry import make
 from isochunk.planning.intensity import measure_intensity
+from isochunk.storage.access import Access
 from isochunk.storage.open import open_volume
 
 torch.set_num_threads(1)
@@ -47,15 +58,32 @@ def texture(shape=(48, 24, 28), seed=0) -> np.ndarray:
     return np.clip(128 + waves + rng.normal(0, 4, shape), 0, 255).astype(np.uint8)
 
 
-def rows(config: EvaluateConfig) -> dict[str, object]:
-    return {row.model: row for row in evaluate(config).rows}
+def figures(config: EvaluateConfig) -> dict[str, ModelFigures]:
+    return {row.model: row for row in evaluate(config).figures}
+
+
+def test_access_reaches_every_volume_that_is_opened(tmp_path, monkeypatch):
+    opened = []
+
+    def record(url, access):
+        opened.append((url, access))
+        return open_volume(url, access)
+
+    monkeypatch.setattr("isochunk.evaluation.evaluate.open_volume", record)
+    monkeypatch.setattr("isochunk.evaluation.restore.open_volume", record)
+    truth, made, other = (
+        write_source(f"{tmp_path}/{name}", ramp(48), "10,10,10") for name in "abc"
+    )
+    access = Access(timeout_s=30)
+    evaluate(EvaluateConfig(truth, predictions=(made,), learn_from=other), access)
+    assert sorted(opened) == [(url, access) for url in sorted((truth, made, other))]
 
 
 @pytest.mark.parametrize(("degradation", "planes"), [("avg", 48 - 16), ("skip", 45 - 16)])
 def test_a_ramp_is_restored_exactly_in_the_right_phase(tmp_path, degradation, planes):
     # Half a voxel of misregistration would be off by a grey level everywhere.
     truth = write_source(f"{tmp_path}/ramp", ramp(48), "10,10,10")
-    found = rows(EvaluateConfig(truth, degradation=degradation))
+    found = figures(EvaluateConfig(truth, degradation=degradation))
     assert list(found) == ["nearest", "linear", "cubic"]
     for name in ("linear", "cubic"):
         psnr = found[name].psnr
@@ -75,7 +103,7 @@ def test_figures_are_those_of_the_rounded_prediction_without_the_edges(tmp_path)
     low, high = (sections[np.clip(below + i, 0, 11)] for i in (0, 1))
     linear = np.rint(low * (1 - weight) + high * weight)
     expected = peak_signal_noise_ratio(voxels[8:-8], linear[8:-8], data_range=255)
-    assert rows(EvaluateConfig(truth))["linear"].psnr == pytest.approx(expected, abs=0.01)
+    assert figures(EvaluateConfig(truth))["linear"].psnr == pytest.approx(expected, abs=0.01)
 
 
 def test_degraded_voxels_are_rounded_means():
@@ -93,7 +121,7 @@ def test_lateral_voxels_are_means_of_squares(monkeypatch):
     expected = np.rint(voxels.reshape(5, 3, 4, 2, 4).mean((2, 4)))
     assert np.array_equal(degrade_voxels(voxels, lateral, "avg"), expected)
     assert np.array_equal(degrade_voxels(voxels, lateral, "skip"), voxels[:, ::4, ::4])
-    monkeypatch.setattr(truth, "SLAB_VOXELS", 200)  # two sections at a time
+    monkeypatch.setattr(ground_truth, "SLAB_VOXELS", 200)  # two sections at a time
     assert np.array_equal(degrade_voxels(voxels, lateral, "avg"), expected)
 
 
@@ -111,7 +139,7 @@ def test_large_volumes_are_degraded_like_small_ones(monkeypatch, factor):
     voxels = texture((40, 9, 7))
     along_z = (factor, Fraction(1), Fraction(1))
     whole = degrade_voxels(voxels, along_z, "avg")
-    monkeypatch.setattr(truth, "SLAB_VOXELS", 600)
+    monkeypatch.setattr(ground_truth, "SLAB_VOXELS", 600)
     assert np.array_equal(degrade_voxels(voxels, along_z, "avg"), whole)
 
 
@@ -119,7 +147,7 @@ def test_sixteen_bits_keep_their_precision(tmp_path):
     voxels = texture().astype(np.uint16) * 257
     wide = write_source(f"{tmp_path}/wide", voxels, "10,10,10")
     narrow = write_source(f"{tmp_path}/narrow", texture(), "10,10,10")
-    a, b = rows(EvaluateConfig(wide))["cubic"], rows(EvaluateConfig(narrow))["cubic"]
+    a, b = figures(EvaluateConfig(wide))["cubic"], figures(EvaluateConfig(narrow))["cubic"]
     assert a.psnr == pytest.approx(b.psnr, abs=0.05)  # only the rounding differs
     assert a.ssim == pytest.approx(b.ssim, abs=0.001)
 
@@ -137,7 +165,7 @@ def test_blocks_do_not_change_the_answer(tmp_path):
             assert np.array_equal(whole, predict_volume(predictor, source, (5, 7, 28)))
 
 
-def test_a_box_is_compared_where_it_lies(tmp_path):
+def test_a_box_is_evaluated_where_it_lies(tmp_path):
     voxels = texture((60, 30, 30))
     whole = write_source(f"{tmp_path}/whole", voxels, "10,10,10")
     cut = write_source(f"{tmp_path}/cut", voxels[8:56, 3:23, 5:27].copy(), "10,10,10")
@@ -145,7 +173,7 @@ def test_a_box_is_compared_where_it_lies(tmp_path):
     same = evaluate(EvaluateConfig(cut))
     assert boxed.compared == Box((16, 3, 5), (48, 23, 27))
     assert boxed.left_out == "along z the first 8 and the last 9 voxels"  # one is no section
-    for a, b in zip(boxed.rows, same.rows, strict=True):
+    for a, b in zip(boxed.figures, same.figures, strict=True):
         assert replace(a, seconds=0) == replace(b, seconds=0)
 
 
@@ -193,7 +221,7 @@ def test_rational_factors(tmp_path):
     assert found.compared == Box((20, 0, 0), (48, 16, 16))
     assert found.left_out == "along z the first 20 and the last 22 voxels"
     assert found.summary()["factor"] == "225/23"
-    nearest, linear, cubic = (row.psnr for row in found.rows)
+    nearest, linear, cubic = (row.psnr for row in found.figures)
     assert min(linear, cubic) > 50 > nearest + 15
 
 
@@ -205,33 +233,35 @@ def test_truth_averaged_first_is_a_truth(tmp_path):
     fine = EvaluateConfig(truth, average=(2, 2, 2))
     a, b = evaluate(fine), evaluate(EvaluateConfig(same))
     assert a.spacing_nm == b.spacing_nm == "20,20,20"
-    assert [replace(r, seconds=0) for r in a.rows] == [replace(r, seconds=0) for r in b.rows]
+    assert [replace(r, seconds=0) for r in a.figures] == [replace(r, seconds=0) for r in b.figures]
     part = averaged(open_volume(truth), (2, 2, 2)).read(Box((1, 2, 3), (9, 8, 7)))
     assert np.array_equal(part, coarse[1:9, 2:8, 3:7])
 
 
-def test_a_prediction_that_exists_is_compared_beside_the_others(tmp_path):
+def test_a_prediction_that_exists_is_evaluated_beside_the_others(tmp_path):
     voxels = texture()
     truth = write_source(f"{tmp_path}/truth", voxels, "10,10,10")
     made = voxels.copy()
     made[20] += 10
     made[0] = 0  # at the rim, so left out
     url = write_source(f"{tmp_path}/made", made, "10,10,10")
-    found = rows(EvaluateConfig(truth, predictions=(url,)))
+    found = figures(EvaluateConfig(truth, predictions=(url,)))
     assert list(found) == ["nearest", "linear", "cubic", url]
     assert found[url].psnr == pytest.approx(psnr(voxels[8:-8], made[8:-8]))
 
 
-def test_a_result_of_whole_sections_is_compared_in_a_box(tmp_path):
+def test_a_result_of_whole_sections_is_evaluated_in_a_box(tmp_path):
     # A run on 12 sections gives 48 voxels where the truth has 50.
     voxels = texture((50, 24, 28))
     truth = write_source(f"{tmp_path}/truth", voxels, "10,10,10")
     url = write_source(f"{tmp_path}/made", voxels[:48].copy(), "10,10,10")
     config = EvaluateConfig(truth, predictions=(url,), report=f"{tmp_path}/report")
-    with pytest.raises(UsageError, match=r"shape \(48, 24, 28\).*--box 0:48,0:24,0:28 compares"):
+    with pytest.raises(
+        UsageError, match=r"shape \(48, 24, 28\).*--box 0:48,0:24,0:28 is what both"
+    ):
         evaluate(config)
     assert not (tmp_path / "report").exists()
-    found = rows(replace(config, box=Box((0, 0, 0), (48, 24, 28)), report=None))
+    found = figures(replace(config, box=Box((0, 0, 0), (48, 24, 28)), report=None))
     assert found[url].psnr == np.inf
 
 
@@ -256,21 +286,21 @@ def test_signal_to_noise_against_a_background(tmp_path):
     truth = write_source(f"{tmp_path}/truth", voxels, "10,10,10")
     url = write_source(f"{tmp_path}/made", voxels, "10,10,10")
     config = EvaluateConfig(truth, predictions=(url,), background=Box((16, 0, 0), (20, 24, 4)))
-    assert rows(config)[url].snr == pytest.approx((voxels[8:-8].max() - 22) / 2)
+    assert figures(config)[url].snr == pytest.approx((voxels[8:-8].max() - 22) / 2)
     with pytest.raises(UsageError, match=r"background .* must hold voxels and lie inside"):
         evaluate(replace(config, background=Box((0, 0, 0), (20, 24, 4))))
 
 
 @pytest.mark.slow
-def test_references_are_fitted_on_the_spot(tmp_path, monkeypatch):
-    small = replace(references.DICTIONARY, atoms=16, nonzero=4, pairs=1000, epochs=1)
-    monkeypatch.setattr(references, "DICTIONARY", small)
-    quick = replace(references.SIREN, width=32, layers=1, steps=60, lr=1e-3)
-    monkeypatch.setattr(references, "SIREN", quick)
+def test_published_methods_are_fitted_on_the_spot(tmp_path, monkeypatch):
+    small = replace(published.DICTIONARY_CONFIG, atoms=16, nonzero=4, pairs=1000, epochs=1)
+    monkeypatch.setattr(published, "DICTIONARY_CONFIG", small)
+    quick = replace(published.SIREN_CONFIG, width=32, layers=1, steps=60, lr=1e-3)
+    monkeypatch.setattr(published, "SIREN_CONFIG", quick)
     truth = write_source(f"{tmp_path}/truth", texture(seed=1), "10,10,10")
     other = write_source(f"{tmp_path}/other", texture((64, 40, 40), seed=2), "10,10,10")
     config = EvaluateConfig(truth, references=("dictionary", "siren"), learn_from=other)
-    found = rows(config)
+    found = figures(config)
     assert list(found) == ["nearest", "linear", "cubic", "dictionary", "siren"]
     assert found["dictionary"].psnr > found["cubic"].psnr + 0.5  # the same waves
     assert found["siren"].psnr > 15
@@ -306,7 +336,7 @@ def test_axial_models_at_a_rational_factor_on_every_plane(tmp_path, name):
         ).results[-1]
         for plane in (None, "xz", "yz", "xz+yz")
     }
-    seen = {plane: result.view.xz.astype(int) for plane, result in found.items()}
+    seen = {plane: result.slices.xz.astype(int) for plane, result in found.items()}
     assert np.array_equal(seen[None], seen["xz"])
     assert not np.array_equal(seen["xz"], seen["yz"])
     mean = (seen["xz"] + seen["yz"]) / 2
@@ -327,11 +357,11 @@ def test_lateral_models_get_lateral_pixels(tmp_path):
     small = np.rint(voxels.reshape(12, 12, 4, 16, 4).mean((2, 4))).astype(np.uint8)
     nearest = small.repeat(4, 1).repeat(4, 2)[:, 8:40, 8:56]
     expected = peak_signal_noise_ratio(voxels[:, 8:40, 8:56], nearest, data_range=255)
-    assert found.rows[0].psnr == pytest.approx(expected, abs=0.02)  # rounding of halves
+    assert found.figures[0].psnr == pytest.approx(expected, abs=0.02)  # rounding of halves
     # One tile holds a whole section here, so what its authors do is the same but at the rim.
     stitched = evaluate(EvaluateConfig(truth, (model,), references=("stitched",))).results[-1]
-    assert stitched.figures.model == "stitched"
-    assert stitched.figures.psnr == pytest.approx(found.rows[-1].psnr, abs=1)
+    assert stitched.model == "stitched"
+    assert stitched.figures.psnr == pytest.approx(found.figures[-1].psnr, abs=1)
     with pytest.raises(UsageError, match=r"one pssr model .* hold 0 of them"):
         evaluate(EvaluateConfig(truth, references=("stitched",)))
     with pytest.raises(ModelError, match="restore y and x, but srunet-z4-small restore z"):
@@ -376,11 +406,11 @@ def test_reference_floor_of_the_interpolations(shared_data, degradation, linear,
     factor = (Fraction(4), Fraction(1), Fraction(1))
     sections = degrade_voxels(true, factor, degradation)
     source = ArrayVolume(degraded_spec(volume.spec, box, factor), sections)
-    where = truth.compared(box.shape, factor, degradation).slices((0, 0, 0))
+    inner = choose_region(volume.spec, box, factor, degradation).inner
     for name, expected in (("linear", linear), ("cubic", cubic)):
-        spec = interpolation_spec(name, truth.PHASES[degradation]).for_factor(factor)
+        spec = interpolation_spec(name, PHASES[degradation]).for_factor(factor)
         found = predict_volume(Interpolation(spec), source, (128, 128, 128))
-        assert psnr(true[where], found[where]) == pytest.approx(expected, abs=0.5)
+        assert psnr(true[inner], found[inner]) == pytest.approx(expected, abs=0.5)
 
 
 def test_prediction_of_a_known_section_average_is_kept(shared_data):

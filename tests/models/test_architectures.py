@@ -59,7 +59,7 @@ def test_train_evaluate_run(arch: str, shared_data: Path, tmp_path: Path, client
             box=Box((0, 0, 0), (12 if lateral else 80, 64, 64)),
         )
     )
-    figures = {row.model: row.psnr for row in evaluation.rows}
+    figures = {row.model: row.psnr for row in evaluation.figures}
     assert set(figures) == {"nearest", "linear", "cubic", model}
     if not lateral:  # it starts from the interpolation, and a few steps do not spoil it
         assert figures[model] > figures["cubic"] - 1

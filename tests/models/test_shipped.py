@@ -14,7 +14,7 @@ from PIL import Image
 from isochunk.core.geometry import Box
 from isochunk.core.spec import AXIAL
 from isochunk.evaluation.evaluate import EvaluateConfig, evaluate
-from isochunk.evaluation.results import ModelFigures as Row
+from isochunk.evaluation.results import ModelFigures
 from isochunk.models.load import SHIPPED, Runtime, describe, load, shipped
 from isochunk.storage.open import open_volume
 
@@ -40,8 +40,8 @@ GAINS = {
 """By name: factor, degradation, and least gain in dB over the better of linear and cubic."""
 
 
-def rows(config: EvaluateConfig) -> dict[str, Row]:
-    return {row.model: row for row in evaluate(config).rows}
+def rows(config: EvaluateConfig) -> dict[str, ModelFigures]:
+    return {row.model: row for row in evaluate(config).figures}
 
 
 def test_every_shipped_network_is_promised_something() -> None:

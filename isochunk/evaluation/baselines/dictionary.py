@@ -16,7 +16,7 @@ help no code when a volume is restored.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, TypeAlias
@@ -32,12 +32,9 @@ from isochunk.core.geometry import AXES, Triple
 from isochunk.core.voxels import quantise
 from isochunk.errors import UsageError
 from isochunk.models.degrade import degrade
-from isochunk.models.interpolation import axis_taps, resample
+from isochunk.models.interpolation import resample, whole_axis_taps
 
 Array: TypeAlias = NDArray[np.float32]
-
-CUBIC_REACH = 2
-"""Sections that cubic interpolation needs beyond the volume."""
 
 RIDGE = 1e-3
 """Weight of the fine atoms' size in their last fit, per patch and atom."""
@@ -48,7 +45,7 @@ LEARN_BATCH = 512
 LEARN_SWEEPS = 20
 """Sweeps of coordinate descent per code while learning; the next step makes better ones."""
 
-ROWS = 16
+ROWS_AT_A_TIME = 16
 """Rows of patches coded at a time."""
 
 
@@ -74,7 +71,7 @@ class DictionaryConfig:
     """How sections are made."""
 
 
-PAPER = DictionaryConfig()
+PAPER_CONFIG = DictionaryConfig()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,34 +89,30 @@ class Dictionary:
 
 
 def learn(
-    truth: Sequence[NDArray[Any]],
+    crop: NDArray[Any],
     factor: int,
-    config: DictionaryConfig = PAPER,
+    config: DictionaryConfig = PAPER_CONFIG,
     seed: int = 0,
 ) -> Dictionary:
-    """Learn a dictionary from isotropic crops.
+    """Learn a dictionary from an isotropic crop.
 
     Args:
-        truth: integer crops, (z, y, x) each; patches come from them in proportion to their size.
+        crop: integers, (z, y, x).
         factor: target voxels per section.
         config: what to learn.
         seed: of the choice of patches and of the first dictionary.
 
     Raises:
-        UsageError: a crop is smaller than a patch or constant, or the patch is no whole sections.
+        UsageError: the crop is smaller than a patch or constant, or the patch is no whole sections.
     """
     _check(config, factor)
     rng = np.random.default_rng(seed)
-    sizes = np.array([crop.size for crop in truth], np.float64)
-    counts = np.ceil(config.pairs * sizes / sizes.sum()).astype(int)
-    pairs = [_pairs(crop, n, factor, config, rng) for crop, n in zip(truth, counts, strict=True)]
-    order = rng.permutation(int(counts.sum()))
-    coarse, fine = (np.concatenate(half)[order] for half in zip(*pairs, strict=True))
+    coarse, fine = _patch_pairs(crop, factor, config, rng)
     coarse, lengths = _scaled(coarse)
     fine = fine / lengths
     # Weights make both halves count alike, however many voxels they have (Yang et al. 2010).
     weight = np.sqrt(coarse.shape[1] / fine.shape[1])
-    few = slice(max(config.atoms, len(order) // 4))
+    training = slice(max(config.atoms, len(coarse) // 4))
     learner = MiniBatchDictionaryLearning(
         config.atoms,
         alpha=config.penalty,
@@ -130,7 +123,7 @@ def learn(
         max_no_improvement=None,
         random_state=seed,
     )
-    joint = np.concatenate([coarse[few], weight * fine[few]], 1).astype(np.float64)
+    joint = np.concatenate([coarse[training], weight * fine[training]], 1).astype(np.float64)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # codes that did not converge
         atoms = learner.fit(joint).components_[:, : coarse.shape[1]]
@@ -160,25 +153,25 @@ def restore(dictionary: Dictionary, coarse: NDArray[Any]) -> Array:
     _require_patch(coarse.shape, shape, "coarse volume")
     result = _cubic(coarse, factor, config.degradation)
     added, count = np.zeros_like(result), np.zeros_like(result)
-    columns = _starts(coarse.shape[2], shape[2], config.stride)
-    for z, rows in _bands(coarse.shape, shape, config.stride):
-        patches = sliding_window_view(coarse[z : z + shape[0]], shape)[0][np.ix_(rows, columns)]
-        values, lengths = _scaled(patches.reshape(len(rows) * len(columns), -1))
+    xs = _starts(coarse.shape[2], shape[2], config.stride)
+    for z, ys in _rows_of_patches(coarse.shape, shape, config.stride):
+        patches = sliding_window_view(coarse[z : z + shape[0]], shape)[0][np.ix_(ys, xs)]
+        values, lengths = _scaled(patches.reshape(len(ys) * len(xs), -1))
         codes = _codes(values, dictionary.coarse, config.nonzero)
         restored = (codes @ dictionary.fine * lengths).astype(np.float32)
-        restored = restored.reshape(len(rows), len(columns), *config.patch)
-        deep = np.arange(z * factor, z * factor + config.patch[0])
+        restored = restored.reshape(len(ys), len(xs), *config.patch)
+        zs = np.arange(z * factor, z * factor + config.patch[0])
         for y in range(shape[1]):
             for x in range(shape[2]):  # starts differ, so no voxel is met twice
-                where = np.ix_(deep, rows + y, columns + x)
+                where = np.ix_(zs, ys + y, xs + x)
                 added[where] += restored[:, :, :, y, x].transpose(2, 0, 1)
                 count[where] += 1
     result += added / np.maximum(count, 1)
     return result
 
 
-def _pairs(
-    crop: NDArray[Any], count: int, factor: int, config: DictionaryConfig, rng: np.random.Generator
+def _patch_pairs(
+    crop: NDArray[Any], factor: int, config: DictionaryConfig, rng: np.random.Generator
 ) -> tuple[Array, Array]:
     """Take coarse patches, and what cubic interpolation leaves over in the fine ones."""
     crop = crop[: len(crop) // factor * factor]
@@ -186,25 +179,23 @@ def _pairs(
     if crop.min() == crop.max():
         raise UsageError("nothing can be learned from a crop of one value; choose another box")
     volume = torch.from_numpy(crop.astype(np.float32))[None, None]
-    made: Array = degrade(volume, Fraction(factor), config.degradation)[0, 0].numpy()
-    sections = quantise(made, crop.dtype)
+    degraded: Array = degrade(volume, Fraction(factor), config.degradation)[0, 0].numpy()
+    sections = quantise(degraded, crop.dtype)
     left = crop - _cubic(sections, factor, config.degradation)
     patch = _coarse_patch(config, factor)
     z, y, x = (
-        rng.integers(0, n - p + 1, count) for n, p in zip(sections.shape, patch, strict=True)
+        rng.integers(0, n - p + 1, config.pairs) for n, p in zip(sections.shape, patch, strict=True)
     )
     coarse = sliding_window_view(sections, patch)[z, y, x]
     fine = sliding_window_view(left, config.patch)[z * factor, y, x]
-    return coarse.reshape(count, -1), fine.reshape(count, -1)
+    order = rng.permutation(config.pairs)
+    return coarse.reshape(config.pairs, -1)[order], fine.reshape(config.pairs, -1)[order]
 
 
 def _cubic(sections: NDArray[Any], factor: int, degradation: Degradation) -> Array:
     """Interpolate along z, reflected at the ends."""
-    rim = ((CUBIC_REACH, CUBIC_REACH), (0, 0), (0, 0))
-    padded = np.pad(sections, rim, mode="symmetric")
-    span = (0, len(sections) * factor)
-    taps = axis_taps("cubic", span, Fraction(factor), -CUBIC_REACH, PHASES[degradation])
-    return resample(padded, taps, axis=0)
+    taps = whole_axis_taps("cubic", len(sections), Fraction(factor), PHASES[degradation])
+    return resample(sections, taps, axis=0)
 
 
 def _scaled(patches: NDArray[Any]) -> tuple[Array, Array]:
@@ -223,14 +214,14 @@ def _codes(values: Array, atoms: Array, nonzero: int) -> Array:
     return np.asarray(codes, np.float32)
 
 
-def _bands(
+def _rows_of_patches(
     shape: tuple[int, ...], patch: Triple, stride: int
 ) -> Iterator[tuple[int, NDArray[np.intp]]]:
-    """Yield each first section of patches, with the first rows of some of them."""
-    rows = _starts(shape[1], patch[1], stride)
+    """Yield where patches start along z, with where some rows of them start along y."""
+    ys = _starts(shape[1], patch[1], stride)
     for z in range(shape[0] - patch[0] + 1):
-        for start in range(0, len(rows), ROWS):
-            yield z, rows[start : start + ROWS]
+        for start in range(0, len(ys), ROWS_AT_A_TIME):
+            yield z, ys[start : start + ROWS_AT_A_TIME]
 
 
 def _starts(extent: int, patch: int, stride: int) -> NDArray[np.intp]:

@@ -1,4 +1,4 @@
-"""Published methods that models are compared with, run as references of an evaluation."""
+"""Published methods by name: what each needs is checked first, then it is learnt and restores."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from importlib.util import find_spec
-from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -19,61 +18,50 @@ from isochunk.core.spec import ModelSpec
 from isochunk.core.voxels import Voxels, quantise
 from isochunk.errors import UsageError
 from isochunk.evaluation.baselines import dictionary, siren, stitched
+from isochunk.evaluation.config import Baseline
 from isochunk.models.checkpoint import load_module
 from isochunk.models.load import checkpoint_folder, device_of
 from isochunk.models.pssr import PSSR
 from isochunk.storage.volume import Volume
 
-Reference: TypeAlias = Literal["dictionary", "siren", "stitched"]
+SIREN_CONFIG = siren.PAPER_CONFIG
+DICTIONARY_CONFIG = dictionary.PAPER_CONFIG
 
-REFERENCES: tuple[Reference, ...] = get_args(Reference)
-
-SIREN = siren.PAPER
-DICTIONARY = dictionary.PAPER
-
-LEARNT_EDGE = 256
+MAX_CROP_EDGE = 256
 """Largest edge of the crop that a dictionary is learnt from, the middle of a volume."""
 
 
 @dataclass(frozen=True, slots=True)
-class BaselineInputs:
-    """What references make use of."""
+class BaselineSetup:
+    """What published methods are run with in one evaluation."""
 
-    models: Mapping[str, ModelSpec]
-    """Models that are evaluated."""
-    learn_from: Volume | None = None
-    """Isotropic volume for a dictionary."""
-    device: Device = "auto"
-    """Where networks run."""
-
-
-@dataclass(frozen=True, slots=True)
-class RestorationTask:
-    """What a reference has to restore."""
-
-    sections: Voxels
-    """(z, y, x)."""
     factor: Factor
     """Target voxels per voxel."""
     degradation: Degradation
     """How sections were made."""
+    models: Mapping[str, ModelSpec]
+    """Models that are evaluated, by name; ``stitched`` takes the one pssr model among them."""
+    learn_from: Volume | None
+    """Isotropic volume for a dictionary."""
+    device: Device
+    """Where networks run."""
 
 
-def check_reference(name: Reference, factor: Factor, inputs: BaselineInputs) -> None:
-    """Check that a reference can be run, before anything takes time.
+def check_baseline(name: Baseline, setup: BaselineSetup) -> None:
+    """Check that a method can be run, before anything takes time.
 
     Raises:
         UsageError: the factor is not whole or not along z, or a dictionary has nothing to learn
             from, or its library is not installed, or there is not one pssr model to stitch.
     """
     if name == "stitched":
-        sharpener(inputs)
+        _model_to_stitch(setup)
         return
-    z, y, x = factor
+    z, y, x = setup.factor
     if z.denominator != 1 or max(y, x) != 1:
         raise UsageError(f"{name} restores whole factors along z; choose another --factor")
     if name == "dictionary":
-        if inputs.learn_from is None:
+        if setup.learn_from is None:
             raise UsageError(
                 "a dictionary is learnt from an isotropic volume other than the truth; name one "
                 "with --learn-from"
@@ -85,46 +73,49 @@ def check_reference(name: Reference, factor: Factor, inputs: BaselineInputs) -> 
             )
 
 
-def restore_by(name: Reference, task: RestorationTask, inputs: BaselineInputs) -> Voxels:
+def restore_by_baseline(name: Baseline, sections: Voxels, setup: BaselineSetup) -> Voxels:
     """Learn or fit, then restore.
 
     Args:
-        name: the method, checked by :func:`check_reference`.
-        task: what to restore.
-        inputs: what it makes use of.
+        name: the method, checked by :func:`check_baseline`.
+        sections: what to restore, (z, y, x).
+        setup: how they were made, and what the method needs besides.
 
     Returns:
-        Target voxels, rounded to the dtype.
+        Target voxels, (z, y, x), rounded to the dtype of the sections.
     """
-    factor = int(task.factor[0])
+    factor = int(setup.factor[0])
     if name == "stitched":
-        restored = _stitched(sharpener(inputs), task.sections, device_of(inputs.device))
+        device = device_of(setup.device)
+        restored = _restore_stitched(_model_to_stitch(setup), sections, device)
     elif name == "siren":
-        restored = siren.restore(task.sections, factor, PHASES[task.degradation], SIREN)
+        restored = siren.restore(sections, factor, PHASES[setup.degradation], SIREN_CONFIG)
     else:
-        assert inputs.learn_from is not None  # checked before
-        config = replace(DICTIONARY, patch=_patch(factor), degradation=task.degradation)
-        learned = dictionary.learn([_middle(inputs.learn_from)], factor, config)
-        restored = dictionary.restore(learned, task.sections)
-    return quantise(restored, task.sections.dtype)
+        assert setup.learn_from is not None  # checked before
+        config = replace(
+            DICTIONARY_CONFIG, patch=_dictionary_patch(factor), degradation=setup.degradation
+        )
+        learned = dictionary.learn(_read_middle(setup.learn_from), factor, config)
+        restored = dictionary.restore(learned, sections)
+    return quantise(restored, sections.dtype)
 
 
-def sharpener(inputs: BaselineInputs) -> str:
+def _model_to_stitch(setup: BaselineSetup) -> str:
     """Return the model whose tiles are stitched.
 
     Raises:
         UsageError: not exactly one pssr model is evaluated.
     """
-    names = [name for name, spec in inputs.models.items() if spec.arch == "pssr"]
+    names = [name for name, spec in setup.models.items() if spec.arch == "pssr"]
     if len(names) != 1:
         raise UsageError(
-            "stitched joins the tiles of one pssr model as its authors do, but the models "
-            f"hold {len(names)} of them; name one with --model"
+            "stitched joins the tiles of one pssr model as its authors do, but the evaluated "
+            f"models hold {len(names)} of them; name one with --model"
         )
     return names[0]
 
 
-def _stitched(model: str, sections: Voxels, device: torch.device) -> NDArray[np.float32]:
+def _restore_stitched(model: str, sections: Voxels, device: torch.device) -> NDArray[np.float32]:
     """Restore section by section, neighbours beyond the volume by half-sample reflection."""
     network = load_module(checkpoint_folder(model)).to(device)
     assert isinstance(network, PSSR)
@@ -139,17 +130,18 @@ def _stitched(model: str, sections: Voxels, device: torch.device) -> NDArray[np.
     near, n = network.config.sections, len(sections)
     index = reflected(-near, n + near, 0, n)
     frames = (sections[index[z : z + 2 * near + 1]].astype(np.float32) for z in range(n))
-    return np.stack([stitched.stitched(sharpen, part, network.factor[1]) for part in frames])
+    lateral = network.factor[1]
+    return np.stack([stitched.restore_stitched(sharpen, part, lateral) for part in frames])
 
 
-def _patch(factor: int) -> tuple[int, int, int]:
+def _dictionary_patch(factor: int) -> tuple[int, int, int]:
     """Return the patch, along z as many whole sections as come nearest, at least two."""
-    z, y, x = DICTIONARY.patch
+    z, y, x = DICTIONARY_CONFIG.patch
     return (max(2, round(Fraction(z, factor))) * factor, y, x)
 
 
-def _middle(volume: Volume) -> Voxels:
-    """Read the middle of a volume."""
-    box = volume.spec.box
-    lo = triple(a + max(0, (n - LEARNT_EDGE) // 2) for a, n in zip(box.lo, box.shape, strict=True))
-    return volume.read(Box.from_shape((LEARNT_EDGE,) * 3, lo) & box)
+def _read_middle(volume: Volume) -> Voxels:
+    """Read the middle of a volume, what a dictionary is learnt from."""
+    box, edge = volume.spec.box, MAX_CROP_EDGE
+    lo = triple(a + max(0, (n - edge) // 2) for a, n in zip(box.lo, box.shape, strict=True))
+    return volume.read(Box.from_shape((edge, edge, edge), lo) & box)

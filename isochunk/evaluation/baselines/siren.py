@@ -63,14 +63,14 @@ class Siren(nn.Module):
         return answer
 
 
-PAPER = SirenConfig()
+PAPER_CONFIG = SirenConfig()
 
 
 def restore(
     coarse: NDArray[Any],
     factor: int,
     phase: Phase = "mean",
-    config: SirenConfig = PAPER,
+    config: SirenConfig = PAPER_CONFIG,
     seed: int = 0,
 ) -> NDArray[np.float32]:
     """Fit a SIREN to a volume or a slice, and evaluate it on the grid that is finer along z.
@@ -105,21 +105,21 @@ def restore(
     net = Siren(coarse.ndim, config, rng)
     _fit(net, _positions(ends, fine), values.reshape(-1, 1), config, rng)
     with torch.inference_mode():
-        asked = torch.split(_positions(spans, fine), config.batch)
-        answer = torch.cat([net(part) for part in asked]).reshape(fine).numpy()
+        batches = torch.split(_positions(spans, fine), config.batch)
+        answer = torch.cat([net(batch) for batch in batches]).reshape(fine).numpy()
     return (answer + 1) * np.float32((high - low) / 2) + np.float32(low)
 
 
 def _fit(
-    net: Siren, where: Tensor, values: Tensor, config: SirenConfig, rng: torch.Generator
+    net: Siren, positions: Tensor, values: Tensor, config: SirenConfig, rng: torch.Generator
 ) -> None:
     """Fit by Adam on the mean squared error."""
     optimiser = torch.optim.Adam(net.parameters(), config.lr)
     for _ in range(config.steps):
-        chosen = torch.arange(len(where))
-        if len(where) > config.batch:
-            chosen = torch.randint(len(where), (config.batch,), generator=rng)
-        loss = (net(where[chosen]) - values[chosen]).square().mean()
+        chosen = torch.arange(len(positions))
+        if len(positions) > config.batch:
+            chosen = torch.randint(len(positions), (config.batch,), generator=rng)
+        loss = (net(positions[chosen]) - values[chosen]).square().mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

@@ -41,24 +41,12 @@ class StitchConfig:
     """Restored pixels blurred on either side of a seam."""
 
 
-@dataclass(frozen=True, slots=True)
-class SeamError:
-    """How far a stitched section is from the one restored whole, in the values of both."""
-
-    at_seams: float
-    """Root mean square error within the blur's reach of a seam; 0 where there is no seam."""
-    elsewhere: float
-    """Root mean square error of all other pixels."""
-    largest: float
-    """Largest absolute error."""
-    seams: int
-    """Number of seams, along y and x together."""
+PAPER_CONFIG = StitchConfig()
 
 
-PAPER = StitchConfig()
-
-
-def stitched(sharpen: Sharpen, section: Image, factor: int, config: StitchConfig = PAPER) -> Image:
+def restore_stitched(
+    sharpen: Sharpen, section: Image, factor: int, config: StitchConfig = PAPER_CONFIG
+) -> Image:
     """Restore a section tile by tile and blur the seams.
 
     Args:
@@ -82,20 +70,20 @@ def stitched(sharpen: Sharpen, section: Image, factor: int, config: StitchConfig
         part = section[:, y : y + tile, x : x + tile]
         beyond = [(0, tile - n) for n in part.shape[1:]]
         restored = sharpen(np.pad(part, [(0, 0), *beyond], mode="edge"))
-        kept, place = [], []
+        kept, target = [], []
         for start, n in ((y, height), (x, width)):
             lo = start + trim if start > 0 else 0
             hi = start + tile - trim if start + tile < n else n
             kept.append(slice(factor * (lo - start), factor * (hi - start)))
-            place.append(slice(factor * lo, factor * hi))
-        result[tuple(place)] = restored[tuple(kept)]
-    if not config.sigma:
-        return result
-    return _blurred(result, seams((height, width), factor, config), config)
+            target.append(slice(factor * lo, factor * hi))
+        result[tuple(target)] = restored[tuple(kept)]
+    if config.sigma:
+        _blur_seams(result, seams((height, width), factor, config), config)
+    return result
 
 
 def seams(
-    shape: tuple[int, int], factor: int, config: StitchConfig = PAPER
+    shape: tuple[int, int], factor: int, config: StitchConfig = PAPER_CONFIG
 ) -> tuple[list[int], list[int]]:
     """Return the restored pixels along y and along x at which a new tile begins.
 
@@ -105,7 +93,7 @@ def seams(
         config: tiles.
 
     Raises:
-        UsageError: as :func:`stitched`.
+        UsageError: as :func:`restore_stitched`.
     """
     tile, trim = _tile(factor, config)
     y, x = (
@@ -113,27 +101,6 @@ def seams(
         for n in shape
     )
     return y, x
-
-
-def seam_error(
-    sharpen: Sharpen, section: Image, factor: int, config: StitchConfig = PAPER
-) -> SeamError:
-    """Compare a stitched section with the same section restored whole.
-
-    Arguments as :func:`stitched`; the section must be one that ``sharpen`` takes whole.
-    """
-    error = np.abs(stitched(sharpen, section, factor, config) - sharpen(section))
-    rows, columns = seams((section.shape[1], section.shape[2]), factor, config)
-    near = np.zeros(error.shape, bool)
-    for row in rows:
-        near[max(0, row - config.reach) : row + config.reach] = True
-    for column in columns:
-        near[:, max(0, column - config.reach) : column + config.reach] = True
-    rms = [
-        float(np.sqrt(np.square(e, dtype=np.float64).mean())) if e.size else 0.0
-        for e in (error[near], error[~near])
-    ]
-    return SeamError(rms[0], rms[1], float(error.max()), len(rows) + len(columns))
 
 
 def _tile(factor: int, config: StitchConfig) -> tuple[int, int]:
@@ -148,11 +115,11 @@ def _tile(factor: int, config: StitchConfig) -> tuple[int, int]:
     return tile, trim
 
 
-def _blurred(image: Image, seams_yx: tuple[list[int], list[int]], config: StitchConfig) -> Image:
-    """Blur strips along seams, those along x last; each strip by itself, as the authors do."""
-    for axis, places in ((1, seams_yx[1]), (0, seams_yx[0])):
+def _blur_seams(image: Image, seams: tuple[list[int], list[int]], config: StitchConfig) -> None:
+    """Blur strips along seams in place, those along x last; each by itself, as the authors do."""
+    rows, columns = seams
+    for axis, places in ((1, columns), (0, rows)):
         along = np.moveaxis(image, axis, 0)
         for place in places:
             strip = slice(max(0, place - config.reach), place + config.reach)
             along[strip] = gaussian_filter(along[strip], config.sigma, mode="nearest")
-    return image

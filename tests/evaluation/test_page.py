@@ -72,12 +72,12 @@ def test_names_are_text(page: str) -> None:
 
 
 def test_the_table_says_what_was_measured(page: str, evaluation: Evaluation) -> None:
-    cubic = evaluation.rows[2].psnr
-    for row in evaluation.rows:
+    cubic = evaluation.figures[2].psnr
+    for row in evaluation.figures:
         assert f"<td>{row.psnr - cubic:+.2f}</td>" in page
         assert f">{row.psnr:.2f}</td>" in page
         assert f">{row.frc_along_nm:.1f}</td>" in page
-    best = max(row.psnr for row in evaluation.rows)
+    best = max(row.psnr for row in evaluation.figures)
     assert f'<td class="best">{best:.2f}</td>' in page
     assert "along z the first 8 and the last 8 voxels" in page
     assert "x4 along z, AVG" in page
@@ -98,16 +98,16 @@ def test_slices_are_the_voxels(page: str, evaluation: Evaluation) -> None:
         # Grey levels are spread, so they keep their order.
         order = np.argsort(expected.ravel(), kind="stable")
         assert (np.diff(shown.ravel()[order].astype(int)) >= 0).all()
-    models = [row.model for row in evaluation.rows]
+    models = [row.model for row in evaluation.figures]
     assert {f"{m} {p}" for m in models for p in slices} <= set(found)
 
 
 def test_a_larger_error_is_brighter(page: str, evaluation: Evaluation) -> None:
     found = images(page)
     brightness = {
-        j.row.model: pixels(found[f"error {j.row.model}"]).mean() for j in evaluation.judged
+        row.model: pixels(found[f"error {row.model}"]).mean() for row in evaluation.figures
     }
-    errors = {j.row.model: j.row.psnr for j in evaluation.judged}
+    errors = {row.model: row.psnr for row in evaluation.figures}
     assert max(errors, key=errors.__getitem__) == min(brightness, key=brightness.__getitem__)
     assert min(errors, key=errors.__getitem__) == max(brightness, key=brightness.__getitem__)
 
@@ -116,7 +116,7 @@ def test_what_is_perfect_or_blank_is_drawn_too(tmp_path: Path) -> None:
     truth = write_source(f"{tmp_path}/t", tissue(), "10,10,10")
     blank = write_source(f"{tmp_path}/blank", np.zeros_like(tissue()), "10,10,10")
     config = EvaluateConfig(truth, predictions=(truth, blank), report=f"{tmp_path}/out")
-    perfect, black = evaluate(config).rows[3:]
+    perfect, black = evaluate(config).figures[3:]
     assert (perfect.psnr, perfect.rse) == (np.inf, pytest.approx(0, abs=1e-6))
     assert (black.rsp, black.frc_nm) == (0, np.inf)
     assert "<td>inf</td>" not in (tmp_path / "out" / "index.html").read_text()

@@ -1,4 +1,4 @@
-"""A volume that is known, made ready to be predicted back: averaged, cut and degraded."""
+"""A volume that is known in full, made ready to be restored: averaged, cut and degraded."""
 
 from __future__ import annotations
 
@@ -14,23 +14,22 @@ from isochunk.core.geometry import AXES, Box, Factor, Spacing, Triple, triple
 from isochunk.core.spec import LevelSpec, VolumeSpec
 from isochunk.core.voxels import Voxels, quantise
 from isochunk.errors import UsageError
+from isochunk.evaluation.config import NO_AVERAGE
 from isochunk.models.degrade import degrade
 from isochunk.storage.volume import Volume
 
 EDGE_SECTIONS = 2
-"""Sections at either end of a degraded axis that are left out: there even cubic needs the
+"""Sections at either end of a degraded axis that are not compared: there even cubic needs the
 reflection."""
 
 MAX_VOXELS = 2**32
 """Largest truth; it is held in memory, with two predictions."""
 
-LEAST_PLANE = 11
-"""Least extent of a compared plane, which is the window of SSIM."""
+MIN_EXTENT = 11
+"""Least voxels compared along an axis, which is the window of SSIM."""
 
 SLAB_VOXELS = 1 << 26
 """Voxels degraded at a time."""
-
-NO_AVERAGE: Triple = (1, 1, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +68,21 @@ class AveragedVolume:
         return quantise(blocks.mean((1, 3, 5), dtype=np.float32), voxels.dtype)
 
 
+@dataclass(frozen=True, slots=True)
+class Region:
+    """The part of a ground truth that is evaluated, in its voxels."""
+
+    degraded: Box
+    """What becomes whole sections, and is restored from them."""
+    compared: Box
+    """What of it is compared: all but the ends of degraded axes."""
+
+    @property
+    def inner(self) -> tuple[slice, slice, slice]:
+        """The index of what is compared in the voxels of what is degraded."""
+        return self.compared.slices(self.degraded.lo)
+
+
 def averaged(volume: Volume, average: Triple) -> Volume:
     """Make every ``average`` voxels of a volume one.
 
@@ -89,58 +103,55 @@ def averaged(volume: Volume, average: Triple) -> Volume:
     return AveragedVolume(replace(spec, levels=(level,)), volume, average)
 
 
-def whole_sections(truth: VolumeSpec, asked: Box, factor: Factor, degradation: Degradation) -> Box:
-    """Return the part of a box that becomes whole sections.
+def choose_region(
+    truth: VolumeSpec, requested: Box, factor: Factor, degradation: Degradation
+) -> Region:
+    """Choose which part of a box becomes whole sections, and which part of that is compared.
 
     Args:
         truth: what is known of the volume.
-        asked: part of it that is to be compared.
+        requested: part of it that is to be evaluated.
         factor: voxels that become one, per axis.
         degradation: how.
 
     Raises:
-        UsageError: the box lies outside, or is too small or too large to be compared.
+        UsageError: the box lies outside, or is too small or too large to be evaluated.
     """
-    if asked not in truth.box:
-        raise UsageError(f"box {asked} reaches beyond {truth.url}, which has {truth.box}")
-    shape = triple(math.ceil(n // r * r) for n, r in zip(asked.shape, factor, strict=True))
-    left = compared(shape, factor, degradation).shape
-    for axis, n, r in zip(AXES, left, factor, strict=True):
-        if n < LEAST_PLANE:
-            rim = 0 if r == 1 else math.ceil((2 * EDGE_SECTIONS + 1) * r)
+    if requested not in truth.box:
+        raise UsageError(f"box {requested} reaches beyond {truth.url}, which has {truth.box}")
+    shape = triple(math.ceil(n // r * r) for n, r in zip(requested.shape, factor, strict=True))
+    compared = _compared(shape, factor, degradation)
+    for axis, n, r in zip(AXES, compared.shape, factor, strict=True):
+        if n < MIN_EXTENT:
+            ends = 0 if r == 1 else math.ceil((2 * EDGE_SECTIONS + 1) * r)
             raise UsageError(
-                f"box {asked} leaves {n} voxels to compare along {axis}; at least {LEAST_PLANE} "
-                f"are needed, so the box must have {LEAST_PLANE + rim}"
+                f"box {requested} leaves {n} voxels to compare along {axis}; at least {MIN_EXTENT} "
+                f"are needed, so the box must have {MIN_EXTENT + ends}"
             )
     if math.prod(shape) > MAX_VOXELS:
         raise UsageError(
-            f"box {asked} has {asked.size} voxels, but evaluation holds them in memory; choose "
-            f"a --box of at most {MAX_VOXELS}"
+            f"box {requested} has {requested.size} voxels, but evaluation holds them in memory; "
+            f"choose a --box of at most {MAX_VOXELS}"
         )
-    return Box.from_shape(shape, asked.lo)
+    return Region(Box.from_shape(shape, requested.lo), compared.shift(requested.lo))
 
 
-def compared(shape: Triple, factor: Factor, degradation: Degradation) -> Box:
-    """Return which voxels of a truth of whole sections are compared.
-
-    The first and last two sections of degraded axes are not; skipped volumes end at their last
-    section.
-    """
-    lo, hi = [], []
-    for n, r in zip(shape, factor, strict=True):
-        edge = 0 if r == 1 else math.ceil(EDGE_SECTIONS * r)
-        sections = n // r
-        end = sections * r if PHASES[degradation] == "mean" else (sections - 1) * r + 1
-        lo.append(edge)
-        hi.append(max(edge, math.floor(end) - edge))
-    return Box(triple(lo), triple(hi))
+def describe_left_out(requested: Box, compared: Box) -> str:
+    """Say in words which voxels of a box that was requested are not compared."""
+    ends = zip(AXES, requested.lo, compared.lo, compared.hi, requested.hi, strict=True)
+    parts = [
+        f"along {axis} the first {b - a} and the last {d - c} voxels"
+        for axis, a, b, c, d in ends
+        if (a, d) != (b, c)
+    ]
+    return "; ".join(parts) or "nothing"
 
 
-def degrade_voxels(true: Voxels, factor: Factor, degradation: Degradation) -> Voxels:
+def degrade_voxels(voxels: Voxels, factor: Factor, degradation: Degradation) -> Voxels:
     """Make fewer voxels of a volume along some of its axes, rounded once to its own dtype.
 
     Args:
-        true: (z, y, x); multiples of ``factor``, where that is whole.
+        voxels: (z, y, x); multiples of ``factor``, where that is whole.
         factor: voxels that become one, per axis; 1 along z or along y at least.
         degradation: how.
 
@@ -149,19 +160,19 @@ def degrade_voxels(true: Voxels, factor: Factor, degradation: Degradation) -> Vo
     """
     axes = [axis for axis, r in enumerate(factor) if r != 1]
     along = 1 if 0 in axes else 0  # cut where nothing is degraded: sections may overlap
-    shape = triple(n // r for n, r in zip(true.shape, factor, strict=True))
-    made = np.empty(shape, true.dtype)
-    count = max(1, SLAB_VOXELS * true.shape[along] // true.size)
-    for start in range(0, true.shape[along], count):
+    shape = triple(n // r for n, r in zip(voxels.shape, factor, strict=True))
+    result = np.empty(shape, voxels.dtype)
+    count = max(1, SLAB_VOXELS * voxels.shape[along] // voxels.size)
+    for start in range(0, voxels.shape[along], count):
         part = [slice(None)] * 3
         part[along] = slice(start, start + count)
-        slab = torch.from_numpy(true[tuple(part)].astype(np.float32))
+        slab = torch.from_numpy(voxels[tuple(part)].astype(np.float32))
         for axis in axes:
             turned = slab.movedim(axis, 0)[None, None]
             slab = degrade(turned, factor[axis], degradation)[0, 0].movedim(0, axis)
         values: NDArray[np.float32] = slab.numpy()
-        made[tuple(part)] = quantise(values, true.dtype)
-    return made
+        result[tuple(part)] = quantise(values, voxels.dtype)
+    return result
 
 
 def degraded_spec(truth: VolumeSpec, box: Box, factor: Factor) -> VolumeSpec:
@@ -175,11 +186,17 @@ def degraded_spec(truth: VolumeSpec, box: Box, factor: Factor) -> VolumeSpec:
     )
 
 
-def left_out(asked: Box, where: Box) -> str:
-    """Say which voxels of a box that was asked for are not compared."""
-    texts = [
-        f"along {axis} the first {b - a} and the last {d - c} voxels"
-        for axis, a, b, c, d in zip(AXES, asked.lo, where.lo, where.hi, asked.hi, strict=True)
-        if (a, d) != (b, c)
-    ]
-    return "; ".join(texts) or "nothing"
+def _compared(shape: Triple, factor: Factor, degradation: Degradation) -> Box:
+    """Return which voxels of whole sections are compared, from the corner of the first.
+
+    The first and last two sections of degraded axes are not; skipped volumes end at their last
+    section.
+    """
+    lo, hi = [], []
+    for n, r in zip(shape, factor, strict=True):
+        edge = 0 if r == 1 else math.ceil(EDGE_SECTIONS * r)
+        sections = n // r
+        end = sections * r if PHASES[degradation] == "mean" else (sections - 1) * r + 1
+        lo.append(edge)
+        hi.append(max(edge, math.floor(end) - edge))
+    return Box(triple(lo), triple(hi))
