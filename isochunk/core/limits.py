@@ -2,14 +2,77 @@
 
 from __future__ import annotations
 
+from isochunk.core.geometry import Triple
+
+# A worker's memory
+
 MAX_DEPTH = 4
 """Blocks in flight in one worker: reading, waiting, computing, writing."""
 
 PROCESS_BYTES = 600 << 20
-"""What a worker process holds besides blocks and tiles: libraries, and cached source chunks."""
+"""What a worker process holds besides blocks and tiles: torch, tensorstore, Dask and their threads,
+435 MiB resident with a small network open, and cached source chunks."""
+
+CACHE_BYTES = 128 << 20
+"""Decoded source chunks that a volume keeps for neighbouring reads: halos."""
 
 ALLOCATOR_SLACK = 1.1
 """Resident memory over what tensors need at once, measured on 3D-SRU-Net."""
+
+WORKSPACE = 1.25
+"""Memory of the kernels' own buffers and of fragmentation, relative to live tensors."""
+
+# Tiles
+
+DEFAULT_TILE: Triple = (128, 256, 256)
+"""Target voxels of a tile where no plan says."""
+
+MIN_TILE = 8
+"""Smallest extent of a tile in target voxels: below, a network computes mostly halo."""
+
+DEVICE_TILE_BYTES = 1 << 33
+"""Largest working memory of a tile on a GPU: no tensor then has more than 2^31 elements, which is
+as far as many CUDA kernels count."""
+
+PIXELS_AT_ONCE = 1 << 18
+"""Pixels of slices that pass through a network together: memory does not grow with the tile."""
+
+INTERPOLATED_VOXELS = 1 << 20
+"""Target voxels interpolated at a time, so that intermediates stay in cache."""
+
+COST_TILE: Triple = (32, 128, 128)
+"""Source voxels of the tile on which cost is counted, before alignment."""
+
+AXIAL_COST_TILE = 128
+"""The same for networks on slices: target voxels along z and x."""
+
+AXIAL_COST_SLICES = 8
+"""Slices of that tile that are counted; more do not pass through a network together."""
+
+# Blocks, shards and levels
+
+BLOCK_EXTENT = 256
+"""Default blocks grow to at least this many voxels along each axis."""
+
+LARGE_VOLUME = 1 << 36
+"""Volumes of more voxels than this get shards of 512 instead of 256: 64 GiB are then 512 objects a
+level and not 4096."""
+
+MAX_FUSED_LEVELS = 3
+"""Levels one stage writes: the first and two pooled from it. More would make too small shards."""
+
+MAX_LEVELS = 16
+"""Levels written where nothing else is said: by then any volume is one chunk."""
+
+# Reads
+
+MASK_VOXELS = 1 << 24
+"""Mask voxels read at a time, unless a single block needs more."""
+
+WHOLE_OBJECTS_BYTES = 64 << 20
+"""Voxels of whole objects that are read together, where no ranges are served."""
+
+# Tasks and the record
 
 TASK_VOXELS = 1 << 26
 """Target voxels of one Dask task, at least, so that scheduling costs little."""
@@ -22,22 +85,3 @@ TASKS_PER_WORKER = 8
 
 RECORD_S = 0.5
 """Seconds between records of finished blocks, at most: what a killed client may have to redo."""
-
-MIN_TILE = 8
-"""Smallest extent of a tile in target voxels."""
-
-DEVICE_TILE_BYTES = 1 << 33
-"""Largest working memory of a tile on a GPU: no tensor then has more than 2^31 elements, which is
-as far as many CUDA kernels count."""
-
-MAX_FUSED_LEVELS = 3
-"""Levels one stage writes: the first and two pooled from it. More would make too small shards."""
-
-MAX_LEVELS = 16
-"""Levels written where nothing else is said: by then any volume is one chunk."""
-
-BLOCK_EXTENT = 256
-"""Default blocks grow to at least this many voxels along each axis."""
-
-LARGE_VOLUME = 1 << 36
-"""Volumes of more voxels than this get shards of 512 instead of 256."""

@@ -8,13 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isochunk.core.geometry import Box, triple
+from isochunk.core.limits import MASK_VOXELS
 from isochunk.core.spec import VolumeSpec
 from isochunk.planning.layout import block_bounds
 from isochunk.planning.plan import Plan
 from isochunk.storage.volume import Volume
-
-MASK_VOXELS = 1 << 24
-"""Mask voxels read at a time, unless a single block needs more."""
 
 
 def masked_blocks(plan: Plan, mask: Volume, blocks: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -17,17 +17,12 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from isochunk.core.geometry import Box
+from isochunk.core.limits import AXIAL_COST_SLICES, AXIAL_COST_TILE, PIXELS_AT_ONCE, WORKSPACE
 from isochunk.core.spec import Grid, ModelSpec, Phase
-from isochunk.models.counting import WORKSPACE, Cost, LiveBytes
-from isochunk.models.network import PIXELS_AT_ONCE, Corner, Geometry, Network
+from isochunk.models.counting import Cost, LiveBytes
+from isochunk.models.network import Corner, Geometry, Network
 from isochunk.models.placed import Placed
 from isochunk.models.tiling import Engine, PlanesEngine
-
-TILE = 128
-"""Target voxels along z and x of the tile on which cost is counted, before alignment."""
-
-SLICES = 8
-"""Slices of that tile that are counted; more do not pass through a network together."""
 
 
 class AxialNetwork(Network):
@@ -94,8 +89,8 @@ class AxialNetwork(Network):
     def cost(self) -> Cost:
         """Count multiply-adds and peak memory on the xz slices of a tile, at a factor of 4."""
         hollow = copy.deepcopy(self).to("meta").eval()
-        factor, side = Fraction(4), math.ceil(TILE / self.alignment) * self.alignment
-        want = Box.from_shape((side, SLICES, side))
+        factor, side = Fraction(4), math.ceil(AXIAL_COST_TILE / self.alignment) * self.alignment
+        want = Box.from_shape((side, AXIAL_COST_SLICES, side))
         tile = hollow.needs(want, factor, "mean")
         pixels = 16 * side  # large, so that rims do not count
         with torch.no_grad():
@@ -105,7 +100,9 @@ class AxialNetwork(Network):
                 empty = torch.empty(1, 1, *tile.shape, device="meta")
                 hollow.restore(Placed(empty, tile.lo), want, factor, "mean")
         macs = counter.get_total_flops() / 2 / pixels**2
-        others = (side - SLICES) * side**2 * 2 * 4  # float32 of what they are made of, and become
+        others = (
+            (side - AXIAL_COST_SLICES) * side**2 * 2 * 4
+        )  # float32 of what they are made of, and become
         return Cost(macs, WORKSPACE * (live.peak + others) / side**3)
 
 

@@ -10,14 +10,6 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from isochunk.core.geometry import Triple
-
-COST_TILE: Triple = (32, 128, 128)
-"""Source voxels of the tile on which cost is counted, before alignment."""
-
-WORKSPACE = 1.25
-"""Memory of the kernels' own buffers and of fragmentation, relative to live tensors."""
-
 
 @dataclass(frozen=True, slots=True)
 class Cost:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isochunk.core.geometry import Box, reflected
+from isochunk.core.limits import INTERPOLATED_VOXELS
 from isochunk.core.spec import INTERPOLATION_REACH, ModelSpec, Phase
 from isochunk.core.voxels import Voxels, quantise
 from isochunk.errors import ModelError
@@ -23,9 +24,6 @@ Kernel: TypeAlias = Literal["linear", "cubic"]
 
 INTERPOLATIONS = {"identity": 0, "nearest": 0, "linear": 1, "cubic": INTERPOLATION_REACH}
 """Names of the interpolations, and the source voxels each needs on either side."""
-
-SLAB_VOXELS = 1 << 20
-"""Target voxels interpolated at a time, so that intermediates stay in cache."""
 
 
 def interpolation_spec(name: str, phase: Phase = "mean") -> ModelSpec:
@@ -91,7 +89,7 @@ class Interpolation:
             return source[np.ix_(z.index[0], y.index[0], x.index[0])]
         lateral = resample(resample(source, x, axis=2), y, axis=1)
         result = np.empty(write.shape, source.dtype)
-        planes = max(1, SLAB_VOXELS // (write.shape[1] * write.shape[2]))
+        planes = max(1, INTERPOLATED_VOXELS // (write.shape[1] * write.shape[2]))
         for start in range(0, write.shape[0], planes):
             slab = slice(start, start + planes)
             values = resample(lateral, z.part(slab), axis=0)

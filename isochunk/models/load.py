@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from isochunk.core.geometry import Factor, Triple
 from isochunk.core.job import Device, Precision
+from isochunk.core.limits import DEFAULT_TILE
 from isochunk.core.spec import Intensity, ModelSpec, Plane
 from isochunk.errors import ModelError
 from isochunk.models.checkpoint import MODEL_FILE, load_module, read_spec
@@ -35,7 +36,7 @@ class Runtime:
     """Where networks run; auto takes a GPU if there is one."""
     precision: Precision = "fp32"
     """Number format of weights and layers."""
-    tile: Triple = (128, 256, 256)
+    tile: Triple = DEFAULT_TILE
     """Target voxels a network computes at a time."""
     trust: bool = False
     """The user allowed the model to run code of its own."""

@@ -23,9 +23,6 @@ from isochunk.models.tiling import Engine
 Corner: TypeAlias = tuple[int, int]
 """Target coordinates z, x of the first pixel of a slice."""
 
-PIXELS_AT_ONCE = 1 << 18
-"""Pixels of slices that pass through a network together: memory does not grow with the tile."""
-
 
 @dataclass(frozen=True, slots=True)
 class Geometry:

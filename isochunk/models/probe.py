@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from isochunk.core.geometry import AXES, Triple, triple
+from isochunk.core.limits import COST_TILE, WORKSPACE
 from isochunk.errors import ModelError
-from isochunk.models.counting import COST_TILE, WORKSPACE, Cost, LiveBytes
+from isochunk.models.counting import Cost, LiveBytes
 
 Forward: TypeAlias = Callable[[Tensor], Tensor]
 """float32 (1, 1, z, y, x) to (1, 1, fz*z, fy*y, fx*x)."""

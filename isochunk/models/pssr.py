@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from isochunk.core.geometry import Box, Triple, ceil_div
+from isochunk.core.limits import PIXELS_AT_ONCE
 from isochunk.core.spec import ModelSpec, Phase
 from isochunk.errors import ModelError, UsageError
 from isochunk.models.counting import Cost
-from isochunk.models.network import PIXELS_AT_ONCE, Corner, Geometry, Network, NetworkConfig
+from isochunk.models.network import Corner, Geometry, Network, NetworkConfig
 from isochunk.models.placed import Placed
 from isochunk.models.probe import Probe, Reach, measured_cost
 from isochunk.models.tiling import Engine

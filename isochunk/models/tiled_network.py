@@ -20,9 +20,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from isochunk.core.geometry import Box, Triple, ceil_div, triple
+from isochunk.core.limits import COST_TILE, WORKSPACE
 from isochunk.core.spec import ModelSpec, Phase, Plane
 from isochunk.errors import ModelError, UsageError
-from isochunk.models.counting import COST_TILE, WORKSPACE, Cost, LiveBytes
+from isochunk.models.counting import Cost, LiveBytes
 from isochunk.models.network import Corner, Geometry, Network, NetworkConfig
 from isochunk.models.placed import Placed
 from isochunk.models.tiled_layers import SAME, VALID, Padding

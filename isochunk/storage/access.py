@@ -13,6 +13,7 @@ from typing import Literal
 from isochunk.core.codec import JsonObject
 from isochunk.core.geometry import Spacing
 from isochunk.core.job import Job
+from isochunk.core.limits import CACHE_BYTES
 from isochunk.errors import (
     AccessError,
     CorruptDataError,
@@ -30,7 +31,7 @@ class Access:
 
     endpoint_url: str | None = None
     """S3-compatible server; None for ``AWS_ENDPOINT_URL``, or else AWS itself."""
-    cache_bytes: int = 128 * 2**20
+    cache_bytes: int = CACHE_BYTES
     """Decoded chunks kept for neighbouring reads (halos), per opened source volume."""
     timeout_s: float = 120.0
     """Longest wait for one operation, retries included."""

@@ -14,6 +14,7 @@ import tensorstore as ts
 
 from isochunk.core.codec import JsonObject
 from isochunk.core.geometry import AXES, Box
+from isochunk.core.limits import WHOLE_OBJECTS_BYTES
 from isochunk.core.spec import LevelSpec, VolumeSpec
 from isochunk.core.voxels import Voxels
 from isochunk.errors import CorruptDataError, NotFoundError, StorageError
@@ -26,8 +27,6 @@ log = logging.getLogger(__name__)
 RANGE_IGNORED = "Requested byte range"
 """In tensorstore's words where a server answers a range with status 200 (rclone 1.75 does)."""
 
-WHOLE_BYTES = 64 * 2**20
-"""Voxels of whole objects that are read together, where no ranges are served."""
 
 READS = 4
 """Reads of bytes that do not decode. What cuts answers on their way cuts several in a row, and they
@@ -116,7 +115,7 @@ class TensorStoreVolume:
         voxels = np.empty(box.shape, self._spec.dtype)
         scale, view = self._spec.levels[level], self._whole.view(level)
         cells = list(object_boxes(scale, box))
-        together = max(1, WHOLE_BYTES // (math.prod(scale.object_shape) * voxels.itemsize))
+        together = max(1, WHOLE_OBJECTS_BYTES // (math.prod(scale.object_shape) * voxels.itemsize))
         for first in range(0, len(cells), together):
             some = cells[first : first + together]
             doing = f"reading box {box} of level {level} of"
