@@ -90,7 +90,7 @@ def test_a_fine_mask_is_read_in_parts(plan: Plan, monkeypatch: pytest.MonkeyPatc
     mask = in_memory((64, 100, 100), (0, 0, 0), "10,10,10")
     blocks = np.arange(plan.block_count(0))
     whole = masked_blocks(plan, mask, blocks)
-    monkeypatch.setattr("isochunk.core.limits.MASK_VOXELS", 10_000)
+    monkeypatch.setattr("isochunk.engine.mask.MASK_VOXELS", 10_000)
     again = in_memory((64, 100, 100), (0, 0, 0), "10,10,10")
     np.testing.assert_array_equal(masked_blocks(plan, again, blocks), whole)
     assert len(again.reads) > len(mask.reads) == 1
