@@ -342,8 +342,8 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_faults_that_pass(case: Case, client: Client, row: Row, fault: str) -> None:
     method, times, then, most = FAULTS[fault]
-    hurried = replace(SHORT, backup_min_s=3)
-    report = isochunk.run(isochunk.plan(case.job(method, times)), client, None, hurried)
+    sooner = replace(SHORT, backup_min_s=3)
+    report = isochunk.run(isochunk.plan(case.job(method, times)), client, None, sooner)
     assert report.complete
     assert report.errors == ()
     assert report.done == 50

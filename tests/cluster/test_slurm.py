@@ -99,8 +99,8 @@ class Case:
         words = [job.pop("source"), job.pop("target"), *(["--trust"] if job.pop("trust") else [])]
         return [*words, *(f"--{name}={value}" for name, value in job.items())]
 
-    def hurry(self) -> None:
-        """Make the model fast."""
+    def make_fast(self) -> None:
+        """Have the model take no more pauses."""
         (self.folder / "fast").touch()
 
     def calls(self) -> Counter[str]:
@@ -132,7 +132,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory, source: str) -> Good:
     case = Case(tmp_path_factory.mktemp("good"), source)
-    case.hurry()
+    case.make_fast()
     assert isochunk.run(isochunk.plan(Job(**case.job))).complete
     calls = case.calls()
     assert len(calls) == calls.total() == BLOCKS + SEAM
@@ -206,7 +206,7 @@ def test_a_client_that_is_a_job(site: Slurm, tmp_path: Path, source: str, check:
 
     site.wait(lambda: site.job(warned)["Restarts"] == "1", 180)
     site("scontrol", "update", f"JobId={warned}", "TimeLimit=30")  # once is enough
-    requeued.hurry()
+    requeued.make_fast()
     done, calls = requeued.done(), requeued.calls()
     assert ended(site, warned, 150) == "COMPLETED", log(warned)
     again = requeued.calls()
@@ -215,7 +215,7 @@ def test_a_client_that_is_a_job(site: Slurm, tmp_path: Path, source: str, check:
     check(requeued, what, wall_times[1], done, calls + again)
 
     assert ended(site, first, 180) == "TIMEOUT", log(first)
-    killed.hurry()
+    killed.make_fast()
     done, calls = killed.done(), killed.calls()
     second = submit(killed)
     assert ended(site, second, 150) == "COMPLETED", log(second)
@@ -285,7 +285,7 @@ def test_workers_that_are_jobs(site: Slurm, tmp_path: Path, source: str, check: 
         name = case.folder.name
         assert ended(site, site.jobs(name)[-1]["JobId"], 180) in ends
         done = case.done()
-        case.hurry()
+        case.make_fast()
         out, err = client.communicate(timeout=150)
         assert client.returncode == 0, (out, err)
         report = json.loads(out)

@@ -445,8 +445,8 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert found["voxels_per_s"] == pytest.approx(2 * found["voxels_per_s_per_worker"], rel=1e-4)
     assert cost["total"] == pytest.approx(sum(row["cost"] for row in cost["rows"]), rel=1e-4)
     for row in cost["rows"] + cost["storage"]:
-        reckoned = row["quantity"] / row["per"] * row["price"]
-        assert row["cost"] == pytest.approx(reckoned, rel=1e-4)
+        expected = row["quantity"] / row["per"] * row["price"]
+        assert row["cost"] == pytest.approx(expected, rel=1e-4)
     voxels = math.prod(plain["target"]["shape"])
     seconds = voxels / found["voxels_per_s_per_worker"]
     assert cost["wall_s"] == pytest.approx(seconds / 2, rel=1e-3)

@@ -97,11 +97,13 @@ def test_crops_lie_anywhere_in_a_tile(tmp_path):
     assert len({x % 32 for _, x in corners}) > 15
 
 
-def test_judging_on_smaller_crops_than_are_trained_on(source, tmp_path):
+def test_validation_on_smaller_crops_than_are_trained_on(source, tmp_path):
     with pytest.raises(UsageError, match=r"validation part .* has 66 voxels along x"):
         train(config("niiv", source, tmp_path / "out", steps=2, patch=[80, 1, 80]))
     network = {**SMALL["niiv"], "tile": 80}
-    with pytest.raises(UsageError, match="tiles of 80 pixels"):  # judging on them excuses no patch
+    with pytest.raises(
+        UsageError, match="tiles of 80 pixels"
+    ):  # validating on them excuses no patch
         config(
             "niiv",
             source,
