@@ -17,10 +17,9 @@ def info_arguments(parser: argparse.ArgumentParser) -> None:
 
 def info(options: argparse.Namespace) -> Result:
     """``isochunk info``."""
-    from isochunk.planning.plan import describe
-
     spacing = getattr(options, "source_spacing", None)
-    return describe(isochunk.open(options.url, options.endpoint_url, spacing).spec), DONE
+    volume = isochunk.open(options.url, options.endpoint_url, spacing)
+    return volume.spec.summary(), DONE
 
 
 def models(options: argparse.Namespace) -> Result:
@@ -30,26 +29,7 @@ def models(options: argparse.Namespace) -> Result:
 
     del options
     specs = [interpolation_spec(name) for name in INTERPOLATIONS] + [s for _, s in shipped()]
-    return {
-        "rows": [
-            {
-                "name": s.name,
-                "arch": s.arch,
-                "factor": ["any" if r is None else float(r) for r in s.factor],
-                "trained_factors": None
-                if s.trained_factors is None
-                else [float(r) for r in s.trained_factors],
-                "phase": s.phase,
-                "plane": s.plane,
-                "halo": list(s.halo),
-                "exact": s.exact,
-                "parameters": s.parameters,
-                "trained_on": s.trained_on,
-                "licence": s.licence,
-            }
-            for s in specs
-        ]
-    }, DONE
+    return {"rows": [spec.summary() for spec in specs]}, DONE
 
 
 COMMANDS = (

@@ -12,6 +12,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
+from isochunk.core.codec import JsonObject
 from isochunk.core.geometry import (
     Box,
     Factor,
@@ -97,6 +98,22 @@ class VolumeSpec:
     def lossy(self) -> bool:
         """Whether reading back may differ from what was written."""
         return self.encoding == "jpeg"
+
+    def summary(self) -> JsonObject:
+        """Return the JSON object of ``isochunk info``; axes z, y, x."""
+        finest = self.levels[0]
+        return {
+            "url": self.url,
+            "format": self.format,
+            "shape": list(finest.box.shape),
+            "dtype": self.dtype,
+            "spacing_nm": [float(s) for s in finest.spacing],
+            "offset": list(finest.box.lo),
+            "chunk": list(finest.chunk),
+            "shard": list(finest.shard) if finest.shard else None,
+            "encoding": self.encoding,
+            "levels": len(self.levels),
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,3 +253,20 @@ class ModelSpec:
         lo = triple(a // g * g for a, g in zip(core.lo, self.alignment, strict=True))
         hi = triple(-(-b // g) * g for b, g in zip(core.hi, self.alignment, strict=True))
         return Box(lo, hi).grow(self.halo)
+
+    def summary(self) -> JsonObject:
+        """Return the row of ``isochunk models``."""
+        trained = self.trained_factors
+        return {
+            "name": self.name,
+            "arch": self.arch,
+            "factor": ["any" if r is None else float(r) for r in self.factor],
+            "trained_factors": None if trained is None else [float(r) for r in trained],
+            "phase": self.phase,
+            "plane": self.plane,
+            "halo": list(self.halo),
+            "exact": self.exact,
+            "parameters": self.parameters,
+            "trained_on": self.trained_on,
+            "licence": self.licence,
+        }

@@ -107,8 +107,8 @@ class Plan:
         """Return the JSON object of ``isochunk plan``."""
         read, needed = self.read_bytes()
         return {
-            "source": describe(self.source),
-            "target": describe(self.target),
+            "source": self.source.summary(),
+            "target": self.target.summary(),
             "model": self.model.name,
             "blocks": self.total_blocks,
             "block": list(self.stages[0].block),
@@ -180,20 +180,3 @@ class Plan:
                 along.append((read.lo[axis], read.hi[axis]))
             intervals.append(along)
         return tuple(intervals)
-
-
-def describe(volume: VolumeSpec) -> dict[str, Any]:
-    """Return the JSON object of ``isochunk info``; axes z, y, x."""
-    finest = volume.levels[0]
-    return {
-        "url": volume.url,
-        "format": volume.format,
-        "shape": list(finest.box.shape),
-        "dtype": volume.dtype,
-        "spacing_nm": [float(s) for s in finest.spacing],
-        "offset": list(finest.box.lo),
-        "chunk": list(finest.chunk),
-        "shard": list(finest.shard) if finest.shard else None,
-        "encoding": volume.encoding,
-        "levels": len(volume.levels),
-    }
