@@ -37,7 +37,7 @@ import isochunk
 from isochunk.core.geometry import Box, Spacing
 from isochunk.core.spec import LevelSpec, ModelSpec, VolumeSpec
 from isochunk.core.voxels import Voxels
-from isochunk.engine import local
+from isochunk.engine import opened
 from isochunk.models.interface import Predictor
 from isochunk.planning import plan as planning
 from isochunk.storage.open import create_volume
@@ -89,8 +89,8 @@ class Hosted(Worker):
 
 async def host(scheduler_file: str, workers: int, task_s: float) -> None:
     """Hold workers until their scheduler goes away."""
-    load = local.load
-    local.load = lambda model, runtime: Sleeper(load(model, runtime), task_s)
+    load = opened.load
+    opened.load = lambda model, runtime: Sleeper(load(model, runtime), task_s)
     with dask.config.set(HOSTING):
         held = [
             Hosted(scheduler_file=scheduler_file, nthreads=1, memory_limit=0, dashboard=False)
