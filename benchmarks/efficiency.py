@@ -120,10 +120,8 @@ def isochunk_local(work: Path, target: Path) -> dict[str, float]:
 
 def isochunk_dask(work: Path, target: Path, workers: int) -> dict[str, float]:
     """The product, on its own Dask cluster of processes; starting it is not counted."""
-    from isochunk.cluster.start import connect
-
     plan = isochunk.plan(job(work, target, workers=workers))
-    with connect(plan.job, None) as client:
+    with isochunk.start_cluster("local", workers) as client:
         client.wait_for_workers(workers)
         start = time.perf_counter()
         report = isochunk.run(plan, client)

@@ -8,7 +8,9 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from importlib import import_module
 from importlib.metadata import version
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 
@@ -42,6 +44,14 @@ def test_imports_go_one_way():
         cwd=ROOT,
     )
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda p: p.name)
+def test_benchmarks_import_what_there_is(path):
+    for name in imports(path):
+        module, _, inside = name.rpartition(".")
+        if name.startswith("isochunk."):
+            assert hasattr(import_module(module), inside) or find_spec(name), name
 
 
 def test_few_modules_lie_at_the_root():
