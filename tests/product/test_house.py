@@ -46,6 +46,16 @@ def test_imports_go_one_way():
     assert done.returncode == 0, done.stdout
 
 
+def imports(path: Path) -> set[str]:
+    """Return every name that a file imports from the package, at its head or inside functions."""
+    return {
+        f"{node.module}.{alias.name}"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("isochunk")
+        for alias in node.names
+    }
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda p: p.name)
 def test_benchmarks_import_what_there_is(path):
     for name in imports(path):
