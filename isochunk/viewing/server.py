@@ -21,19 +21,19 @@ from isochunk.core.codec import JsonObject
 from isochunk.core.spec import VolumeSpec
 from isochunk.errors import UsageError
 from isochunk.viewing.neuroglancer import (
+    LOCAL,
     PUBLIC_NEUROGLANCER,
     Layer,
     neuroglancer_state,
     neuroglancer_url,
 )
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"
 PIECE_BYTES = 1 << 20
 POLL_S = 0.1
 """How long closing may take."""
-LOCAL = "file://"
 UNREACHABLE = (LOCAL, "http://", "s3+http://")
 """URLs that a page served over https may not read."""
 
@@ -106,7 +106,7 @@ class LinkHandler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Keep requests out of the terminal and the secret out of logs."""
-        logger.debug("served: %s %s", self.command, " ".join(map(str, args[1:])))
+        log.debug("served: %s %s", self.command, " ".join(map(str, args[1:])))
 
 
 @contextmanager
@@ -195,7 +195,7 @@ class _Server(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Log what the base class would print: browsers drop requests whenever one looks away."""
-        logger.debug("connection lost", exc_info=True)
+        log.debug("connection lost", exc_info=True)
 
 
 def byte_range(header: str | None, size: int) -> tuple[int, int, HTTPStatus]:
