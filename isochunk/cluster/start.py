@@ -38,7 +38,7 @@ SPOT: Mapping[str, Any] = {
     # its workers costs is that many restarts.
     "distributed.scheduler.allowed-failures": 10,
     # A worker that loads a network from a shared file system and compiles it may hold its loop for
-    # minutes; its blocks get second copies elsewhere long before this.
+    # minutes; its blocks get speculative copies elsewhere long before this.
     "distributed.scheduler.worker-ttl": "10 minutes",
     # Sooner, the job of a worker that its nanny is just starting again would be given up: on a
     # busy shared file system Python takes its time.

@@ -332,7 +332,7 @@ def test_two_submitters(case: Case, cluster: clusters.Cluster, row: Row) -> None
 FAULTS = {
     "a worker dies of a block, once": ("die", 1, "another worker runs it", 2),
     "a worker hangs holding the GIL, once": ("hang_with_gil", 1, "restarted when silent", 2),
-    "a worker hangs without the GIL, once": ("hang", 1, "a second copy finishes", 2),
+    "a worker hangs without the GIL, once": ("hang", 1, "a speculative copy finishes", 2),
     "a straggler": ("lag", 1, "a speculative copy finishes first", 2),
     "a straggler, and so is its copy": ("lag", 2, "the first answer counts", 2),
     "out of memory in a block, once": ("run_out_of_memory", 1, "its tile is halved", 1),
