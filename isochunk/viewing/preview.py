@@ -26,7 +26,7 @@ from isochunk.planning.layout import finer_box, pooling_between
 from isochunk.planning.plan import Plan
 from isochunk.storage.keys import object_boxes, object_key
 from isochunk.storage.precomputed import info_json
-from isochunk.viewing.server import LinkHandler, RunningViewer, serving, view
+from isochunk.viewing.server import LinkHandler, RunningViewer, serve_link, view
 
 log = logging.getLogger(__name__)
 
@@ -96,26 +96,27 @@ class PreviewVolume:
 
 
 class _PreviewHandler(LinkHandler):
-    """GET on the objects of a preview."""
+    """Objects of a preview."""
 
-    def __init__(self, volume: PreviewVolume, secret: str, *request: Any) -> None:
+    def __init__(self, volume: PreviewVolume, *request: Any) -> None:
         self.volume = volume
-        super().__init__(secret, *request)
+        super().__init__(*request)
 
-    def do_GET(self) -> None:  # noqa: N802 - the name http.server calls
+    def answer(self, path: str) -> None:
         """Compute and send an object."""
-        path = self.requested()
-        status, body = HTTPStatus.OK, None
+        status = HTTPStatus.OK
         try:
-            body = None if path is None else self.volume.chunk(path)
+            body = self.volume.chunk(path)
         except IsochunkError as error:
             log.warning("preview of %s failed: %s", path, error)
             # Not 404: that would be shown as background.
             status, body = HTTPStatus.INTERNAL_SERVER_ERROR, str(error).encode()
         if body is None:
-            status, body = HTTPStatus.NOT_FOUND, b""
-        self.send_headers(status, {"Content-Length": str(len(body))})
-        self.wfile.write(body)
+            self.send_not_found()
+            return
+        self.send_head(status, len(body))
+        if self.command == "GET":
+            self.wfile.write(body)
 
 
 def preview_job(job: Job) -> Job:
@@ -163,6 +164,6 @@ def serve_preview(plan: Plan, port: int = 0) -> Iterator[Preview]:
     target = replace(plan.target, levels=plan.target.levels[:LEVELS])
     plan = replace(plan, target=target)
     volume = PreviewVolume(open_job(plan))
-    with serving(partial(_PreviewHandler, volume), port) as url:
+    with serve_link(partial(_PreviewHandler, volume), port) as url:
         log.info("preview of %s: %s", plan.source.url, json.dumps({"url": url}))
         yield Preview(url, plan)

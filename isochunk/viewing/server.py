@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socket import SHUT_RDWR
 from threading import Event, Thread
 from types import TracebackType
 from typing import Any
@@ -31,39 +33,30 @@ from isochunk.viewing.neuroglancer import (
 log = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"
-PIECE_BYTES = 1 << 20
-POLL_S = 0.1
+CLOSING_S = 0.1
 """How long closing may take."""
 UNREACHABLE = (LOCAL, "http://", "s3+http://")
 """URLs that a page served over https may not read."""
 
-_RANGE = re.compile(r"bytes=(\d*)-(\d*)", re.ASCII)
-_CORS = {
+_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
+_ANY_PAGE_MAY_READ = {
     "Access-Control-Allow-Origin": "*",
     "Access-Control-Allow-Methods": "GET, HEAD, OPTIONS",
     "Access-Control-Allow-Headers": "*",
-    "Access-Control-Expose-Headers": "Content-Range, Content-Length, ETag",
+    "Access-Control-Expose-Headers": "Content-Range, Content-Length",
 }
 
 
-@dataclass(frozen=True, slots=True)
-class FolderServer:
-    """A folder being served."""
-
-    url: str
-    """Where its files are found; ends without a slash."""
-
-
 @contextmanager
-def serve_folder(folder: Path, port: int = 0) -> Iterator[FolderServer]:
+def serve_folder(folder: Path, port: int = 0) -> Iterator[str]:
     """Serve the files below a folder, read-only, to programs of this machine.
-
-    Any web page may ask a server on this machine, so the URL holds a secret that only those who
-    were given the link know.
 
     Args:
         folder: what to serve; nothing outside it is reachable, not through links either.
         port: 0 for any that is free.
+
+    Yields:
+        The folder's URL, as of :func:`serve_link`.
 
     Raises:
         UsageError: there is no such folder.
@@ -71,8 +64,67 @@ def serve_folder(folder: Path, port: int = 0) -> Iterator[FolderServer]:
     root = folder.expanduser().resolve()
     if not root.is_dir():
         raise UsageError(f"{root} is no folder; a local volume is a folder of files")
-    with serving(partial(_FileHandler, root), port) as url:
-        yield FolderServer(url)
+    with serve_link(partial(_FileHandler, root), port) as url:
+        yield url
+
+
+@contextmanager
+def serve_link(handler: Callable[..., LinkHandler], port: int = 0) -> Iterator[str]:
+    """Serve on the loopback, one thread a connection, until the end of the ``with`` block.
+
+    Any web page may ask a server on this machine, so the URL holds a secret that only those who
+    were given the link know.
+
+    Args:
+        handler: makes the handler of a connection from what ``http.server`` passes.
+        port: 0 for any that is free.
+
+    Yields:
+        The URL, without a slash at the end.
+    """
+    server = _LinkServer((LOOPBACK, port), handler)
+    thread = Thread(
+        target=server.serve_forever, args=(CLOSING_S,), name="isochunk-serve", daemon=True
+    )
+    thread.start()
+    try:
+        yield f"http://{LOOPBACK}:{server.server_port}/{server.secret}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class _LinkServer(ThreadingHTTPServer):
+    """One thread a connection; closing hangs up on browsers that keep theirs open."""
+
+    daemon_threads = True
+
+    def __init__(self, address: tuple[str, int], handler: Callable[..., LinkHandler]) -> None:
+        self.secret = secrets.token_urlsafe(16)
+        self._connections: set[Any] = set()
+        super().__init__(address, handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Start a thread for a connection."""
+        self._connections.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """End one connection."""
+        self._connections.discard(request)
+        super().shutdown_request(request)
+
+    def server_close(self) -> None:
+        """Take no more connections and end those there are, whose threads end with them."""
+        super().server_close()
+        for connection in self._connections.copy():
+            with suppress(OSError):  # the browser was first
+                connection.shutdown(SHUT_RDWR)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Log what the base class would print: browsers drop requests whenever one looks away."""
+        log.debug("connection lost", exc_info=True)
 
 
 class LinkHandler(BaseHTTPRequestHandler):
@@ -80,85 +132,70 @@ class LinkHandler(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     timeout = 60
+    """Seconds for which a connection may be idle."""
+    server: _LinkServer
 
-    def __init__(self, secret: str, *request: Any) -> None:
-        """Answer one connection."""
-        self.secret = secret
-        super().__init__(*request)
+    def answer(self, path: str) -> None:
+        """Answer a GET or HEAD for the path below the secret."""
+        raise NotImplementedError
+
+    def do_GET(self) -> None:
+        """Answer those who know the secret; to others nothing is there."""
+        secret, _, path = unquote(urlsplit(self.path).path).removeprefix("/").partition("/")
+        if secrets.compare_digest(secret.encode(), self.server.secret.encode()):
+            self.answer(path)
+        else:
+            self.send_not_found()
+
+    def do_HEAD(self) -> None:
+        """Send what GET would send; :meth:`answer` leaves out the body."""
+        self.do_GET()
 
     def do_OPTIONS(self) -> None:
         """Tell the browser that any page with the link may read."""
-        self.send_headers(HTTPStatus.NO_CONTENT, {"Content-Length": "0"})
+        self.send_head(HTTPStatus.NO_CONTENT, 0)
 
-    def requested(self) -> str | None:
-        """Return the path that is asked for below the secret; None without the secret."""
-        secret, _, path = unquote(urlsplit(self.path).path).removeprefix("/").partition("/")
-        if not secrets.compare_digest(secret.encode(), self.secret.encode()):
-            return None
-        return path
+    def send_not_found(self) -> None:
+        """Say that nothing is there; a missing chunk is background, so this is no error."""
+        self.send_head(HTTPStatus.NOT_FOUND, 0)
 
-    def send_headers(self, status: HTTPStatus, headers: dict[str, str]) -> None:
-        """Send a status and headers, with those that let other pages read."""
+    def send_head(
+        self, status: HTTPStatus, length: int, headers: dict[str, str] | None = None
+    ) -> None:
+        """Send a status and headers; ``length`` is that of the body in bytes."""
         self.send_response(status)
-        for name, value in {**_CORS, **headers}.items():
+        for name, value in {"Content-Length": str(length), **(headers or {})}.items():
             self.send_header(name, value)
         self.end_headers()
 
+    def end_headers(self) -> None:
+        """Let other pages read every answer, errors of the base class too."""
+        for name, value in _ANY_PAGE_MAY_READ.items():
+            self.send_header(name, value)
+        super().end_headers()
+
     def log_message(self, format: str, *args: Any) -> None:
-        """Keep requests out of the terminal and the secret out of logs."""
-        log.debug("served: %s %s", self.command, " ".join(map(str, args[1:])))
-
-
-@contextmanager
-def serving(handler: Callable[..., LinkHandler], port: int = 0) -> Iterator[str]:
-    """Serve on the loopback, one thread a connection, under a URL with a secret in it.
-
-    Args:
-        handler: takes the secret and the connection.
-        port: 0 for any that is free.
-
-    Yields:
-        The URL, without a slash at the end.
-    """
-    secret = secrets.token_urlsafe(16)
-    server = _Server((LOOPBACK, port), partial(handler, secret))
-    thread = Thread(target=server.serve_forever, name="isochunk-serve", daemon=True)
-    thread.start()
-    try:
-        yield f"http://{LOOPBACK}:{server.server_port}/{secret}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+        """Keep requests out of the terminal, and the secret that they hold out of logs."""
 
 
 class _FileHandler(LinkHandler):
-    """GET and HEAD on the files below one folder, whole or one range of bytes."""
+    """Files below one folder, whole or one range of bytes."""
 
-    def __init__(self, root: Path, secret: str, *request: Any) -> None:
+    def __init__(self, root: Path, *request: Any) -> None:
         self.root = root
-        super().__init__(secret, *request)
+        super().__init__(*request)
 
-    def do_GET(self) -> None:
+    def answer(self, path: str) -> None:
         """Send a file or the part of it that was asked for."""
-        self._send_file()
-
-    def do_HEAD(self) -> None:
-        """Send what GET would send, without the body."""
-        self._send_file()
-
-    def _send_file(self) -> None:
-        file = self._file()
+        file = self._file(path)
         if file is None:
-            # A chunk that is not there is background, so this is no error.
-            self.send_headers(HTTPStatus.NOT_FOUND, {"Content-Length": "0"})
+            self.send_not_found()
             return
         with file.open("rb") as content:
-            size = file.stat().st_size
+            size = os.fstat(content.fileno()).st_size
             start, stop, status = byte_range(self.headers.get("Range"), size)
             headers = {
                 "Content-Type": "application/octet-stream",
-                "Content-Length": str(stop - start),
                 "Accept-Ranges": "bytes",
                 # Volumes are looked at while they are being written.
                 "Cache-Control": "no-cache",
@@ -167,20 +204,16 @@ class _FileHandler(LinkHandler):
                 headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
             elif status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
                 headers["Content-Range"] = f"bytes */{size}"
-            self.send_headers(status, headers)
-            if self.command != "GET":
-                return
-            content.seek(start)
-            # Never more than was announced, though the file may grow meanwhile.
-            while start < stop and (piece := content.read(min(PIECE_BYTES, stop - start))):
-                self.wfile.write(piece)
-                start += len(piece)
+            length = stop - start
+            self.send_head(status, length, headers)
+            if length and self.command == "GET":
+                # Never more than was announced, though the file may grow meanwhile. If it
+                # shrinks, the next answer would be taken for the rest of this one.
+                sent = self.connection.sendfile(content, start, length)
+                self.close_connection |= sent < length
 
-    def _file(self) -> Path | None:
-        """Return the file that the request names, if it is one below the folder."""
-        path = self.requested()
-        if path is None:
-            return None
+    def _file(self, path: str) -> Path | None:
+        """Return the file at a path, if it is one below the folder."""
         try:
             file = (self.root / path.lstrip("/")).resolve(strict=True)
         except (OSError, ValueError, RuntimeError):  # not there, a null byte, a loop of links
@@ -188,32 +221,19 @@ class _FileHandler(LinkHandler):
         return file if file.is_relative_to(self.root) and file.is_file() else None
 
 
-class _Server(ThreadingHTTPServer):
-    """One thread a connection; leaving does not wait for browsers that keep theirs open."""
-
-    daemon_threads = True
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Log what the base class would print: browsers drop requests whenever one looks away."""
-        log.debug("connection lost", exc_info=True)
-
-
 def byte_range(header: str | None, size: int) -> tuple[int, int, HTTPStatus]:
     """Read a Range header (RFC 9110): half-open bounds in the file, and the answer's status.
 
     Several ranges, other units and what cannot be read are ignored, as the RFC allows.
     """
-    whole = (0, size, HTTPStatus.OK)
     match = _RANGE.fullmatch((header or "").replace(" ", ""))
-    if match is None or not any(match.groups()):
-        return whole
-    first, last = match.groups()
-    if not first:
-        start, stop = max(0, size - int(last)), size
-    else:
+    first, last = match.groups() if match else ("", "")
+    if not (first or last) or (first and last and int(last) < int(first)):
+        return (0, size, HTTPStatus.OK)
+    if first:
         start, stop = int(first), min(size, int(last) + 1) if last else size
-        if last and int(last) < int(first):
-            return whole
+    else:
+        start, stop = max(0, size - int(last)), size
     if start >= stop:
         return (0, 0, HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE)
     return (start, stop, HTTPStatus.PARTIAL_CONTENT)
@@ -296,8 +316,8 @@ def _reachable(layer: Layer, resources: ExitStack) -> Layer:
     """Serve a layer's folder if it is on this machine."""
     if not layer.spec.url.startswith(LOCAL):
         return layer
-    server = resources.enter_context(serve_folder(Path(layer.spec.url.removeprefix(LOCAL))))
-    return replace(layer, spec=replace(layer.spec, url=server.url))
+    url = resources.enter_context(serve_folder(Path(layer.spec.url.removeprefix(LOCAL))))
+    return replace(layer, spec=replace(layer.spec, url=url))
 
 
 def _local_client(state: JsonObject) -> Any:

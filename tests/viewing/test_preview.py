@@ -120,7 +120,7 @@ def test_it_opens_as_a_volume(url: str, batch: str) -> None:
     np.testing.assert_array_equal(volume.read(box), isochunk.open(batch).read(box))
 
 
-def test_nothing_else_is_there(url: str) -> None:
+def test_other_paths_and_other_secrets_are_not_found(url: str) -> None:
     key = json.loads(get(f"{url}/info")[1])["scales"][0]["key"]
     good = "16-80_-8-56_16-48"
     assert get(f"{url}/{key}/{good}")[0] == 200
@@ -146,6 +146,13 @@ def test_nothing_else_is_there(url: str) -> None:
     host, _, _ = url.rpartition("/")
     for secret in ("", "guess", "%00"):
         assert get(f"{host}/{secret}/info")[0] == 404
+
+
+def test_head_is_get_without_the_body(url: str) -> None:
+    request = urllib.request.Request(f"{url}/info", method="HEAD")
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        assert answer.read() == b""
+        assert int(answer.headers["Content-Length"]) == len(get(f"{url}/info")[1])
 
 
 def test_a_box_and_a_spacing(source: str, tmp_path: Path) -> None:

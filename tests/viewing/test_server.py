@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import socket
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from fractions import Fraction
-from http.client import HTTPConnection, HTTPResponse
+from http.client import HTTPConnection, HTTPResponse, IncompleteRead
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -24,6 +27,7 @@ from isochunk.viewing.server import byte_range, serve_folder, view
 
 ORIGIN = (Fraction(0),) * 3
 CONTENT = bytes(range(200))
+LARGE_BYTES = 64 << 20
 
 
 @pytest.fixture
@@ -38,8 +42,8 @@ def served(tmp_path: Path) -> Iterator[str]:
     (tmp_path / "private").write_text("secret")
     (tmp_path / "served-too").mkdir()
     (tmp_path / "served-too" / "file").write_text("secret")
-    with serve_folder(folder) as server:
-        yield server.url
+    with serve_folder(folder) as url:
+        yield url
 
 
 def ask(
@@ -56,7 +60,7 @@ def ask(
         connection.close()
 
 
-def test_get_and_head(served):
+def test_files_are_sent_whole_and_head_sends_no_body(served):
     response, body = ask(served, "/sub/chunk")
     assert (response.status, body) == (200, CONTENT)
     assert response.headers["Access-Control-Allow-Origin"] == "*"
@@ -83,10 +87,11 @@ def test_get_and_head(served):
         ("bytes=0-1,5-6", 200, CONTENT, None),
         ("lines=0-1", 200, CONTENT, None),
         ("bytes=-", 200, CONTENT, None),
+        ("bytes=" + "9" * 5000 + "-", 200, CONTENT, None),
         ("bytes=٣-٤", 200, CONTENT, None),
     ],
 )
-def test_ranges(served, asked, status, body, content_range):
+def test_a_range_header_is_answered_as_the_rfc_says(served, asked, status, body, content_range):
     response, got = ask(served, "/sub/chunk", headers={"Range": asked.encode()})
     assert (response.status, got) == (status, body)
     assert response.headers["Content-Range"] == content_range
@@ -123,27 +128,96 @@ def test_a_range_is_the_bytes_that_exist_of_it(size, first, last):
         "/" + "x" * 5000,
     ],
 )
-def test_only_files_below_the_folder(served, path):
+def test_only_files_below_the_folder_can_be_reached(served, path):
     response, body = ask(served, path)
     assert (response.status, body) == (404, b"")
     assert response.headers["Access-Control-Allow-Origin"] == "*"
 
 
-def test_only_those_who_have_the_link(served):
+def test_without_the_secret_nothing_is_there(served):
     base = served.rsplit("/", 1)[0]
     assert ask(base, "/sub/chunk")[0].status == 404
     assert ask(base, "/guess/sub/chunk")[0].status == 404
     assert urlsplit(served).hostname == "127.0.0.1"
 
 
-def test_nothing_is_written(served):
-    assert ask(served, "/sub/chunk", "OPTIONS")[0].status == 204
+def test_methods_that_write_are_refused(served):
     for method in ("PUT", "POST", "DELETE"):
         assert ask(served, "/sub/chunk", method)[0].status == 501
     assert ask(served, "/sub/chunk")[1] == CONTENT
 
 
-def test_a_browser_that_hangs_up_is_no_news(served, capfd):
+@pytest.mark.parametrize(
+    ("path", "method", "status"),
+    [
+        ("/sub/chunk", "OPTIONS", 204),
+        ("/sub/chunk", "PUT", 501),
+        ("/sub/chunk", "GET", 200),
+        ("/missing", "HEAD", 404),
+    ],
+)
+def test_pages_from_anywhere_may_read_every_answer(served, path, method, status):
+    response, _ = ask(served, path, method)
+    assert response.status == status
+    assert response.headers.get_all("Access-Control-Allow-Origin") == ["*"]
+    assert response.headers["Access-Control-Allow-Methods"] == "GET, HEAD, OPTIONS"
+
+
+def test_browsers_ask_again_since_volumes_are_looked_at_while_they_are_written(tmp_path):
+    chunk = tmp_path / "chunk"
+    with serve_folder(tmp_path) as url:
+        assert ask(url, "/chunk")[0].status == 404
+        for content in (b"first", b"other"):
+            chunk.write_bytes(content)
+            response, body = ask(url, "/chunk")
+            assert body == content
+            assert response.headers["Cache-Control"] == "no-cache"
+            assert response.headers["Content-Type"] == "application/octet-stream"
+
+
+@contextmanager
+def asked_for_a_large_file(folder: Path) -> Iterator[HTTPConnection]:
+    """Ask for more than the buffers between client and server hold, and do not read it yet."""
+    with (folder / "large").open("wb") as file:
+        file.truncate(LARGE_BYTES)
+    with serve_folder(folder) as url:
+        parts = urlsplit(url)
+        connection = HTTPConnection(parts.hostname, parts.port, timeout=10)
+        connection.request("GET", parts.path + "/large")
+        yield connection
+        connection.close()
+
+
+def test_of_a_file_that_grows_no_more_is_sent_than_announced(tmp_path):
+    with asked_for_a_large_file(tmp_path) as connection:
+        response = connection.getresponse()
+        with (tmp_path / "large").open("ab") as file:
+            file.write(CONTENT)
+        assert len(response.read()) == LARGE_BYTES
+        # What follows on the same connection is the next answer, not the file's new end.
+        connection.request("GET", "/")
+        assert connection.getresponse().status == 404
+
+
+def test_of_a_file_that_shrinks_the_answer_ends_with_the_connection(tmp_path):
+    with asked_for_a_large_file(tmp_path) as connection:
+        response = connection.getresponse()
+        os.truncate(tmp_path / "large", LARGE_BYTES // 2)
+        with pytest.raises(IncompleteRead):
+            response.read()
+
+
+def test_the_secret_is_not_logged(served, caplog):
+    caplog.set_level(logging.DEBUG)
+    for path in ("/sub/chunk", "/missing", "/not a request", "/%00", "/" + "x" * 70_000):
+        parts = urlsplit(served)
+        with socket.create_connection((parts.hostname, parts.port)) as connection:
+            connection.sendall(f"GET {parts.path}{path} HTTP/1.1\r\n\r\n".encode())
+            assert connection.recv(1000)
+    assert parts.path.strip("/") not in caplog.text
+
+
+def test_a_browser_that_hangs_up_prints_nothing(served, capfd):
     parts = urlsplit(served)
     for _ in range(3):
         with socket.create_connection((parts.hostname, parts.port)) as connection:
@@ -154,10 +228,18 @@ def test_a_browser_that_hangs_up_is_no_news(served, capfd):
 
 
 def test_the_server_ends_with_its_block(tmp_path):
-    with serve_folder(tmp_path) as server:
-        parts = urlsplit(server.url)
+    with serve_folder(tmp_path) as url:
+        parts = urlsplit(url)
+        kept_open = socket.create_connection((parts.hostname, parts.port), timeout=10)
+        kept_open.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        assert kept_open.recv(1 << 16)
+    assert kept_open.recv(1) == b"", "browsers are hung up on"
+    kept_open.close()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection((parts.hostname, parts.port))
+
+
+def test_what_is_no_folder_is_refused(tmp_path):
     with pytest.raises(UsageError, match="is no folder"), serve_folder(tmp_path / "missing"):
         pass
 
@@ -175,8 +257,8 @@ def test_tensorstore_reads_a_served_volume(tmp_path, format_, encoding, shard):
     spec = VolumeSpec(str(tmp_path / "v"), format_, "uint8", encoding, ORIGIN, (level,))
     voxels = np.random.default_rng(0).integers(1, 255, level.box.shape, dtype=np.uint8)
     create_volume(spec).write(level.box, voxels)
-    with serve_folder(tmp_path / "v") as server:
-        np.testing.assert_array_equal(open_volume(server.url).read(level.box), voxels)
+    with serve_folder(tmp_path / "v") as url:
+        np.testing.assert_array_equal(open_volume(url).read(level.box), voxels)
 
 
 LEVEL = LevelSpec("s0", Box.from_shape((4, 4, 4)), Spacing.parse("8,8,8"), (4, 4, 4), None)
@@ -202,7 +284,7 @@ def test_local_volumes_are_served_on_this_machine_only(tmp_path):
         ask(sources["result"].split("/|")[0], "/info")
 
 
-def test_missing_neuroglancer_is_said(tmp_path, monkeypatch):
+def test_without_the_neuroglancer_package_the_error_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "neuroglancer", None)
     with pytest.raises(UsageError, match=r"isochunk\[view\]"):
         view(replace(CLOUD, url=tmp_path.as_uri()))
