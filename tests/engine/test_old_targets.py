@@ -18,7 +18,7 @@ from isochunk.engine.target import status
 from isochunk.errors import TargetConflictError
 
 OLD = Path(__file__).with_name("old_targets")
-WHERE_IT_WAS = "/tmp/old"
+WHERE_IT_WAS = "/elsewhere"
 """The folder that the records name; they are told where it is now."""
 
 SMALL = {"chunk": "8,8,8", "shard": "16,16,16", "block": "16,16,16"}
