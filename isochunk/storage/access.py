@@ -102,6 +102,9 @@ DOUBLING = "20m"
 SILENCE = 0.25
 """A request that gets no byte for this share of the time allowed is dropped and made again."""
 
+SERVICES = ("s3", "gcs", "http")
+"""Kinds of storage as tensorstore's contexts name them."""
+
 RATE_LIMITED = {"s3": "experimental_s3_rate_limiter", "gs": "experimental_gcs_rate_limiter"}
 """What starts slowly, by scheme: named both in a context and in what uses it."""
 
@@ -119,23 +122,32 @@ def retries_within(timeout_s: float) -> int:
 
 def limits_json(access: Access) -> JsonObject:
     """Return the part of a tensorstore context that the volumes of one process share."""
-    retries = retries_within(access.timeout_s) if access.retries is None else access.retries
-    # tensorstore adds up to the first pause to each pause, but never exceeds the longest: that one
-    # is drawn here, or processes that were refused together would come back together.
-    longest = random.uniform(0.75, 1) * LONGEST_PAUSE_S
     context: JsonObject = {}
-    for service in ("s3", "gcs", "http"):
-        context[f"{service}_request_retries"] = {
-            "max_retries": retries,
-            "initial_delay": f"{FIRST_PAUSE_S}s",
-            "max_delay": f"{longest:.3f}s",
-        }
+    for service in SERVICES:
         context[f"{service}_request_concurrency"] = {"limit": access.requests}
     if access.slow_start is not None:
         rate = access.slow_start
         for name in RATE_LIMITED.values():
             context[name] = {"read_rate": rate, "write_rate": rate, "doubling_time": DOUBLING}
     return context
+
+
+def retries_json(access: Access) -> JsonObject:
+    """Return the part of a tensorstore context that is one volume's own: when it tries again.
+
+    tensorstore adds up to the first pause to each pause, but never exceeds the longest: that one
+    is drawn here, or processes that were refused together would come back together. It also keeps
+    volumes apart: of two that are alike in all, the second would be given the credentials of the
+    first for as long as anything, an error's traceback too, holds that one.
+    """
+    retries = retries_within(access.timeout_s) if access.retries is None else access.retries
+    longest = random.uniform(0.75, 1) * LONGEST_PAUSE_S
+    policy = {
+        "max_retries": retries,
+        "initial_delay": f"{FIRST_PAUSE_S}s",
+        "max_delay": f"{longest:.9f}s",
+    }
+    return {f"{service}_request_retries": policy for service in SERVICES}
 
 
 def kvstore_json(location: Location, access: Access, *, anonymous: bool = False) -> JsonObject:

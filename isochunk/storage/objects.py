@@ -22,6 +22,7 @@ from isochunk.storage.access import (
     kvstore_json,
     limits_json,
     names_credentials,
+    retries_json,
     storage_error,
     without_secrets,
 )
@@ -49,14 +50,13 @@ def process_context(limits: Access) -> ts.Context:
 def volume_context(access: Access, cache_bytes: int) -> ts.Context:
     """Return the context of one volume: a cache of its own, limits shared with the others."""
     shared = process_context(
-        Access(
-            timeout_s=access.timeout_s,
-            retries=access.retries,
-            requests=access.requests,
-            slow_start=access.slow_start,
-        )
+        Access(timeout_s=access.timeout_s, requests=access.requests, slow_start=access.slow_start)
     )
-    own = {"cache_pool": {"total_bytes_limit": cache_bytes}, "memory_key_value_store": {}}
+    own = {
+        "cache_pool": {"total_bytes_limit": cache_bytes},
+        "memory_key_value_store": {},
+        **retries_json(access),
+    }
     return ts.Context(own, parent=shared)
 
 

@@ -174,3 +174,17 @@ def test_urls_with_secrets_are_refused_unseen(
     said = "".join(traceback.format_exception(caught.value)) + "".join(capfd.readouterr())
     assert "secret-word" not in said
     assert not (tmp_path / "out").exists()
+
+
+def test_right_keys_work_while_a_store_with_wrong_ones_is_held(
+    s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a notebook, whose last error holds all that it was raised in."""
+    with monkeypatch.context() as wrong:
+        wrong.setenv("AWS_ACCESS_KEY_ID", "AKIDOTHER")
+        wrong.setenv("AWS_SECRET_ACCESS_KEY", "SECRETOTHER999")
+        held = open_store(f"{s3}/out")
+        with pytest.raises(AccessError):
+            held.keys()
+    assert open_store(f"{s3}/out").keys() == []
+    assert held.url.endswith("/out")
