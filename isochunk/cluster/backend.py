@@ -39,9 +39,13 @@ from isochunk.engine.report import Seam
 from isochunk.engine.timeouts import Timeouts
 from isochunk.errors import ClusterError, UsageError
 from isochunk.planning.block import BlockTask, Reports
+from isochunk.planning.memory import fit_memory
 from isochunk.planning.plan import Plan
 
 log = logging.getLogger(__name__)
+
+WORKER_SHARE = 0.75
+"""Share of a worker's memory limit that is planned with: at 0.8 Dask pauses it."""
 
 SENDS = 3
 """Times that the job is sent to workers that die of other causes meanwhile."""
@@ -117,6 +121,27 @@ def run_compare(name: str, box: Box) -> Seam:
     return on_worker(name)[0].job.compare(box)
 
 
+def fit_workers(plan: Plan, client: Client) -> Plan:
+    """Fit tile and depth to the workers there are, where the job leaves memory open.
+
+    Raises:
+        UsageError: not even one block and one small tile fit.
+    """
+    if plan.job.memory is not None or plan.costs is None:
+        return plan
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    limits = {int(worker["memory_limit"]) for worker in workers if worker["memory_limit"]}
+    if not limits:
+        return plan  # none is kept to a limit
+    if len(limits) > 1:
+        log.warning(
+            "workers have %.1f to %.1f GiB of memory; tiles are made for the least",
+            min(limits) / 2**30,
+            max(limits) / 2**30,
+        )
+    return fit_memory(plan, int(WORKER_SHARE * min(limits)))
+
+
 class DaskBackend:
     """Runs tasks on the workers of a client. Use it as a context manager."""
 
@@ -138,7 +163,8 @@ class DaskBackend:
                 f"{client.scheduler_info()['address']}"
             ) from None
         check_versions(client)
-        self.send_job(JobPlugin(self.name, plan))
+        self.plan = fit_workers(plan, client)
+        self.send_job(JobPlugin(self.name, self.plan))
 
     def send_job(self, plugin: JobPlugin) -> None:
         """Open the job on every worker; one that dies meanwhile is not the end.

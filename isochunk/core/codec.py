@@ -24,7 +24,7 @@ JsonObject: TypeAlias = dict[str, Any]
 def to_json(value: Any) -> Any:
     """Turn a dataclass, or a value inside one, into JSON values."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {_key(f): to_json(getattr(value, f.name)) for f in fields(value)}
+        return {_key(f): to_json(getattr(value, f.name)) for f in _stored(value)}
     if isinstance(value, Fraction):
         return str(value)
     if isinstance(value, tuple):
@@ -42,6 +42,11 @@ def from_json(kind: type[T], data: Any) -> T:
     return result
 
 
+def _stored(kind: Any) -> list[Field[Any]]:
+    """Return the fields that are stored; the others are found out again."""
+    return [f for f in fields(kind) if f.metadata.get("stored_as", f.name) is not None]
+
+
 def _key(field: Field[Any]) -> str:
     """Return the key of a field: its name, or that under which it was stored first."""
     return str(field.metadata.get("stored_as", field.name))
@@ -50,7 +55,7 @@ def _key(field: Field[Any]) -> str:
 def _read(kind: Any, data: Any, where: str) -> Any:  # noqa: PLR0911
     if is_dataclass(kind) and isinstance(kind, type):
         hints = typing.get_type_hints(kind)
-        names = {_key(f): f.name for f in fields(kind)}
+        names = {_key(f): f.name for f in _stored(kind)}
         if not isinstance(data, dict) or set(data) != set(names):
             got = sorted(data) if isinstance(data, dict) else data
             raise UsageError(f"{where} holds {got}; wanted the keys {sorted(names)}")

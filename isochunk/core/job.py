@@ -40,8 +40,8 @@ class RunOptions:
     """Interpolation, shipped checkpoint, checkpoint folder, ``.pt2`` or ``file.py:make``."""
     device: Device = "auto"
     """Where networks run."""
-    memory: BytesField = 4 << 30
-    """Host memory of one worker in bytes, or as 8GiB."""
+    memory: BytesField | None = None
+    """Host memory of one worker in bytes, or as 8GiB; default: what is free, over the workers."""
     device_memory: ShareField = 0.9
     """Share of a GPU's memory that one worker may take, more than 0 and at most 1."""
     timeout_s: SecondsField = 120.0

@@ -177,6 +177,8 @@ class ModelSpec:
     """Least and largest factor along z that it was trained for; None where none is recorded."""
     sha256: str = ""
     """Digest over what defines the model's answers."""
+    padded_because: str = field(default="", metadata={"stored_as": None})
+    """Why tiles of a user's network are padded and cropped; empty where they are not."""
 
     def for_factor(self, factor: Factor) -> ModelSpec:
         """Fix the free axes; a free axis whose factor is 1 passes through and needs no halo.

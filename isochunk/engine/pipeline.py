@@ -22,6 +22,7 @@ from isochunk.core.voxels import Voxels, checksum, convert, pool
 from isochunk.engine.mask import masked_blocks
 from isochunk.engine.opened import OpenJob
 from isochunk.errors import StorageError, may_pass
+from isochunk.host.allocator import computing_thread, give_back_memory, reserve
 from isochunk.models.interface import Predictor
 from isochunk.planning.block import REPORT_DTYPE, Block, BlockReport, BlockTask, Reports
 from isochunk.planning.layout import (
@@ -106,7 +107,9 @@ class Pipeline:
         """Take an open job; nothing starts until a block is submitted."""
         self.job = job
         # Networks keep one thread pool per calling thread, so all computing has one thread.
-        self._compute = ThreadPoolExecutor(1, "isochunk-compute")
+        self._compute = computing_thread("isochunk-compute")
+        if job.plan.model.bytes_per_voxel and job.plan.job.device != "cuda":
+            self._compute.submit(reserve, job.plan.tile_bytes(job.plan.tile))
         self._blocks = ThreadPoolExecutor(job.plan.depth, "isochunk-block")
         self._zeros: dict[Triple, int] = {}
         self.task_slots = threading.Semaphore(2)
@@ -124,6 +127,7 @@ class Pipeline:
         """Drop what has not started and wait for what has."""
         self._blocks.shutdown(wait=True, cancel_futures=True)
         self._compute.shutdown(wait=True)
+        give_back_memory()
 
     def abandon(self) -> None:
         """Drop what has not started and let the rest end by itself: it may hang."""

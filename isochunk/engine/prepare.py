@@ -12,7 +12,8 @@ from isochunk.core.job import Job
 from isochunk.core.spec import Format, Intensity, ModelSpec
 from isochunk.engine.ledger import Ledger, check_same_job, read_job, write_job
 from isochunk.errors import TargetConflictError, UsageError
-from isochunk.models.load import describe
+from isochunk.host.memory import usable_memory_bytes
+from isochunk.models.load import examine, gpu_count
 from isochunk.planning.intensity import measure_intensity
 from isochunk.planning.make import Inputs, make_plan
 from isochunk.planning.plan import Plan
@@ -29,6 +30,9 @@ from isochunk.storage.open import (
 from isochunk.storage.url import parse_url
 
 log = logging.getLogger(__name__)
+
+FALLBACK_MEMORY_BYTES = 4 << 30
+"""Planned with where the system does not tell how much memory it has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +79,33 @@ def resolve(job: Job, place: TargetPlace) -> Plan:
     access = Access.for_job(job)
     source = open_volume(job.source, access)
     check_supported(source.spec)
-    model = describe(job.model, trust=job.trust)
-    model = model.on_plane(job.plane or model.plane)
+    described = examine(job.model, trust=job.trust)
+    model = described.spec.on_plane(job.plane or described.spec.plane)
     mask = open_volume(job.mask, access).spec if job.mask else None
     full = Intensity.full_range(source.spec.dtype)
     # Planned before the source is measured, so that mistakes cost no reading.
-    plan = make_plan(job, Inputs(source.spec, model, full, place.url, place.format, mask))
+    found = Inputs(source.spec, model, full, place.url, place.format, mask)
+    plan = make_plan(
+        job, replace(found, memory_bytes=_worker_memory_bytes(job), costs=described.costs)
+    )
     _warn_beyond_training(plan.model)
     return replace(plan, intensity=measure_intensity(source, model.normalisation))
+
+
+def _worker_memory_bytes(job: Job) -> int:
+    """Return the host memory of one worker: as asked for, or of what is free here its share.
+
+    Workers elsewhere are asked when they are there, see ``cluster.backend``; till then they are
+    taken for machines like this.
+    """
+    if job.memory is not None:
+        return job.memory
+    sharing = 1
+    if job.scheduler is None and job.cluster == "local":
+        sharing = job.workers or 1
+    elif job.scheduler is None and job.cluster == "cuda":
+        sharing = max(1, min(job.workers or gpu_count(), gpu_count()))
+    return (usable_memory_bytes() or FALLBACK_MEMORY_BYTES) // sharing
 
 
 def _warn_beyond_training(model: ModelSpec) -> None:

@@ -2,7 +2,9 @@
 
 By default glibc hands buffers of 32 MiB and more back to the kernel as soon as they are freed, and
 a network on a CPU asks for such buffers at every layer: faulting their pages in can take as
-long as the layer itself.
+long as the layer itself. Thresholds can be moved in any process at any time. But only the first of
+glibc's arenas can hold large buffers at all, and most threads of a process that others started have
+another one for good; so a thread that computes is chosen by its arena.
 """
 
 from __future__ import annotations
@@ -10,43 +12,121 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+from concurrent.futures import ThreadPoolExecutor
 
 M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
+M_MMAP_MAX = -4
 M_ARENA_MAX = -8
 """Parameter numbers of glibc's ``mallopt``."""
-
 
 LARGEST = 2**31 - 1
 
 ENVIRONMENT = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(LARGEST),
+    "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(LARGEST),
 }
 """The same for a process that is yet to be started; glibc reads it before the first thread."""
 
+OTHER_ARENA = 4
+"""Bit in the size of a chunk of glibc's that says that it is from another arena than the first."""
+
+PROBE_BYTES = 1 << 16
+"""Too large for a thread's own cache of chunks, and too small to be mapped by itself."""
+
+HUGE_PAGE_BYTES = 2 << 20
+
+MADV_HUGEPAGE = 14
+"""Linux's number for: use huge pages here."""
+
+ARENAS_PER_CORE = 8
+"""Arenas that glibc makes at most; after that new threads share those there are, in turn."""
+
+
+def is_glibc() -> bool:
+    """Tell whether the C library is the one that this is about."""
+    return platform.libc_ver()[0] == "glibc"
+
 
 def keep_memory() -> bool:
-    """Make freed buffers cheap to get again; called once, before a process starts its threads.
+    """Keep what is freed, from now on; whatever ``MALLOC_*`` variables said.
 
-    Later it helps only by chance: which arena a thread uses is settled when it first allocates.
-
-    All memory of the process comes from one arena that is never given back, because the default,
-    an arena for each thread, maps and unmaps every large buffer again whatever the thresholds
-    say. Resident memory stays at its peak, which fragmentation makes about 1.4 times what it would
-    be (measured on 3D-SRU-Net tiles; from the third tile on no page is faulted in). Does nothing
-    where the user set ``MALLOC_*`` variables, or where the C library is not glibc.
+    New threads share the first arena too, where glibc has not yet settled how many there may be.
+    Resident memory stays at its peak, which fragmentation makes about 1.4 times what it would
+    be (measured on 3D-SRU-Net tiles; from the third tile on no page is faulted in).
 
     Returns:
-        Whether anything was changed.
+        Whether anything was changed: not where the C library is not glibc.
     """
-    if platform.libc_ver()[0] != "glibc" or any(k.startswith("MALLOC_") for k in os.environ):
+    if not is_glibc():
         return False
     libc = ctypes.CDLL(None)
     done = (
         libc.mallopt(M_ARENA_MAX, 1),
         libc.mallopt(M_MMAP_THRESHOLD, LARGEST),
+        libc.mallopt(M_MMAP_MAX, 0),  # thresholds end at 2 GiB
         libc.mallopt(M_TRIM_THRESHOLD, -1),
     )
     return all(done)
+
+
+def give_back_memory() -> None:
+    """Give what is free now back to the kernel."""
+    if is_glibc():
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def uses_first_arena() -> bool:
+    """Tell whether this thread's memory is from glibc's first arena, or from another library."""
+    if not is_glibc():
+        return True
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.argtypes = [ctypes.c_void_p]
+    chunk = libc.malloc(PROBE_BYTES)
+    size = ctypes.c_size_t.from_address(chunk - ctypes.sizeof(ctypes.c_size_t)).value
+    libc.free(chunk)
+    return not size & OTHER_ARENA
+
+
+def computing_thread(name: str) -> ThreadPoolExecutor:
+    """Return an executor of one thread that can keep large buffers; see :func:`keep_memory`.
+
+    Threads are started until one gets the first arena, which takes a millisecond: glibc hands
+    arenas out in turn. Where none does, the last is taken.
+    """
+    tried = [ThreadPoolExecutor(1, name)]
+    while not tried[-1].submit(uses_first_arena).result():
+        if len(tried) > ARENAS_PER_CORE * ((os.cpu_count() or 1) + 1):
+            break
+        tried.append(ThreadPoolExecutor(1, name))  # the others live on, and hold their arenas
+    *others, chosen = tried
+    for other in others:
+        other.shutdown(wait=False)
+    return chosen
+
+
+def reserve(size_bytes: int) -> None:
+    """Have this thread's next buffers in huge pages: one fault for 2 MiB, not for 4 KiB.
+
+    Nothing is taken yet. Call it where :func:`keep_memory` was, in a thread of the first arena.
+
+    Args:
+        size_bytes: what buffers will need at once.
+    """
+    if not is_glibc():
+        return
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    libc.free.argtypes = [ctypes.c_void_p]
+    chunk = libc.malloc(size_bytes)
+    if not chunk:
+        return  # it will be seen where it is needed
+    first = -(-chunk // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
+    pages = (chunk + size_bytes - first) // HUGE_PAGE_BYTES
+    if pages > 0:
+        libc.madvise(first, pages * HUGE_PAGE_BYTES, MADV_HUGEPAGE)
+    libc.free(chunk)

@@ -14,12 +14,11 @@ from fractions import Fraction
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from isochunk.core.geometry import Box
 from isochunk.core.limits import AXIAL_COST_SLICES, AXIAL_COST_TILE, PIXELS_AT_ONCE, WORKSPACE
 from isochunk.core.spec import Grid, ModelSpec, Phase
-from isochunk.models.counting import Cost, LiveBytes
+from isochunk.models.counting import Cost, Recorder
 from isochunk.models.network import Corner, Geometry, Network
 from isochunk.models.placed import Placed
 from isochunk.models.tiling import Engine, PlanesEngine
@@ -94,12 +93,12 @@ class AxialNetwork(Network):
         tile = hollow.needs(want, factor, "mean")
         pixels = 16 * side  # large, so that rims do not count
         with torch.no_grad():
-            with FlopCounterMode(display=False) as counter:
+            with Recorder() as large:
                 hollow.train_on(torch.empty(1, 1, pixels // 4, pixels, device="meta"), factor)
-            with LiveBytes() as live:
+            with Recorder() as live:
                 empty = torch.empty(1, 1, *tile.shape, device="meta")
                 hollow.restore(Placed(empty, tile.lo), want, factor, "mean")
-        macs = counter.get_total_flops() / 2 / pixels**2
+        macs = large.macs / pixels**2
         others = (
             (side - AXIAL_COST_SLICES) * side**2 * 2 * 4
         )  # float32 of what they are made of, and become

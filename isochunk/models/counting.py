@@ -1,4 +1,8 @@
-"""What a network costs: multiply-adds and memory, counted and not timed."""
+"""What a network costs: multiply-adds and memory, counted and not timed.
+
+A network is run on ``meta`` tensors, which hold no data, and every operation and every tensor that
+comes and goes is noted.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,9 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from isochunk.core.tile_costs import Walk
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,13 +28,16 @@ class Cost:
     """Peak bytes of live tensors, halo of a usual tile included."""
 
 
-class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Follows the bytes of all tensors that are alive."""
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes every operation, and every tensor that comes and goes."""
 
     def __init__(self) -> None:
-        """Start at zero."""
+        """Start with nothing."""
         super().__init__()  # type: ignore[no-untyped-call]
+        self.walk = Walk([], [], [])
         self.peak = 0
+        """Largest sum of bytes alive."""
+        self._alive = 0
         self._sizes: dict[int, tuple[StorageWeakRef, int]] = {}
 
     def __torch_dispatch__(  # torch calls it with anything
@@ -37,17 +47,36 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args: Any = (),
         kwargs: Any = None,
     ) -> Any:
-        """Run one operation and add up what is alive after it."""
-        result = func(*args, **(kwargs or {}))
+        """Run one operation, and note what came of it."""
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        count = flop_registry.get(func.overloadpacket)
+        if count is not None:
+            self.walk.macs.append(count(*args, **kwargs, out_val=result) / 2)
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
-                storage = leaf.untyped_storage()
-                reference = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
-                self._sizes[reference.cdata] = (reference, storage.nbytes())
-        self._sizes = {
-            key: (reference, size)
-            for key, (reference, size) in self._sizes.items()
-            if not reference.expired()  # type: ignore[no-untyped-call]
-        }
-        self.peak = max(self.peak, sum(size for _, size in self._sizes.values()))
+                self._note(leaf)
+        for key, (reference, size) in list(self._sizes.items()):
+            if reference.expired():  # type: ignore[no-untyped-call]
+                del self._sizes[key]
+                self._change(-size)
         return result
+
+    def _note(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        reference = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+        if reference.cdata in self._sizes:
+            return
+        self._sizes[reference.cdata] = (reference, storage.nbytes())
+        self.walk.elements.append(tensor.numel())
+        self._change(storage.nbytes())
+
+    def _change(self, size: int) -> None:
+        self.walk.bytes.append(size)
+        self._alive += size
+        self.peak = max(self.peak, self._alive)
+
+    @property
+    def macs(self) -> float:
+        """Multiply-adds of all operations."""
+        return sum(self.walk.macs)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from isochunk.core.geometry import Factor, Triple
+from isochunk.core.geometry import Factor, Triple, triple
 from isochunk.core.job import Device, Precision
-from isochunk.core.limits import DEFAULT_TILE
+from isochunk.core.limits import DEFAULT_TILE, WORKSPACE
 from isochunk.core.spec import Intensity, ModelSpec, Plane
+from isochunk.core.tile_costs import TileCosts
 from isochunk.errors import ModelError
 from isochunk.models.checkpoint import MODEL_FILE, load_module, read_spec
 from isochunk.models.interface import Predictor
@@ -17,6 +19,8 @@ from isochunk.models.interpolation import INTERPOLATIONS, Interpolation, interpo
 
 if TYPE_CHECKING:
     import torch
+
+    from isochunk.models.tiling import Engine
 
 SHIPPED = Path(__file__).parent / "shipped"
 """Checkpoints that come with isochunk, one folder each."""
@@ -46,8 +50,45 @@ class Runtime:
     """Slices that an axial network runs on; None for the model's own."""
 
 
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """What is known of a model before it runs."""
+
+    spec: ModelSpec
+    """Its factor not yet resolved."""
+    engine: Callable[[ModelSpec], Engine] | None = None
+    """Returns what runs it, given its spec with factor and plane fixed; None for interpolations."""
+
+    def costs(self, spec: ModelSpec, precision: Precision) -> TileCosts:
+        """Return what tiles cost.
+
+        Args:
+            spec: the spec with factor and plane fixed.
+            precision: number format of weights and layers.
+        """
+        if self.engine is not None:
+            from isochunk.models.predictor import DTYPES
+            from isochunk.models.tile_walk import tile_costs
+
+            cell = triple(
+                max(1, int(g * r))
+                for g, r in zip(spec.alignment, spec.resolved_factor, strict=True)
+            )
+            walked = tile_costs(self.engine(spec), cell, DTYPES[precision])
+            if walked is not None:
+                return walked
+        rim = triple(2 * h * r for h, r in zip(spec.halo, spec.resolved_factor, strict=True))
+        size = spec.bytes_per_voxel / WORKSPACE
+        return TileCosts.padded(spec.macs_per_voxel, size, size / 4, rim)
+
+
 def describe(name: str, *, trust: bool = False) -> ModelSpec:
-    """Return what planning must know of a model; networks the user brings are probed for it.
+    """Return the spec of a model; see :func:`examine`."""
+    return examine(name, trust=trust).spec
+
+
+def examine(name: str, *, trust: bool = False) -> Examined:
+    """Return what planning must know of a model; networks the user brings are traced or probed.
 
     Args:
         name: as :func:`load`.
@@ -58,12 +99,14 @@ def describe(name: str, *, trust: bool = False) -> ModelSpec:
             described as such, and not refused.
     """
     if name in INTERPOLATIONS:
-        return interpolation_spec(name)
+        return Examined(interpolation_spec(name))
     if _is_user_model(name):
         from isochunk.models.user_model import open_user_model
 
-        return open_user_model(name, trust=trust).spec
-    return read_spec(checkpoint_folder(name))
+        opened = open_user_model(name, trust=trust)
+        return Examined(opened.spec, lambda spec: opened.engine(spec, device_of("cpu"), "fp32"))
+    folder = checkpoint_folder(name)
+    return Examined(read_spec(folder), lambda spec: load_module(folder).engine(spec))
 
 
 def load(name: str, runtime: Runtime) -> Predictor:
@@ -81,7 +124,6 @@ def load(name: str, runtime: Runtime) -> Predictor:
     if name in INTERPOLATIONS:
         return Interpolation(interpolation_spec(name).for_factor(runtime.factor))
     from isochunk.models.predictor import TorchPredictor
-    from isochunk.models.tiling import Engine, SameSizeEngine
 
     device = device_of(runtime.device)
     engine: Engine
@@ -90,8 +132,8 @@ def load(name: str, runtime: Runtime) -> Predictor:
 
         opened = open_user_model(name, trust=runtime.trust)
         spec = opened.spec.for_factor(runtime.factor)
-        _require_exact(spec, opened.reason, runtime)
-        engine = SameSizeEngine(opened.on(device, runtime.precision), spec, opened.shape)
+        _require_exact(spec, opened.inexact_because, runtime)
+        engine = opened.engine(spec, device, runtime.precision)
     else:
         folder = checkpoint_folder(name)
         spec = read_spec(folder)
@@ -191,3 +233,10 @@ def device_of(wanted: str) -> torch.device:
         return torch.device(wanted)
     except RuntimeError:
         raise ModelError(f"device {wanted!r} is unknown; choose one of auto, cpu, cuda") from None
+
+
+def gpu_count() -> int:
+    """Return how many GPUs this process sees."""
+    import torch
+
+    return torch.cuda.device_count()

@@ -13,12 +13,11 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from isochunk.core.geometry import AXES, Triple, triple
 from isochunk.core.limits import COST_TILE, WORKSPACE
 from isochunk.errors import ModelError
-from isochunk.models.counting import Cost, LiveBytes
+from isochunk.models.counting import Cost, Recorder
 
 Forward: TypeAlias = Callable[[Tensor], Tensor]
 """float32 (1, 1, z, y, x) to (1, 1, fz*z, fy*y, fx*x)."""
@@ -187,7 +186,7 @@ def measured_cost(probe: Probe, reach: Reach) -> Cost:
     """Count multiply-adds and peak memory of any network on a small input."""
     shape = probe.shape or triple(math.lcm(16, g) for g in reach.alignment)
     voxels = math.prod(shape) * math.prod(probe.factor)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter, LiveBytes() as live:
+    with torch.no_grad(), Recorder() as seen:
         probe.forward(torch.zeros(1, 1, *shape))
     grown = math.prod(1 + 2 * h / n for h, n in zip(reach.halo, COST_TILE, strict=True))
-    return Cost(counter.get_total_flops() / 2 / voxels, WORKSPACE * live.peak * grown / voxels)
+    return Cost(seen.macs / voxels, WORKSPACE * seen.peak * grown / voxels)

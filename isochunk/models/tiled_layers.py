@@ -16,13 +16,14 @@ from __future__ import annotations
 from typing import Literal, Protocol, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 
 from isochunk.core.geometry import Box, Triple, add, ceil_div, sub, triple
 from isochunk.core.spec import Phase
 from isochunk.errors import ModelError
 from isochunk.models.interpolation import INTERPOLATIONS, Kernel
+from isochunk.models.kernels import convolved, makes_one_map, upsampled_to_one_map
 from isochunk.models.placed import Placed
 from isochunk.models.torch_interpolation import interpolated, reflected_along_z
 
@@ -58,14 +59,14 @@ class Same:
         data = x.data
         if any(k % 2 == 0 for k in kernel):
             rims = [n for k in reversed(kernel) for n in ((k - 1) // 2, k // 2)]
-            return Placed(_conv(functional.pad(data, rims), layer), x.origin)
+            return Placed(convolved(functional.pad(data, rims), layer.weight, layer.bias), x.origin)
         half = triple(k // 2 for k in kernel)
-        return Placed(_conv(data, layer, half), x.origin)
+        return Placed(convolved(data, layer.weight, layer.bias, half), x.origin)
 
     def transposed(self, x: Placed, layer: nn.ConvTranspose3d, within: Box | None = None) -> Placed:
         """Upsample to ``stride * n`` voxels; ``within`` is not used."""
         kernel, stride = triple(layer.kernel_size), triple(layer.stride)
-        if _is_phased(layer):
+        if makes_one_map(layer.weight, stride):
             rim = triple(map(ceil_div, kernel, stride))
             data = functional.pad(x.data, [n for n in reversed(rim) for _ in range(2)])
             around = VALID.transposed(Placed(data, sub(x.origin, rim)), layer)
@@ -96,7 +97,7 @@ class Valid:
         origin = triple(
             o + (k - 1) // 2 for o, k in zip(x.origin, triple(layer.kernel_size), strict=True)
         )
-        return Placed(_conv(x.data, layer), origin)
+        return Placed(convolved(x.data, layer.weight, layer.bias), origin)
 
     def transposed(self, x: Placed, layer: nn.ConvTranspose3d, within: Box | None = None) -> Placed:
         """Upsample, keeping only outputs of which every contributing input is known."""
@@ -106,8 +107,8 @@ class Valid:
         # Output o sums inputs (o + first - k + 1)/s .. (o + first)/s, so k - s outputs at either
         # end of the full transposed convolution miss a contributor.
         margin = triple(k - s for k, s in zip(kernel, stride, strict=True))
-        if _is_phased(layer):
-            data = _phased(x.data, layer)
+        if makes_one_map(layer.weight, stride):
+            data = upsampled_to_one_map(x.data, layer.weight, layer.bias, stride[0])
         else:
             data = functional.conv_transpose3d(x.data, layer.weight, layer.bias, stride, margin)
         origin = triple(
@@ -207,41 +208,6 @@ def require_kernel(kernel: Triple, stride: Triple, role: str) -> None:
             f"{role}: transposed kernel {kernel} is smaller than its stride {stride}; "
             "some output voxels would have no input"
         )
-
-
-def _conv(x: Tensor, layer: nn.Conv3d, padding: Triple = (0, 0, 0)) -> Tensor:
-    """Convolve; 1x1x1 kernels as a matrix product, 7x faster on a CPU where one map comes out."""
-    if layer.kernel_size != (1, 1, 1):
-        return functional.conv3d(x, layer.weight, layer.bias, padding=padding)
-    return functional.linear(x.movedim(1, -1), layer.weight.flatten(1), layer.bias).movedim(-1, 1)
-
-
-def _is_phased(layer: nn.ConvTranspose3d) -> bool:
-    """Tell whether a transposed convolution is better run as :func:`_phased`."""
-    return layer.out_channels == 1 and triple(layer.stride)[1:] == (1, 1)
-
-
-def _phased(x: Tensor, layer: nn.ConvTranspose3d) -> Tensor:
-    """Upsample along z to one map by a plain convolution with a map for each phase.
-
-    The same products as the transposed convolution, for which oneDNN has only its slow reference
-    code where one map comes out.
-    """
-    weight = layer.weight  # (c, 1, z, y, x)
-    c, _, k, ky, kx = weight.shape
-    stride = triple(layer.stride)[0]
-    taps = ceil_div(k, stride)
-    missing = taps * stride - k
-    if missing:
-        # The first cell of outputs needs one input fewer than the kernel made whole has.
-        weight = functional.pad(weight, (0, 0, 0, 0, 0, missing))
-        x = functional.pad(x, (0, 0, 0, 0, 1, 0))
-    weight = weight.reshape(c, taps, stride, ky, kx).permute(2, 0, 1, 3, 4).flip(2, 3, 4)
-    bias = None if layer.bias is None else layer.bias.expand(stride)
-    phases = functional.conv3d(x, weight, bias)  # (b, phase, z, y, x)
-    b, _, _, ny, nx = phases.shape
-    full = phases.transpose(1, 2).reshape(b, 1, -1, ny, nx)
-    return full[:, :, stride - missing :] if missing else full
 
 
 def _scaled(origin: Triple, by: Triple) -> Triple:

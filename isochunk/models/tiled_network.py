@@ -17,13 +17,12 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from isochunk.core.geometry import Box, Triple, ceil_div, triple
 from isochunk.core.limits import COST_TILE, WORKSPACE
 from isochunk.core.spec import ModelSpec, Phase, Plane
 from isochunk.errors import ModelError, UsageError
-from isochunk.models.counting import Cost, LiveBytes
+from isochunk.models.counting import Cost, Recorder
 from isochunk.models.network import Corner, Geometry, Network, NetworkConfig
 from isochunk.models.placed import Placed
 from isochunk.models.tiled_layers import SAME, VALID, Padding
@@ -102,6 +101,7 @@ class TiledNetwork(Network):
     """Target voxels per source voxel (z, y, x)."""
     alignment: Triple
     """Source grid on which the network's pooling cells start."""
+    grows_in_step = True
     memory_format = torch.channels_last_3d  # twice as fast as the default on a CPU
 
     @abstractmethod
@@ -168,12 +168,11 @@ class TiledNetwork(Network):
         tile = Box.from_shape(core).grow(derived_halo(self))
         want = Box.from_shape(triple(n * f for n, f in zip(core, self.factor, strict=True)))
         with torch.no_grad():
-            with FlopCounterMode(display=False) as counter:
-                # Large, so that rims do not count.
+            with Recorder() as large:  # so that rims do not count
                 hollow(torch.empty(1, 1, *(16 * n for n in core), device="meta"))
-            with LiveBytes() as live:
+            with Recorder() as live:
                 hollow.predict(Placed(torch.empty(1, 1, *tile.shape, device="meta"), tile.lo), want)
-        macs = counter.get_total_flops() / 2 / (16**3 * voxels)
+        macs = large.macs / (16**3 * voxels)
         return Cost(macs, WORKSPACE * live.peak / voxels)
 
 

@@ -12,8 +12,9 @@ import copy
 import hashlib
 import importlib.util
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -25,8 +26,10 @@ from torch.export.passes import move_to_device_pass
 
 from isochunk.core.geometry import Triple, ceil_div, triple
 from isochunk.core.job import Precision
+from isochunk.core.limits import COST_TILE, WORKSPACE
 from isochunk.core.spec import ModelSpec, Plane
 from isochunk.errors import ModelError
+from isochunk.models.counting import Cost
 from isochunk.models.probe import (
     ALIGNMENTS,
     Probe,
@@ -35,8 +38,18 @@ from isochunk.models.probe import (
     measured_cost,
     untileable_layers,
 )
+from isochunk.models.spans import (
+    UninterpretableError,
+)
+from isochunk.models.tile_walk import tile_costs
+from isochunk.models.tiling import Engine, SameSizeEngine
+from isochunk.models.traced import TracedEngine, prove, trace
 
 DECLARED = ("factor", "halo", "alignment", "plane")
+
+TRACED_CELLS: Triple = (4, 6, 5)
+"""Extents of the example that is traced, in cells: each different, so that axes are not mistaken
+for one another."""
 
 INEXACT_HALO: Triple = (8, 32, 32)
 """Context given to a network that no halo makes exact, where it declares none."""
@@ -50,29 +63,37 @@ class UserModel:
     """What was declared and measured."""
     module: nn.Module
     """The network on the CPU, in eval mode."""
+    traced: TracedEngine | None
+    """The network by valid convolutions; None where it is padded and cropped."""
     program: ExportedProgram | None = None
     """The exported program the module comes from."""
     shape: Triple | None = None
     """The only input shape it takes; None for any multiple of its alignment."""
-    reason: str = ""
+    inexact_because: str = ""
     """Why it cannot be tiled exactly; empty where it can."""
 
-    def on(self, device: torch.device, precision: Precision) -> nn.Module:
-        """Return the module ready for a device.
+    def engine(self, spec: ModelSpec, device: torch.device, precision: Precision) -> Engine:
+        """Return what runs it on tiles.
+
+        Args:
+            spec: its spec with factor fixed.
+            device: where.
+            precision: number format of weights and layers.
 
         Raises:
             ModelError: an exported program is asked for another precision.
         """
-        if self.program is None:
-            return self.module
-        if precision != "fp32":
+        if self.program is not None and precision != "fp32":
             raise ModelError(
                 f"{self.spec.name} was exported in one precision; use --precision fp32, or export "
                 f"it in {precision} with float32 at its ends"
             )
-        if device.type == "cpu":
-            return self.module
-        return move_to_device_pass(copy.deepcopy(self.program), device).module()
+        if self.traced is not None:
+            return self.traced
+        module = self.module
+        if self.program is not None and device.type != "cpu":
+            module = move_to_device_pass(copy.deepcopy(self.program), device).module()
+        return SameSizeEngine(module, spec, self.shape)
 
 
 def open_user_model(name: str, *, trust: bool) -> UserModel:
@@ -145,7 +166,7 @@ def _open_program(path: Path) -> UserModel:
         ) from error
     digest = hashlib.sha256(path.read_bytes() + declaration).hexdigest()
     found = _examine(str(path), module, declared, digest, shape)
-    return UserModel(found.spec, module, program, shape, found.reason)
+    return replace(found, program=program, shape=shape)
 
 
 def _only_shape(program: ExportedProgram, path: Path) -> Triple | None:
@@ -185,28 +206,28 @@ def _examine(
             f"model {name!r} has plane {plane!r}; choose one of {', '.join(get_args(Plane))}"
         )
     probe = Probe(module, factor, shape)
+    traced, padded, inexact = None, "", ""
     layers = untileable_layers(module)
-    reason = f"it normalises each tile by itself: {', '.join(layers)}" if layers else ""
-    if not reason:
+    if layers:
+        inexact = f"it normalises each tile by itself: {', '.join(layers)}"
+    else:
         try:
-            with torch.inference_mode():
-                reach = probe.reach(alignment)
-        except UnboundedError as error:
-            reason = str(error)
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            if isinstance(error, ModelError):
-                raise ModelError(f"model {name!r}: {error}") from error
-            raise ModelError(
-                f"model {name!r} failed on a float32 (1, 1, z, y, x) input: {error}"
-            ) from error
-    if reason:
+            traced = _traced(module, factor, alignment, shape)
+        except UninterpretableError as error:
+            padded = str(error)
+            reach, inexact = _measured(name, probe, alignment)
+    if traced is not None:
+        reach = traced.reach()
+        if halo is not None and _short(halo, reach):  # a graph tells what may be needed at most
+            reach, inexact = _measured(name, probe, reach.alignment)
+    if inexact:
         reach = Reach(halo or INEXACT_HALO, alignment or (ALIGNMENTS[-1],) * 3)
-    elif halo is not None and any(a < b for a, b in zip(halo, reach.halo, strict=True)):
+    elif halo is not None and _short(halo, reach):
         raise ModelError(
             f"model {name!r} declares a halo of {halo} source voxels (z, y, x) but looks as far "
             f"as {reach.halo}; correct it, or leave it out to have it measured"
         )
-    counted = measured_cost(probe, reach)
+    counted = measured_cost(probe, reach) if traced is None else _walked_cost(traced, reach)
     spec = ModelSpec(
         name=name,
         arch="module",
@@ -214,13 +235,69 @@ def _examine(
         halo=_whole_cells(halo or reach.halo, reach.alignment),
         alignment=reach.alignment,
         plane=cast(Plane, plane),
-        exact=not reason,
+        exact=not inexact,
         parameters=sum(p.numel() for p in module.parameters()),
         macs_per_voxel=counted.macs,
         bytes_per_voxel=counted.bytes,
         sha256=sha256,
+        padded_because=padded,
     )
-    return UserModel(spec, module, shape=shape, reason=reason)
+    return UserModel(spec, module, traced, shape=shape, inexact_because=inexact)
+
+
+def _walked_cost(traced: TracedEngine, reach: Reach) -> Cost:
+    """Return what a target voxel costs: by itself, and in a usual tile."""
+    cell = triple(g * f for g, f in zip(reach.alignment, traced.factor, strict=True))
+    costs = tile_costs(traced, cell, torch.float32)
+    if costs is None:
+        return Cost(0.0, 0.0)
+    usual, large = (
+        triple(
+            ceil_div(n * f, c) * c * many
+            for n, f, c in zip(COST_TILE, traced.factor, cell, strict=True)
+        )
+        for many in (1, 1000)
+    )
+    return Cost(
+        costs.of(large).macs / math.prod(large),
+        WORKSPACE * costs.of(usual).bytes / math.prod(usual),
+    )
+
+
+def _short(halo: Triple, reach: Reach) -> bool:
+    """Tell whether a declared halo is less than what was found."""
+    return any(a < b for a, b in zip(halo, reach.halo, strict=True))
+
+
+def _traced(
+    module: nn.Module, factor: Triple, alignment: Triple | None, shape: Triple | None
+) -> TracedEngine:
+    """Trace a network and prove the trace.
+
+    Raises:
+        UninterpretableError: it cannot be traced, or not be believed.
+    """
+    cells = (math.lcm(ALIGNMENTS[-1], g) for g in alignment or (1, 1, 1))
+    engine = trace(
+        module, factor, shape or triple(a * b for a, b in zip(cells, TRACED_CELLS, strict=True))
+    )
+    prove(engine, module, shape)
+    return engine
+
+
+def _measured(name: str, probe: Probe, alignment: Triple | None) -> tuple[Reach, str]:
+    """Measure how far a network looks; return that and why it cannot be tiled exactly."""
+    try:
+        with torch.inference_mode():
+            return probe.reach(alignment), ""
+    except UnboundedError as error:
+        return Reach((0, 0, 0), (1, 1, 1)), str(error)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        if isinstance(error, ModelError):
+            raise ModelError(f"model {name!r}: {error}") from error
+        raise ModelError(
+            f"model {name!r} failed on a float32 (1, 1, z, y, x) input: {error}"
+        ) from error
 
 
 def _declared(name: str, declared: Mapping[str, Any], key: str) -> Triple | None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from isochunk.core.geometry import AXES, Box, Triple, factor_between, sub, target_box, triple
-from isochunk.core.job import Job
+from isochunk.core.job import Job, Precision
 from isochunk.core.limits import MAX_DEPTH
 from isochunk.core.spec import DTYPES, Format, Intensity, ModelSpec, VolumeSpec
+from isochunk.core.tile_costs import TileCosts
 from isochunk.errors import GeometryError, UsageError
 from isochunk.planning.layout import LayoutOptions, lay_out
 from isochunk.planning.memory import fit_memory
@@ -31,6 +33,10 @@ class Inputs:
     """Storage format of the target."""
     mask: VolumeSpec | None = None
     """The mask as found."""
+    memory_bytes: int = 4 << 30
+    """Host memory of one worker."""
+    costs: Callable[[ModelSpec, Precision], TileCosts] | None = None
+    """Tells what tiles cost, once factor and plane are fixed."""
 
 
 def make_plan(job: Job, found: Inputs) -> Plan:
@@ -83,7 +89,9 @@ def make_plan(job: Job, found: Inputs) -> Plan:
         tile=stages[0].block,
         depth=MAX_DEPTH,
     )
-    return fit_memory(made, job.memory)
+    if found.costs is not None:
+        made = replace(made, costs=found.costs(model, job.precision))
+    return fit_memory(made, found.memory_bytes)
 
 
 def converted_region(box: Box | None, source: VolumeSpec) -> Box:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -25,10 +25,16 @@ from isochunk.core.limits import (
     TASK_BLOCKS,
     TASK_VOXELS,
     TASKS_PER_WORKER,
+    USERS_SLACK,
+    WORKSPACE,
 )
 from isochunk.core.spec import Intensity, ModelSpec, VolumeSpec
+from isochunk.core.tile_costs import TileCost, TileCosts
 from isochunk.planning.block import Block, BlockTask
 from isochunk.planning.layout import Stage, block_box, block_count
+
+IDEAL_CELLS = 1000
+"""Tiles in a row, in each direction, whose halo is nothing beside them."""
 
 IDENTITY = ("source", "target", "intensity", "region", "shift", "stages", "mask", "precision")
 """Fields of a plan that decide the output's bytes; of the model, these do:"""
@@ -63,6 +69,10 @@ class Plan:
     """Target voxels of one forward pass of a network."""
     depth: int
     """Blocks in flight in one worker."""
+    costs: TileCosts | None = field(
+        default=None, compare=False, repr=False, metadata={"stored_as": None}
+    )
+    """What tiles of the model cost; None for a plan read from its record."""
 
     def block(self, stage: int, index: int) -> Block:
         """Return block ``index`` of ``stage``."""
@@ -120,6 +130,8 @@ class Plan:
             "read_amplification": round(read / needed, 4),
             "bytes_written": self.bytes_written(),
             "objects_written": self.objects_written(),
+            "compute_overhead": round(self.compute_overhead(), 4),
+            "padded_because": self.model.padded_because,
             "worker_memory_bytes": self.worker_memory_bytes(),
             "exact": self.model.exact,
         }
@@ -137,7 +149,24 @@ class Plan:
 
     def tile_bytes(self, tile: Triple) -> int:
         """Return the working memory of one forward pass, as the allocator keeps it."""
-        return int(math.prod(tile) * self.model.bytes_per_voxel * ALLOCATOR_SLACK)
+        slack = USERS_SLACK if self.model.arch == "module" else ALLOCATOR_SLACK
+        return int(self.tile_cost(tile).bytes * slack)
+
+    def tile_cost(self, tile: Triple) -> TileCost:
+        """Return what one forward pass costs; roughly, for a plan read from its record."""
+        if self.costs is not None:
+            return self.costs.of(tile)
+        voxels = math.prod(tile)
+        macs, size = self.model.macs_per_voxel, self.model.bytes_per_voxel / WORKSPACE
+        return TileCost(voxels * macs, voxels * size, voxels * size / 4)
+
+    def compute_overhead(self) -> float:
+        """Return the multiply-adds done for halos, as a share of those without any."""
+        if self.costs is None or not self.model.bytes_per_voxel:
+            return 0.0
+        large = triple(IDEAL_CELLS * n for n in self.tile)
+        ideal = self.costs.of(large).macs / math.prod(large)
+        return self.costs.of(self.tile).macs / math.prod(self.tile) / ideal - 1 if ideal else 0.0
 
     def bytes_written(self) -> int:
         """Return voxel bytes over all levels."""

@@ -44,7 +44,8 @@ class Faulty(torch.nn.Module):
     halo = (1, 1, 1)
 
     def forward(self, x):
-        marked = x.shape[2] <= 10 and x.shape[4] <= 34 and bool((x == 0).any())  # not a probe
+        # Values come first, so that it cannot be traced, which would leave out all but its answer.
+        marked = bool((x == 0).any()) and x.shape[2] <= 10 and x.shape[4] <= 34  # not a probe
         if tuple(x.shape[2:]) == (10, 34, 34):  # a block and its halo
             time.sleep(0.05)
             with open(FOLDER / "calls", "a") as log:

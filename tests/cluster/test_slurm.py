@@ -45,7 +45,8 @@ class Paced(torch.nn.Module):
     halo = (1, 1, 1)
 
     def forward(self, x):
-        if x.shape[2:] == (10, 34, 34):  # a block with its halo; probes have other shapes
+        known = bool(x.isfinite().all())  # so that it cannot be traced, which would leave out the rest
+        if known and x.shape[2:] == (10, 34, 34):  # a block with its halo; probes have other shapes
             with open(FOLDER / "calls", "a") as log:
                 log.write(f"{{zlib.crc32(x.numpy().tobytes())}}\\n")
             if not (FOLDER / "fast").exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 
 from isochunk.core.geometry import Box, Spacing
@@ -23,4 +24,5 @@ def plan(source: VolumeSpec, model: str = "cubic", **options: object) -> Plan:
     job = Job(source=source.url, target="out", model=model, **options)  # type: ignore[arg-type]
     target = "zarr3" if job.format == "ome-zarr" else "precomputed"
     spec = interpolation_spec(model)
-    return make_plan(job, Inputs(source, spec, Intensity(), "file:///out/", target))
+    found = Inputs(source, spec, Intensity(), "file:///out/", target)
+    return make_plan(job, replace(found, memory_bytes=job.memory or found.memory_bytes))

@@ -56,7 +56,43 @@ def test_a_thread_gets_its_buffers_back_without_faults():
     assert min(default[20:]) > 20_000
 
 
+ELSEWHERE = """
+import concurrent.futures, resource, threading, time
+from isochunk.host.allocator import computing_thread, keep_memory
+
+for _ in range({threads}):  # as in a Dask worker: threads with arenas of their own
+    threading.Thread(target=lambda: (bytearray(200_000), time.sleep(60)), daemon=True).start()
+import torch
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+def work():
+    for _ in range(25):
+        before = faults()
+        torch.ones(25_000_000)
+        print(faults() - before)
+
+if {kept}:
+    keep_memory()
+    thread = computing_thread("test")
+else:
+    thread = concurrent.futures.ThreadPoolExecutor(1)
+thread.submit(work).result()
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="not glibc")
 @pytest.mark.slow
-def test_what_the_user_set_stays():
-    told, _ = page_faults("keep_memory()", MALLOC_ARENA_MAX="3")
-    assert told == "False"
+@pytest.mark.parametrize("threads", [0, 3, 12, 40])
+def test_a_process_that_others_started_gets_its_buffers_back_too(threads):
+    env = {**os.environ, "MALLOC_TRIM_THRESHOLD_": "65536"}  # as Dask's nannies set it
+    faults = {}
+    for kept in (True, False):
+        code = ELSEWHERE.format(threads=threads, kept=kept)
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env
+        )
+        faults[kept] = [int(n) for n in done.stdout.split()]
+    assert max(faults[True][20:]) < 1000
+    assert min(faults[False][20:]) > 20_000

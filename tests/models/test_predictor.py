@@ -407,7 +407,6 @@ def test_an_exported_program_tiles_exactly(tmp_path, dynamic):
         ({}, "declares no factor"),
         ({"factor": [4, 1]}, "three whole numbers"),
         ({"factor": [4, 1, 1], "alignment": [1, 1, 1], "halo": [1, 1, 1]}, r"halo of \(1, 1, 1\)"),
-        ({"factor": [4, 1, 1]}, "alignment cannot be measured"),
         ({"factor": [4, 1, 1], "plane": "diagonal"}, "plane 'diagonal'"),
     ],
 )

@@ -1,0 +1,102 @@
+"""What tiles of any shape cost a network, from a few that were walked.
+
+In a network of convolutions the extent of every tensor along an axis grows in step with the
+tile's: by a constant for the halo and a slope for the layer's own grid. So its size at any tile
+follows from four: one tile, and that one longer along each axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isochunk.core.geometry import Triple
+
+
+@dataclass(frozen=True, slots=True)
+class TileCost:
+    """What one tile costs."""
+
+    macs: float
+    """Multiply-adds."""
+    bytes: float
+    """Largest sum of what is alive at once."""
+    elements: float
+    """Of the largest tensor."""
+
+
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """What a network did to one tile, in order."""
+
+    macs: list[float]
+    """Multiply-adds of each operation that has any."""
+    bytes: list[float]
+    """Bytes that come (positive) and go (negative)."""
+    elements: list[float]
+    """Of each tensor that came."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TileCosts:
+    """Costs as functions of a tile's shape in target voxels."""
+
+    base: NDArray[np.float64]
+    """(3,) shape of the first tile that was walked."""
+    macs: NDArray[np.float64]
+    """(n, 4): value at the base, and growth by a voxel along z, y and x as a share of it."""
+    bytes: NDArray[np.float64]
+    """(n, 4), in order."""
+    elements: NDArray[np.float64]
+    """(n, 4)."""
+
+    @classmethod
+    def of_walks(cls, tiles: Sequence[Triple], walks: Sequence[Walk]) -> TileCosts | None:
+        """Fit costs to four walks.
+
+        Args:
+            tiles: a tile, and it grown along z, along y, and along x.
+            walks: what the network did to each.
+
+        Returns:
+            The costs, or None where it did other things to one than to another.
+        """
+        steps = [tiles[axis + 1][axis] - tiles[0][axis] for axis in range(3)]
+        fitted = []
+        for name in ("macs", "bytes", "elements"):
+            seen = [np.asarray(getattr(walk, name), np.float64) for walk in walks]
+            if len({values.shape for values in seen}) > 1:
+                return None
+            with np.errstate(invalid="ignore", divide="ignore"):
+                growth = [(v / seen[0] - 1) / step for v, step in zip(seen[1:], steps, strict=True)]
+            fitted.append(np.nan_to_num(np.stack([seen[0], *growth], axis=-1).reshape(-1, 4)))
+        return cls(np.asarray(tiles[0], np.float64), *fitted)
+
+    @classmethod
+    def padded(cls, macs: float, bytes: float, elements: float, rim: Triple) -> TileCosts:
+        """Return the costs of a network that is run on a tile and its halo, and cropped.
+
+        Args:
+            macs: multiply-adds for one target voxel.
+            bytes: the same, of what is alive at once.
+            elements: the same, of the largest tensor.
+            rim: target voxels computed on both sides of a tile together, and thrown away.
+        """
+        grown = np.asarray(rim, np.float64) + 1
+        values = [np.array([[v * grown.prod(), *(1 / grown)]]) for v in (macs, bytes, elements)]
+        return cls(np.ones(3), *values)
+
+    def of(self, tile: Triple) -> TileCost:
+        """Return what a tile of a shape costs."""
+        more = np.asarray(tile, np.float64) - self.base
+        macs, sizes, elements = (
+            table[:, 0] * (1 + table[:, 1:] * more).prod(axis=1)
+            for table in (self.macs, self.bytes, self.elements)
+        )
+        alive = np.cumsum(sizes)
+        return TileCost(
+            float(macs.sum()), float(alive.max(initial=0)), float(elements.max(initial=0))
+        )
