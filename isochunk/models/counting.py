@@ -49,6 +49,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         """Run one operation, and note what came of it."""
         kwargs = kwargs or {}
+        self._forget()  # what went since the last operation had gone before this one asked for more
         result = func(*args, **kwargs)
         count = flop_registry.get(func.overloadpacket)
         if count is not None:
@@ -56,11 +57,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 self._note(leaf)
+        return result
+
+    def _forget(self) -> None:
         for key, (reference, size) in list(self._sizes.items()):
             if reference.expired():  # type: ignore[no-untyped-call]
                 del self._sizes[key]
                 self._change(-size)
-        return result
 
     def _note(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
