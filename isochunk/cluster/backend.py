@@ -10,12 +10,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
+from urllib.parse import urlsplit
 
 from distributed import (
     Client,
@@ -38,14 +40,18 @@ from isochunk.engine.pipeline import Pipeline
 from isochunk.engine.report import Seam
 from isochunk.engine.timeouts import Timeouts
 from isochunk.errors import ClusterError, UsageError
+from isochunk.host.memory import usable_memory_bytes
 from isochunk.planning.block import BlockTask, Reports
-from isochunk.planning.memory import fit_memory
 from isochunk.planning.plan import Plan
+from isochunk.planning.tiles import fit_memory
 
 log = logging.getLogger(__name__)
 
 WORKER_SHARE = 0.75
 """Share of a worker's memory limit that is planned with: at 0.8 Dask pauses it."""
+
+UNEQUAL = 0.9
+"""Least memory over most, below which workers are called unequal."""
 
 SENDS = 3
 """Times that the job is sent to workers that die of other causes meanwhile."""
@@ -121,25 +127,37 @@ def run_compare(name: str, box: Box) -> Seam:
     return on_worker(name)[0].job.compare(box)
 
 
-def fit_workers(plan: Plan, client: Client) -> Plan:
+def fit_to_workers(plan: Plan, client: Client) -> Plan:
     """Fit tile and depth to the workers there are, where the job leaves memory open.
+
+    A worker may use what its own limit says, and its share of what is free on its host.
 
     Raises:
         UsageError: not even one block and one small tile fit.
     """
-    if plan.job.memory is not None or plan.costs is None:
+    if plan.job.memory is not None:
         return plan
-    workers = client.scheduler_info(n_workers=-1)["workers"].values()
-    limits = {int(worker["memory_limit"]) for worker in workers if worker["memory_limit"]}
-    if not limits:
-        return plan  # none is kept to a limit
-    if len(limits) > 1:
+    limits = {
+        address: int(WORKER_SHARE * worker["memory_limit"])
+        for address, worker in client.scheduler_info(n_workers=-1)["workers"].items()
+        if worker["memory_limit"]
+    }
+    free = client.run(usable_memory_bytes, on_error="ignore")
+    hosts = Counter(urlsplit(address).hostname for address in free)
+    usable = [
+        min(limits.get(address, size), size // hosts[urlsplit(address).hostname])
+        for address, size in free.items()
+        if size is not None
+    ]
+    if not usable:
+        return plan
+    if min(usable) < UNEQUAL * max(usable):
         log.warning(
             "workers have %.1f to %.1f GiB of memory; tiles are made for the least",
-            min(limits) / 2**30,
-            max(limits) / 2**30,
+            min(usable) / 2**30,
+            max(usable) / 2**30,
         )
-    return fit_memory(plan, int(WORKER_SHARE * min(limits)))
+    return fit_memory(plan, min(usable))
 
 
 class DaskBackend:
@@ -163,7 +181,7 @@ class DaskBackend:
                 f"{client.scheduler_info()['address']}"
             ) from None
         check_versions(client)
-        self.plan = fit_workers(plan, client)
+        self.plan = fit_to_workers(plan, client)
         self.send_job(JobPlugin(self.name, self.plan))
 
     def send_job(self, plugin: JobPlugin) -> None:

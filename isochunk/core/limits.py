@@ -37,6 +37,27 @@ MIN_TILE = 8
 DEVICE_ELEMENTS = 2**31 - 1
 """Most elements of a tensor on a GPU: as far as many CUDA kernels count."""
 
+LARGEST_BLOCK = 1024
+"""Most target voxels of a block along an axis, unless one object is larger."""
+
+CPU_MACS_PER_S = 40e9
+"""Multiply-adds a second of a worker on a CPU: two cores with AVX2, 45% of their peak, measured."""
+
+GPU_MACS_PER_S = {"fp32": 1e13, "bf16": 1e14, "fp16": 1e14}
+"""The same on a GPU, by precision: a third of what data sheets say."""
+
+STORAGE_BYTES_PER_S = 200e6
+"""What one worker reads from a bucket, decoded."""
+
+BLOCK_S = 0.1
+"""Requests and records of a block, whatever its size."""
+
+WORKER_LIFE_S = 8 * 3600.0
+"""How long a worker lives on machines that come and go, or until its wall time ends."""
+
+ASSUMED_WORKERS = 4
+"""Workers that blocks are shared out to where it is not known how many there will be."""
+
 MAX_SPLIT = 16
 """Most parts into which a block is cut along an axis to make tiles."""
 

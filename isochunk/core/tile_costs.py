@@ -91,12 +91,21 @@ class TileCosts:
 
     def of(self, tile: Triple) -> TileCost:
         """Return what a tile of a shape costs."""
-        more = np.asarray(tile, np.float64) - self.base
+        return TileCost(*(float(values[0]) for values in self.of_many(np.array([tile]))))
+
+    def of_many(self, tiles: NDArray[np.int64]) -> tuple[NDArray[np.float64], ...]:
+        """Return what tiles of many shapes cost.
+
+        Args:
+            tiles: (n, 3) shapes in target voxels.
+
+        Returns:
+            Multiply-adds, bytes and elements, (n,) each; see :class:`TileCost`.
+        """
+        more = tiles - self.base
         macs, sizes, elements = (
-            table[:, 0] * (1 + table[:, 1:] * more).prod(axis=1)
+            table[:, 0] * np.prod(1 + table[None, :, 1:] * more[:, None], axis=2)
             for table in (self.macs, self.bytes, self.elements)
         )
-        alive = np.cumsum(sizes)
-        return TileCost(
-            float(macs.sum()), float(alive.max(initial=0)), float(elements.max(initial=0))
-        )
+        alive = np.cumsum(sizes, axis=1)
+        return macs.sum(axis=1), alive.max(axis=1, initial=0), elements.max(axis=1, initial=0)

@@ -17,8 +17,8 @@ from isochunk.host.allocator import keep_memory
 from isochunk.models.interface import Predictor
 from isochunk.models.interpolation import INTERPOLATIONS
 from isochunk.models.load import Runtime, limit_device, limit_threads, load
-from isochunk.planning.memory import device_tile
 from isochunk.planning.plan import Plan
+from isochunk.planning.tiles import device_tile
 from isochunk.storage.access import Access
 from isochunk.storage.open import open_target, open_volume
 from isochunk.storage.volume import Volume, WritableVolume, read_reflected

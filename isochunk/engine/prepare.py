@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
+from isochunk.core.geometry import Triple
 from isochunk.core.job import Job
 from isochunk.core.spec import Format, Intensity, ModelSpec
 from isochunk.engine.ledger import Ledger, check_same_job, read_job, write_job
 from isochunk.errors import TargetConflictError, UsageError
 from isochunk.host.memory import usable_memory_bytes
-from isochunk.models.load import examine, gpu_count
+from isochunk.models.load import device_memory_bytes, examine, gpu_count
+from isochunk.planning.blocks import Workers
 from isochunk.planning.intensity import measure_intensity
 from isochunk.planning.make import Inputs, make_plan
 from isochunk.planning.plan import Plan
@@ -33,6 +35,9 @@ log = logging.getLogger(__name__)
 
 FALLBACK_MEMORY_BYTES = 4 << 30
 """Planned with where the system does not tell how much memory it has."""
+
+FALLBACK_DEVICE_BYTES = 16 << 30
+"""Memory of a GPU that is not here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +67,26 @@ def plan_job(job: Job) -> Plan:
         UsageError: the job cannot be done; the message says what would work.
         StorageError: the source cannot be read.
     """
-    plan = resolve(job, target_place(job))
+    place = target_place(job)
+    if job.overwrite:
+        plan = resolve(job, place)
+        check_creatable(plan.target)
+        return plan
+    store = open_store(place.url, Access.for_job(job))
+    begun = read_job(store)
+    plan = resolve(job, place, None if begun is None else begun.stages[0].block)
     check_creatable(plan.target)
-    if not job.overwrite:
-        holds_job(open_store(plan.target.url, Access.for_job(job)), plan)
+    holds_job(store, plan)
     return plan
 
 
-def resolve(job: Job, place: TargetPlace) -> Plan:
+def resolve(job: Job, place: TargetPlace, block: Triple | None = None) -> Plan:
     """Open the source, describe the model, measure the intensity, and plan.
+
+    Args:
+        job: what to do.
+        place: where it is written.
+        block: by which the target was begun; the memory that is free now may suggest another.
 
     Raises:
         UsageError: the job cannot be done.
@@ -85,27 +101,30 @@ def resolve(job: Job, place: TargetPlace) -> Plan:
     full = Intensity.full_range(source.spec.dtype)
     # Planned before the source is measured, so that mistakes cost no reading.
     found = Inputs(source.spec, model, full, place.url, place.format, mask)
-    plan = make_plan(
-        job, replace(found, memory_bytes=_worker_memory_bytes(job), costs=described.costs)
-    )
+    found = replace(found, workers=_workers(job), costs=described.costs, block=block)
+    plan = make_plan(job, found)
     _warn_beyond_training(plan.model)
     return replace(plan, intensity=measure_intensity(source, model.normalisation))
 
 
-def _worker_memory_bytes(job: Job) -> int:
-    """Return the host memory of one worker: as asked for, or of what is free here its share.
+def _workers(job: Job) -> Workers:
+    """Return what workers will have, as far as that can be known here.
 
-    Workers elsewhere are asked when they are there, see ``cluster.backend``; till then they are
-    taken for machines like this.
+    Their memory is as asked for, or what is free here over those that share it. Workers elsewhere
+    are asked when they are there, see ``cluster.backend``; till then they are taken for machines
+    like this.
     """
-    if job.memory is not None:
-        return job.memory
-    sharing = 1
-    if job.scheduler is None and job.cluster == "local":
-        sharing = job.workers or 1
-    elif job.scheduler is None and job.cluster == "cuda":
-        sharing = max(1, min(job.workers or gpu_count(), gpu_count()))
-    return (usable_memory_bytes() or FALLBACK_MEMORY_BYTES) // sharing
+    here = job.scheduler is None and job.cluster in ("local", "cuda")
+    count = job.workers if here else None
+    if job.cluster == "cuda":
+        count = count or gpu_count() or None
+    memory = job.memory
+    if memory is None:
+        memory = (usable_memory_bytes() or FALLBACK_MEMORY_BYTES) // (count or 1)
+    on_gpu = job.device == "cuda" or (job.device == "auto" and (job.cluster == "cuda"))
+    share = job.device_memory
+    device = int(share * (device_memory_bytes() or FALLBACK_DEVICE_BYTES)) if on_gpu else None
+    return Workers(memory, device, count)
 
 
 def _warn_beyond_training(model: ModelSpec) -> None:

@@ -59,24 +59,24 @@ class Examined:
     engine: Callable[[ModelSpec], Engine] | None = None
     """Returns what runs it, given its spec with factor and plane fixed; None for interpolations."""
 
-    def costs(self, spec: ModelSpec, precision: Precision) -> TileCosts:
-        """Return what tiles cost.
+    def costs(self, spec: ModelSpec, precision: Precision) -> TileCosts | None:
+        """Return what tiles cost; None for interpolations, which need no tiles.
 
         Args:
             spec: the spec with factor and plane fixed.
             precision: number format of weights and layers.
         """
-        if self.engine is not None:
-            from isochunk.models.predictor import DTYPES
-            from isochunk.models.tile_walk import tile_costs
+        if self.engine is None:
+            return None
+        from isochunk.models.predictor import DTYPES
+        from isochunk.models.tile_walk import tile_costs
 
-            cell = triple(
-                max(1, int(g * r))
-                for g, r in zip(spec.alignment, spec.resolved_factor, strict=True)
-            )
-            walked = tile_costs(self.engine(spec), cell, DTYPES[precision])
-            if walked is not None:
-                return walked
+        cell = triple(
+            max(1, int(g * r)) for g, r in zip(spec.alignment, spec.resolved_factor, strict=True)
+        )
+        walked = tile_costs(self.engine(spec), cell, DTYPES[precision])
+        if walked is not None:
+            return walked
         rim = triple(2 * h * r for h, r in zip(spec.halo, spec.resolved_factor, strict=True))
         size = spec.bytes_per_voxel / WORKSPACE
         return TileCosts.padded(spec.macs_per_voxel, size, size / 4, rim)
@@ -240,3 +240,12 @@ def gpu_count() -> int:
     import torch
 
     return torch.cuda.device_count()
+
+
+def device_memory_bytes() -> int | None:
+    """Return the memory of the first GPU that this process sees; None where there is none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    return torch.cuda.get_device_properties(0).total_memory

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 from isochunk.core.geometry import AXES, Box, Triple, factor_between, sub, target_box, triple
@@ -12,8 +12,8 @@ from isochunk.core.limits import MAX_DEPTH
 from isochunk.core.spec import DTYPES, Format, Intensity, ModelSpec, VolumeSpec
 from isochunk.core.tile_costs import TileCosts
 from isochunk.errors import GeometryError, UsageError
+from isochunk.planning.blocks import Workers, choose_block, fit_workers
 from isochunk.planning.layout import LayoutOptions, lay_out
-from isochunk.planning.memory import fit_memory
 from isochunk.planning.plan import Plan
 
 
@@ -33,9 +33,11 @@ class Inputs:
     """Storage format of the target."""
     mask: VolumeSpec | None = None
     """The mask as found."""
-    memory_bytes: int = 4 << 30
-    """Host memory of one worker."""
-    costs: Callable[[ModelSpec, Precision], TileCosts] | None = None
+    workers: Workers = field(default_factory=lambda: Workers(4 << 30))
+    """What workers have."""
+    block: Triple | None = None
+    """The block by which the target was begun, if it was; taken up where the job asks for none."""
+    costs: Callable[[ModelSpec, Precision], TileCosts | None] | None = None
     """Tells what tiles cost, once factor and plane are fixed."""
 
 
@@ -65,33 +67,42 @@ def make_plan(job: Job, found: Inputs) -> Plan:
     options = LayoutOptions(
         found.target_format, job.chunk, job.shard, job.block, job.levels, lossy=encoding == "jpeg"
     )
-    levels, stages = lay_out(anchored.shift(shift), spacing, options)
-    target = VolumeSpec(
-        url=found.target_url,
-        format=found.target_format,
-        dtype=job.dtype or source.dtype,
-        encoding=encoding,
-        corner_nm=corner,
-        levels=levels,
-    )
+    costs = None if found.costs is None else found.costs(model, job.precision)
 
-    made = Plan(
-        job=job,
-        source=source,
-        target=target,
-        model=model,
-        intensity=found.intensity,
-        region=region,
-        shift=shift,
-        stages=stages,
-        mask=found.mask,
-        precision=job.precision,
-        tile=stages[0].block,
-        depth=MAX_DEPTH,
+    def made(block: Triple | None) -> Plan:
+        levels, stages = lay_out(anchored.shift(shift), spacing, replace(options, block=block))
+        return Plan(
+            job=job,
+            source=source,
+            target=VolumeSpec(
+                url=found.target_url,
+                format=found.target_format,
+                dtype=job.dtype or source.dtype,
+                encoding=encoding,
+                corner_nm=corner,
+                levels=levels,
+            ),
+            model=model,
+            intensity=found.intensity,
+            region=region,
+            shift=shift,
+            stages=stages,
+            mask=found.mask,
+            precision=job.precision,
+            tile=stages[0].block,
+            depth=MAX_DEPTH,
+            costs=costs,
+        )
+
+    def chosen(workers: Workers) -> Plan:
+        fixed = job.block or found.block
+        return choose_block(made, workers) if fixed is None else fit_workers(made(fixed), workers)
+
+    plan, roomier = chosen(found.workers), chosen(found.workers.with_twice_the_memory())
+    return replace(
+        plan,
+        with_twice_the_memory=(roomier.stages[0].block, roomier.tile, roomier.compute_overhead()),
     )
-    if found.costs is not None:
-        made = replace(made, costs=found.costs(model, job.precision))
-    return fit_memory(made, found.memory_bytes)
 
 
 def converted_region(box: Box | None, source: VolumeSpec) -> Box:

@@ -16,6 +16,9 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from isochunk.core.codec import to_json
 from isochunk.core.geometry import Box, Triple, sub, triple
 from isochunk.core.job import Job, Precision
@@ -72,7 +75,11 @@ class Plan:
     costs: TileCosts | None = field(
         default=None, compare=False, repr=False, metadata={"stored_as": None}
     )
-    """What tiles of the model cost; None for a plan read from its record."""
+    """What tiles of the model cost; None for interpolations, and a plan read from its record."""
+    with_twice_the_memory: tuple[Triple, Triple, float] | None = field(
+        default=None, compare=False, repr=False, metadata={"stored_as": None}
+    )
+    """Block, tile and compute overhead if workers had twice the memory; None where not known."""
 
     def block(self, stage: int, index: int) -> Block:
         """Return block ``index`` of ``stage``."""
@@ -131,10 +138,17 @@ class Plan:
             "bytes_written": self.bytes_written(),
             "objects_written": self.objects_written(),
             "compute_overhead": round(self.compute_overhead(), 4),
+            "with_twice_the_memory": self._alternative(),
             "padded_because": self.model.padded_because,
             "worker_memory_bytes": self.worker_memory_bytes(),
             "exact": self.model.exact,
         }
+
+    def _alternative(self) -> dict[str, Any] | None:
+        if self.with_twice_the_memory is None:
+            return None
+        block, tile, overhead = self.with_twice_the_memory
+        return {"block": list(block), "tile": list(tile), "compute_overhead": round(overhead, 4)}
 
     def block_bytes(self) -> int:
         """Return the host bytes that one block of the first stage holds while in flight."""
@@ -142,23 +156,47 @@ class Plan:
         read = math.prod(self.model.read_box(Box.from_shape(self.stages[0].block)).shape)
         return self.source.itemsize * (2 * read + math.ceil(write * 8 / 7))
 
-    def worker_memory_bytes(self) -> int:
-        """Return the peak host memory of one worker; a tile on a GPU is none of it."""
-        tile = 0 if self.job.device == "cuda" else self.tile_bytes(self.tile)
-        return PROCESS_BYTES + self.depth * self.block_bytes() + tile
+    @property
+    def on_gpu(self) -> bool:
+        """Whether networks are known to run on a GPU."""
+        job = self.job
+        return job.device == "cuda" or (job.device == "auto" and job.cluster == "cuda")
+
+    def worker_memory_bytes(self, tile_bytes: int | None = None) -> int:
+        """Return the peak host memory of one worker; a tile on a GPU is none of it.
+
+        Args:
+            tile_bytes: what a tile takes; None for what the plan's own does.
+        """
+        if tile_bytes is None:
+            tile_bytes = 0 if self.on_gpu else self.tile_bytes(self.tile)
+        return PROCESS_BYTES + self.depth * self.block_bytes() + tile_bytes
 
     def tile_bytes(self, tile: Triple) -> int:
         """Return the working memory of one forward pass, as the allocator keeps it."""
-        slack = USERS_SLACK if self.model.arch == "module" else ALLOCATOR_SLACK
-        return int(self.tile_cost(tile).bytes * slack)
+        return int(self.tile_costs(np.array([tile]))[1][0])
 
     def tile_cost(self, tile: Triple) -> TileCost:
-        """Return what one forward pass costs; roughly, for a plan read from its record."""
+        """Return what one forward pass costs, its memory as the allocator keeps it."""
+        return TileCost(*(float(values[0]) for values in self.tile_costs(np.array([tile]))))
+
+    def tile_costs(self, tiles: NDArray[np.int64]) -> tuple[NDArray[np.float64], ...]:
+        """Return what many tiles cost; roughly, for a plan read from its record.
+
+        Args:
+            tiles: (n, 3) shapes in target voxels.
+
+        Returns:
+            Multiply-adds, bytes as the allocator keeps them, and elements of the largest tensor,
+            (n,) each.
+        """
+        slack = USERS_SLACK if self.model.arch == "module" else ALLOCATOR_SLACK
         if self.costs is not None:
-            return self.costs.of(tile)
-        voxels = math.prod(tile)
-        macs, size = self.model.macs_per_voxel, self.model.bytes_per_voxel / WORKSPACE
-        return TileCost(voxels * macs, voxels * size, voxels * size / 4)
+            macs, size, elements = self.costs.of_many(tiles)
+            return macs, size * slack, elements
+        voxels = np.prod(tiles, axis=1).astype(np.float64)
+        size = voxels * self.model.bytes_per_voxel / WORKSPACE
+        return voxels * self.model.macs_per_voxel, size * slack, size / 4
 
     def compute_overhead(self) -> float:
         """Return the multiply-adds done for halos, as a share of those without any."""

@@ -30,7 +30,7 @@ from isochunk.core.voxels import Voxels
 from isochunk.errors import PredictionError, UsageError
 from isochunk.models.predictor import TorchPredictor
 from isochunk.models.tiling import SameSizeEngine
-from isochunk.planning.memory import block_tile, device_tile
+from isochunk.planning.tiles import block_tile, device_tile
 
 MODEL = '''
 import os

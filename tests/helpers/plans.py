@@ -9,6 +9,7 @@ from isochunk.core.geometry import Box, Spacing
 from isochunk.core.job import Job
 from isochunk.core.spec import Intensity, LevelSpec, VolumeSpec
 from isochunk.models.interpolation import interpolation_spec
+from isochunk.planning.blocks import Workers
 from isochunk.planning.make import Inputs, make_plan
 from isochunk.planning.plan import Plan
 
@@ -25,4 +26,4 @@ def plan(source: VolumeSpec, model: str = "cubic", **options: object) -> Plan:
     target = "zarr3" if job.format == "ome-zarr" else "precomputed"
     spec = interpolation_spec(model)
     found = Inputs(source, spec, Intensity(), "file:///out/", target)
-    return make_plan(job, replace(found, memory_bytes=job.memory or found.memory_bytes))
+    return make_plan(job, replace(found, workers=Workers(job.memory or 4 << 30)))
