@@ -83,6 +83,9 @@ WHOLE_OBJECTS_BYTES = 64 << 20
 TASK_VOXELS = 1 << 26
 """Target voxels of one Dask task, at least, so that scheduling costs little."""
 
+AUDIT_VOXELS = 1 << 30
+"""Stored target voxels of one Dask task of an audit, at most: reading is faster than computing."""
+
 TASK_BLOCKS = 1024
 """Blocks of one Dask task, at most: what is redone if its worker or client dies."""
 
