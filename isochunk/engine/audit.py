@@ -17,11 +17,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from isochunk.core.limits import AUDIT_VOXELS, TASK_BLOCKS, TASKS_PER_WORKER
 from isochunk.engine.auditor import Audited, AuditPool, AuditTask
 from isochunk.engine.holes import Hole
-from isochunk.engine.ledger import Ledger
+from isochunk.engine.ledger import Ledger, Table
 from isochunk.engine.timeouts import Timeouts
 from isochunk.errors import ClusterError
 from isochunk.planning.block import BlockTask
@@ -133,11 +134,18 @@ def audit_tasks(plan: Plan, ledger: Ledger, stage: int, workers: int) -> Iterato
     most = max(1, min(by_size, by_share, TASK_BLOCKS))
     start = 0
     while start < count:
-        some = slice(start, min(start + TASK_BLOCKS, count))
-        stored = np.cumsum(table.done[some] & ~table.empty[some])
-        stop = start + int(np.searchsorted(stored, most, side="right"))
+        stop = start + most
+        if not _stored(table, start, stop).all() or stop > count:
+            stored = np.cumsum(_stored(table, start, start + TASK_BLOCKS))
+            stop = start + int(np.searchsorted(stored, most, side="right"))
         yield BlockTask(stage, range(start, stop))
         start = stop
+
+
+def _stored(table: Table, start: int, stop: int) -> NDArray[np.bool_]:
+    """Tell which of some blocks must be read."""
+    stored: NDArray[np.bool_] = table.done[start:stop] & ~table.empty[start:stop]
+    return stored
 
 
 class Tally:

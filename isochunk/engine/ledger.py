@@ -140,8 +140,13 @@ class Ledger:
 
     def recorded(self, stage: int, blocks: Sequence[int]) -> NDArray[np.void]:
         """Return a row of :data:`RECORDED` for each of some blocks."""
-        table, at = self.tables[stage], np.asarray(blocks)
-        rows = np.empty(len(at), RECORDED)
+        table = self.tables[stage]
+        at: Any
+        if isinstance(blocks, range):  # as nearly all are, and a slice copies nothing
+            at = slice(blocks.start, blocks.stop, blocks.step)
+        else:
+            at = np.array(blocks)
+        rows = np.empty(len(blocks), RECORDED)
         rows["checksum"] = table.checksum[at]
         rows["state"] = np.where(table.empty[at], EMPTY, STORED)
         rows["state"][~table.done[at]] = LOST
