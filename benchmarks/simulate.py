@@ -9,7 +9,8 @@ host processes hold all workers, so only so much work may go on in them: a block
 the model sleeps, then takes the nearest voxels. A task is one block.
 
 Efficiency is the time that a worker's tasks sleep over the wall time from the start of the
-run to the last block recorded; opening the job on the workers is timed apart.
+run to the last block recorded; opening the job on the workers is timed apart. With --audit the
+target is audited as well: a worker sleeps before each block that it reads, one block at a time.
 """
 
 from __future__ import annotations
@@ -34,12 +35,17 @@ import psutil
 from distributed import Client, Worker
 
 import isochunk
+from isochunk.cluster import audit as auditing
 from isochunk.core.geometry import Box, Spacing
 from isochunk.core.spec import LevelSpec, ModelSpec, VolumeSpec
 from isochunk.core.voxels import Voxels
+from isochunk.engine import audit as audits
 from isochunk.engine import opened
+from isochunk.engine.auditor import Auditor, open_auditor
+from isochunk.engine.holes import Hole
 from isochunk.models.interface import Predictor
 from isochunk.planning import plan as planning
+from isochunk.planning.block import Block
 from isochunk.storage.open import create_volume
 
 BLOCK = 16
@@ -79,6 +85,20 @@ class Sleeper:
         return self.inner(source, read, write)
 
 
+class SleepingAuditor(Auditor):
+    """Compares blocks one at a time, and takes its time."""
+
+    def __init__(self, inner: Auditor, seconds: float) -> None:
+        super().__init__(inner.plan, inner.target, inner.store)
+        self.seconds = seconds
+        self.lock = threading.Lock()
+
+    def block(self, block: Block, recorded: Any) -> list[Hole]:
+        with self.lock:
+            time.sleep(self.seconds)
+            return super().block(block, recorded)
+
+
 class Hosted(Worker):
     """A worker that says once a minute that it lives; a thousand would each 6 s, half a core."""
 
@@ -91,6 +111,7 @@ async def host(scheduler_file: str, workers: int, task_s: float) -> None:
     """Hold workers until their scheduler goes away."""
     load = opened.load
     opened.load = lambda model, runtime: Sleeper(load(model, runtime), task_s)
+    auditing.open_auditor = lambda *where: SleepingAuditor(open_auditor(*where), task_s)
     with dask.config.set(HOSTING):
         held = [
             Hosted(scheduler_file=scheduler_file, nthreads=1, memory_limit=0, dashboard=False)
@@ -149,7 +170,29 @@ def sleeping_job(folder: Path, blocks: int) -> isochunk.Job:
     )
 
 
-def measure(folder: Path, workers: int, tasks: int, hosts: int, task_s: float) -> dict[str, Any]:
+def measure_audit(client: Client, target: str, asleep_s: float) -> dict[str, Any]:
+    """Audit a target whose workers sleep for so long, each."""
+    audits.AUDIT_VOXELS = 1  # a task is one block
+    first: list[float] = []
+    begun = time.perf_counter()
+    report = isochunk.audit(
+        target,
+        client=client,
+        watch=lambda p: first.append(time.perf_counter()) if not first else None,
+    )
+    wall_s = time.perf_counter() - first[0]
+    assert report.complete
+    return {
+        "audit, opening, s": round(first[0] - begun, 1),
+        "audit, s": round(wall_s, 1),
+        "audit, efficiency": round(asleep_s / wall_s, 3),
+        "audit, blocks/s": round(report.expected / wall_s, 1),
+    }
+
+
+def measure(
+    folder: Path, workers: int, tasks: int, hosts: int, task_s: float, audit: bool
+) -> dict[str, Any]:
     """Give every worker so many tasks of so many seconds."""
     planning.TASK_BLOCKS = 1
     with cluster(folder, workers, min(hosts, workers), task_s) as (client, scheduler):
@@ -173,6 +216,7 @@ def measure(folder: Path, workers: int, tasks: int, hosts: int, task_s: float) -
             peak = max(peak, me.memory_info().rss + scheduler.memory_info().rss)
 
         report = isochunk.run(plan, client, watch)
+        audited = measure_audit(client, plan.target.url, tasks * task_s) if audit else {}
     assert report.complete, report.errors
     assert report.seam is not None
     assert report.seam.max_difference == 0
@@ -185,6 +229,7 @@ def measure(folder: Path, workers: int, tasks: int, hosts: int, task_s: float) -
         "tasks/s": round(report.total / wall_s, 1),
         "scheduler CPU": f"{100 * busy_s / wall_s:.0f}%",
         "client + scheduler, MiB": round(peak / MIB),
+        **audited,
     }
 
 
@@ -195,6 +240,7 @@ def main() -> None:
     options.add_argument("--task-s", type=float, default=10.0)
     options.add_argument("--tasks", type=int, default=20, help="of each worker")
     options.add_argument("--hosts", type=int, default=4)
+    options.add_argument("--audit", action="store_true", help="audit what was written, too")
     options.add_argument("--json", action="store_true")
     options.add_argument("--host-file", help=argparse.SUPPRESS)
     chosen = options.parse_args()
@@ -203,7 +249,8 @@ def main() -> None:
         return
     for position, workers in enumerate(map(int, chosen.workers.split(","))):
         with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder:
-            row = measure(Path(folder), workers, chosen.tasks, chosen.hosts, chosen.task_s)
+            told = (chosen.tasks, chosen.hosts, chosen.task_s, chosen.audit)
+            row = measure(Path(folder), workers, *told)
         if chosen.json:
             print(json.dumps(row), flush=True)
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from isochunk.core.geometry import Box, Spacing
 from isochunk.core.job import Job
 from isochunk.core.spec import Intensity, LevelSpec, VolumeSpec
+from isochunk.engine.audit import audit_task, audit_tasks
 from isochunk.engine.ledger import Ledger
 from isochunk.models.interpolation import interpolation_spec
 from isochunk.planning.make import Inputs, make_plan
@@ -110,3 +112,27 @@ def test_take_up_a_folded_ledger(benchmark: Any, plan: Plan, recorded: Ledger) -
     recorded.fold()
     ledger = benchmark.pedantic(Ledger, (recorded.store, plan), rounds=3)
     assert ledger.count() == recorded.count()
+
+
+def test_first_tasks_of_an_audit(benchmark: Any, plan: Plan, recorded: Ledger) -> None:
+    """As many as 1,000 workers take at once, each with what is recorded of its blocks."""
+
+    def first() -> int:
+        tasks = itertools.islice(audit_tasks(plan, recorded, 0, WORKERS), 3 * WORKERS)
+        return sum(len(audit_task(recorded, task).recorded) for task in tasks)
+
+    assert benchmark(first) >= 3 * WORKERS * 5
+
+
+def test_memory_of_the_tasks_of_an_audit(plan: Plan, recorded: Ledger) -> None:
+    """The same for the first thousand tasks and for the first twenty thousand."""
+
+    def peak(count: int) -> int:
+        tracemalloc.start()
+        for task in itertools.islice(audit_tasks(plan, recorded, 0, WORKERS), count):
+            audit_task(recorded, task)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    assert peak(20_000) < peak(1_000) + 4096

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from isochunk.cluster.spec import WORDS
 from isochunk.core.geometry import Spacing
-from isochunk.core.job import Job, change
+from isochunk.core.job import Job, RunOptions, change
 from isochunk.core.text_forms import read_spacing
 from isochunk.engine import calibrate as calibration
 from isochunk.engine import target as records
-from isochunk.engine.audit import AuditReport, audit_target
+from isochunk.engine.audit import AuditReport, AuditWatch, LocalAudit, audit_target
+from isochunk.engine.auditor import AuditPool, open_auditor, readers
 from isochunk.engine.cost import Calibration, Estimate, estimate, read_prices
 from isochunk.engine.events import EventLog
 from isochunk.engine.local import LocalBackend
@@ -23,6 +24,7 @@ from isochunk.engine.pipeline import Pipeline
 from isochunk.engine.prepare import TargetPlace, plan_job, prepare_target, resolve
 from isochunk.engine.report import Report
 from isochunk.engine.timeouts import Timeouts
+from isochunk.host.memory import usable_memory_bytes
 from isochunk.models.interface import Predictor
 from isochunk.models.load import Runtime, describe, load
 from isochunk.planning.plan import Plan
@@ -107,9 +109,7 @@ def open_backend(
     plan: Plan, client: Client | None, timeouts: Timeouts = TIMEOUTS
 ) -> Iterator[Backend]:
     """Open a job where it runs: in this process, or on the workers of a Dask cluster."""
-    job = plan.job
-    alone = job.scheduler is None and job.cluster == "local" and (job.workers or 1) == 1
-    if client is None and alone:
+    if client is None and runs_here(plan.job):
         with Pipeline(open_job(plan)) as pipeline:
             yield LocalBackend(pipeline)
         return
@@ -117,6 +117,24 @@ def open_backend(
 
     with dask_backend(plan, client, timeouts) as backend:
         yield backend
+
+
+def runs_here(options: RunOptions) -> bool:
+    """Tell whether a job asks for no more than this process."""
+    alone = options.scheduler is None and options.cluster == "local"
+    return alone and (options.workers or 1) == 1
+
+
+@contextmanager
+def open_cluster(options: RunOptions, client: Client | None) -> Iterator[Client | None]:
+    """Give a client of the cluster that a job asks for; None where that is this process."""
+    if client is None and runs_here(options):
+        yield None
+        return
+    from isochunk.cluster.start import connected
+
+    with connected(options, client) as found:
+        yield found
 
 
 def start_cluster(
@@ -178,14 +196,66 @@ def status(target: str, endpoint_url: str | None = None) -> dict[str, Any]:
 
 
 def audit(
-    target: str, endpoint_url: str | None = None, watch: Callable[[int], None] = lambda _: None
+    target: str,
+    endpoint_url: str | None = None,
+    watch: AuditWatch = lambda _: None,
+    *,
+    client: Client | None = None,
+    changes: Mapping[str, Any] | None = None,
+    timeouts: Timeouts = TIMEOUTS,
 ) -> AuditReport:
     """Read every object of a target again and compare it with the record.
 
+    Nothing is written, at the target or elsewhere.
+
+    Args:
+        target: URL of a target.
+        endpoint_url: S3-compatible server; default: ``AWS_ENDPOINT_URL``.
+        watch: called often with how far it is.
+        client: a Dask client; without one ``scheduler``, ``cluster`` and ``workers`` of the changes
+            decide, and where they are not given, threads of this process read.
+        changes: fields of :class:`~isochunk.core.job.RunOptions` that say where and how to read.
+        timeouts: how long to wait for workers that are slow, silent or gone.
+
+    Returns:
+        What was found; ``report.complete`` tells whether every object is as it should be.
+
     Raises:
         NotFoundError: isochunk wrote nothing there.
+        UsageError: a change is none, or the cluster cannot be had.
+        ClusterError: the cluster went away.
     """
-    return audit_target(records.open_written_target(target, endpoint_url).auditor(), watch)
+    changes = changes or {}
+    found = records.open_written_target(target, endpoint_url or changes.get("endpoint_url"))
+    job = change(found.plan.job, changes)
+    access = reading(found.store.access, job, changes)
+    with open_cluster(job, client) as cluster_client:
+        return audit_on(found, access, cluster_client, watch, timeouts)
+
+
+def reading(access: Access, job: Job, changes: Mapping[str, Any]) -> Access:
+    """Return how to read a target: as changed now, not as the job that wrote it was told."""
+    names = {"timeout_s", "requests", "slow_start"} & changes.keys()
+    return replace(access, **{name: getattr(job, name) for name in names})
+
+
+def audit_on(
+    found: records.WrittenTarget,
+    access: Access,
+    client: Client | None,
+    watch: AuditWatch,
+    timeouts: Timeouts,
+) -> AuditReport:
+    """Audit on the workers of a client, or in this process where there is none."""
+    plan, ledger = found.plan, found.ledger
+    if client is None:
+        auditor = open_auditor(plan, found.store.url, access)
+        with AuditPool(auditor, readers(plan, usable_memory_bytes())) as pool:
+            return audit_target(plan, ledger, LocalAudit(pool, ledger), watch, timeouts)
+    from isochunk.cluster.audit import dask_audit
+
+    with dask_audit(client, found, access, timeouts) as backend:
+        return audit_target(plan, ledger, backend, watch, timeouts)
 
 
 def repair(
@@ -193,14 +263,20 @@ def repair(
     changes: dict[str, Any] | None = None,
     client: Client | None = None,
     watch: Watch | None = None,
+    watch_audit: AuditWatch = lambda _: None,
+    timeouts: Timeouts = TIMEOUTS,
 ) -> tuple[AuditReport, Report]:
     """Audit a target and compute exactly the blocks again that have a hole.
+
+    Both happen in the same place, and a cluster is started once for both.
 
     Args:
         target: URL of a target.
         changes: fields of :class:`~isochunk.core.job.RunOptions`: model path, device, workers, ...
         client: as for :func:`run`.
         watch: as for :func:`run`.
+        watch_audit: as ``watch`` of :func:`audit`.
+        timeouts: as for :func:`run`.
 
     Returns:
         What was found, and the report of the blocks computed.
@@ -208,13 +284,16 @@ def repair(
     Raises:
         NotFoundError: isochunk wrote nothing there.
         UsageError: a change is none that leaves the output as it is.
+        ClusterError: the cluster went away; what is done is recorded.
     """
     changes = changes or {}
     found = records.open_written_target(target, changes.get("endpoint_url"))
     made = replace(found.plan, job=change(found.plan.job, changes))
-    audited = audit_target(found.auditor())
-    found.forget(audited)
-    return audited, run(made, client, watch)
+    access = reading(found.store.access, made.job, changes)
+    with open_cluster(made.job, client) as cluster_client:
+        audited = audit_on(found, access, cluster_client, watch_audit, timeouts)
+        found.forget(audited)
+        return audited, run(made, cluster_client, watch, timeouts)
 
 
 def load_model(name_or_path: str, *, trust: bool = False) -> Predictor:

@@ -67,7 +67,7 @@ def demo_arguments(parser: argparse.ArgumentParser) -> None:
 def demo(options: argparse.Namespace) -> Result:
     """``isochunk demo``."""
     from isochunk.cli.demo import make_source
-    from isochunk.cli.progress import RunProgress
+    from isochunk.cli.progress import AuditBar, RunProgress
 
     source, target = make_source(options.out), f"{options.out}/isotropic"
     job = Job(
@@ -76,7 +76,8 @@ def demo(options: argparse.Namespace) -> Result:
     made = isochunk.plan(job)
     with RunProgress(made) as progress:
         report = isochunk.run(made, watch=progress)
-    audited = isochunk.audit(target)
+    with AuditBar() as bar:
+        audited = isochunk.audit(target, watch=bar)
     complete = report.complete and audited.complete
     result = {"plan": made.summary(), "run": report.summary(), "audit": audited.summary()}
     if not options.json:

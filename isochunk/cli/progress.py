@@ -1,4 +1,4 @@
-"""Progress of a run on standard error: a bar on a terminal, plain lines in a log file."""
+"""Progress of a run or an audit on standard error: a bar on a terminal, lines in a log file."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from types import TracebackType
 
 from tqdm import tqdm
 
+from isochunk.engine.audit import AuditProgress
 from isochunk.engine.report import Report
 from isochunk.planning.plan import Plan
 
@@ -18,26 +19,16 @@ LINE_S = 10.0
 """Seconds between lines in a log file."""
 
 
-class RunProgress:
-    """Shows target voxels written, voxels a second and time left. Use it as a context manager."""
+class Progress:
+    """A bar on a terminal, or a line every ten seconds. Use it as a context manager."""
 
-    def __init__(self, plan: Plan) -> None:
-        """Take the plan whose voxels are counted."""
-        self.total = plan.target.box.size
-        self.blocks = plan.total_blocks
-        self._terminal = sys.stderr.isatty()
-        self._bar = tqdm(
-            total=self.total,
-            unit="vox",
-            unit_scale=True,
-            smoothing=0.05,
-            disable=not self._terminal,
+    def __init__(self, total: int | None, unit: str) -> None:
+        """Take what is counted, and how much of it there is, if that is known yet."""
+        self.terminal = sys.stderr.isatty()
+        self.bar = tqdm(
+            total=total, unit=unit, unit_scale=True, smoothing=0.05, disable=not self.terminal
         )
         self._line = time.monotonic()
-
-    def __enter__(self) -> RunProgress:
-        """Return itself."""
-        return self
 
     def __exit__(
         self,
@@ -46,15 +37,37 @@ class RunProgress:
         trace: TracebackType | None,
     ) -> None:
         """Leave the bar as it stands."""
-        self._bar.close()
+        self.bar.close()
+
+    def draw(self, count: int, note: str) -> None:
+        """Bring the bar to a count, with a note after it."""
+        self.bar.update(count - self.bar.n)
+        self.bar.set_postfix_str(note, refresh=False)
+
+    def line_due(self) -> bool:
+        """Tell whether it is time for a line, and start to wait for the next."""
+        due = time.monotonic() - self._line >= LINE_S
+        if due:
+            self._line = time.monotonic()
+        return due
+
+
+class RunProgress(Progress):
+    """Shows target voxels written, voxels a second and time left."""
+
+    def __init__(self, plan: Plan) -> None:
+        """Take the plan whose voxels are counted."""
+        super().__init__(plan.target.box.size, "vox")
+
+    def __enter__(self) -> RunProgress:
+        """Return itself."""
+        return self
 
     def __call__(self, report: Report) -> None:
         """Show a report."""
-        if self._terminal:
-            self._bar.update(report.voxels - self._bar.n)
-            self._bar.set_postfix_str(f"{report.done}/{report.total} blocks", refresh=False)
-        elif time.monotonic() - self._line >= LINE_S:
-            self._line = time.monotonic()
+        if self.terminal:
+            self.draw(report.voxels, f"{report.done}/{report.total} blocks")
+        elif self.line_due():
             rate = report.voxels / max(report.wall_s, 1e-9)
             finished = report.done - report.resumed
             left = (report.total - report.done) * report.wall_s / max(finished, 1)
@@ -65,4 +78,32 @@ class RunProgress:
                 rate / 1e6,
                 left,
                 report.failed,
+            )
+
+
+class AuditBar(Progress):
+    """Shows blocks read, blocks a second and time left."""
+
+    def __init__(self) -> None:
+        """Wait for the first word of the audit, which has the number of blocks."""
+        super().__init__(None, "block")
+
+    def __enter__(self) -> AuditBar:
+        """Return itself."""
+        return self
+
+    def __call__(self, progress: AuditProgress) -> None:
+        """Show how far an audit is."""
+        if self.terminal:
+            self.bar.total = progress.total
+            self.draw(progress.read, f"{progress.holes} holes")
+        elif self.line_due():
+            left = "" if progress.left_s is None else f", about {progress.left_s:.0f} s left"
+            log.info(
+                "%d of %d blocks read, %.3g blocks/s%s, %d holes",
+                progress.read,
+                progress.total,
+                progress.blocks_per_s,
+                left,
+                progress.holes,
             )

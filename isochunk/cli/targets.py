@@ -14,6 +14,9 @@ from isochunk.core.job import RunOptions
 
 RUN_OPTIONS = tuple(f.name for f in fields(RunOptions))
 
+AUDIT_OPTIONS = ("scheduler", "cluster", "workers", "timeout_s", "requests", "slow_start")
+"""Those of them that say where and how a target is read."""
+
 
 def target_argument(parser: argparse.ArgumentParser) -> None:
     """Add the argument that names a target."""
@@ -47,9 +50,19 @@ def progress_line(status: Mapping[str, Any]) -> str:
     return line if left is None else f"{line}, about {left:.0f} s left"
 
 
+def audit_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``isochunk audit``."""
+    target_argument(parser)
+    add_fields(parser, RunOptions, AUDIT_OPTIONS)
+
+
 def audit(options: argparse.Namespace) -> Result:
     """``isochunk audit``."""
-    report = isochunk.audit(options.target, options.endpoint_url)
+    from isochunk.cli.progress import AuditBar
+
+    changes = given(options, RunOptions, AUDIT_OPTIONS)
+    with AuditBar() as bar:
+        report = isochunk.audit(options.target, options.endpoint_url, bar, changes=changes)
     return report.summary(), DONE if report.complete else INCOMPLETE
 
 
@@ -61,14 +74,18 @@ def repair_arguments(parser: argparse.ArgumentParser) -> None:
 
 def repair(options: argparse.Namespace) -> Result:
     """``isochunk repair``."""
-    found, report = isochunk.repair(options.target, given(options, RunOptions, RUN_OPTIONS))
+    from isochunk.cli.progress import AuditBar
+
+    changes = given(options, RunOptions, RUN_OPTIONS)
+    with AuditBar() as bar:
+        found, report = isochunk.repair(options.target, changes, watch_audit=bar)
     result = {"found": found.summary(), **report.summary()}
     return result, DONE if report.complete else INCOMPLETE
 
 
 COMMANDS = (
     Command("status", "what is done of a target", status_arguments, status),
-    Command("audit", "read a target again and prove it complete", target_argument, audit),
+    Command("audit", "read a target again and prove it complete", audit_arguments, audit),
     Command(
         "repair",
         "audit a target and compute again what is missing or corrupt",

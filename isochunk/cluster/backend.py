@@ -7,7 +7,6 @@ more than a few tasks a worker, whatever the size of the job.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections import Counter
@@ -15,33 +14,30 @@ from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib.metadata import version
 from typing import Any
 from urllib.parse import urlsplit
 
-from distributed import (
-    Client,
-    Future,
-    KilledWorker,
-    Reschedule,
-    WorkerPlugin,
-    as_completed,
-    get_worker,
-    secede,
-)
+from distributed import Client, Future, KilledWorker, as_completed, secede
 
 from isochunk.cluster.metrics import WorkerMetrics
-from isochunk.cluster.start import check_versions, connected
-from isochunk.cluster.window import TaskWindow
+from isochunk.cluster.plugin import (
+    HoldingPlugin,
+    drop_plugin,
+    held_here,
+    send_plugin,
+    wait_for_a_worker,
+)
+from isochunk.cluster.start import connected
+from isochunk.cluster.window import TaskWindow, Work
 from isochunk.core.geometry import Box
 from isochunk.engine.events import Notify
 from isochunk.engine.opened import open_job
 from isochunk.engine.pipeline import Pipeline
 from isochunk.engine.report import Seam
 from isochunk.engine.timeouts import Timeouts
-from isochunk.errors import ClusterError, UsageError
+from isochunk.errors import ClusterError
 from isochunk.host.memory import usable_memory_bytes
-from isochunk.planning.block import BlockTask, Reports
+from isochunk.planning.block import EMPTY_REPORTS, BlockReport, BlockTask, Reports
 from isochunk.planning.plan import Plan
 from isochunk.planning.tiles import fit_memory
 
@@ -53,66 +49,34 @@ WORKER_SHARE = 0.75
 UNEQUAL = 0.9
 """Least memory over most, below which workers are called unequal."""
 
-SENDS = 3
-"""Times that the job is sent to workers that die of other causes meanwhile."""
 
-
-class JobPlugin(WorkerPlugin):
-    """Holds the open job in a worker process."""
-
-    pipeline: Pipeline | None = None
-    """The open job, on a worker."""
-    metrics: WorkerMetrics | None = None
-    """What it has done there."""
+class JobPlugin(HoldingPlugin[tuple[Pipeline, WorkerMetrics]]):
+    """Holds the open job in a worker process, and counts what it has done there."""
 
     def __init__(self, name: str, plan: Plan) -> None:
         """Take the job; it is opened on the worker."""
-        self.name = name
+        super().__init__(name)
         self.plan = plan
-        self.version = version("isochunk")
 
-    async def setup(self, worker: Any) -> None:
-        """Open the job in the worker's process; meanwhile the worker stays in touch.
+    def open(self, worker: Any) -> tuple[Pipeline, WorkerMetrics]:
+        """Open the job."""
+        pipeline = Pipeline(open_job(self.plan, worker.state.nthreads))
+        metrics = WorkerMetrics(self.name)
+        metrics.register()
+        return pipeline, metrics
 
-        Raises:
-            UsageError: a worker that came later has another version of isochunk.
-        """
-        if version("isochunk") != self.version:
-            raise UsageError(
-                f"worker {worker.address} has isochunk {version('isochunk')}, wanted is "
-                f"{self.version}; install that version there"
-            )
-        opened = await asyncio.to_thread(open_job, self.plan, worker.state.nthreads)
-        self.pipeline = Pipeline(opened)
-        self.metrics = WorkerMetrics(self.name)
-        self.metrics.register()
-
-    def teardown(self, worker: Any) -> None:
+    def close(self, held: tuple[Pipeline, WorkerMetrics]) -> None:
         """Drop what is not at work."""
-        if self.pipeline is not None and self.metrics is not None:  # setup got so far
-            self.pipeline.abandon()
-            self.metrics.unregister()
-
-
-def on_worker(name: str) -> tuple[Pipeline, WorkerMetrics]:
-    """Return the job that is open in this worker process, and its metrics.
-
-    A worker that came later and could not open the job stays in the cluster all the same, and
-    would fail every task it is given at once. It leaves, and another worker gets the task.
-    """
-    worker = get_worker()
-    plugin = worker.plugins[name]
-    assert isinstance(plugin, JobPlugin)
-    if plugin.pipeline is None or plugin.metrics is None:
-        log.error("worker %s could not open the job and leaves", worker.address)
-        worker.loop.add_callback(worker.close, nanny=True, reason="the job could not be opened")
-        raise Reschedule
-    return plugin.pipeline, plugin.metrics
+        pipeline, metrics = held
+        pipeline.abandon()
+        metrics.unregister()
 
 
 def run_task(name: str, task: BlockTask) -> Reports:
     """Run a task on a worker."""
-    pipeline, metrics = on_worker(name)
+    pipeline: Pipeline
+    metrics: WorkerMetrics
+    pipeline, metrics = held_here(name)
     # Leaving the thread pool lets the worker start its next task, so that its reads overlap with
     # this task's last blocks; the slot comes first, so that it never takes more than that.
     with pipeline.task_slots:
@@ -124,7 +88,13 @@ def run_task(name: str, task: BlockTask) -> Reports:
 
 def run_compare(name: str, box: Box) -> Seam:
     """Compare a box on a worker."""
-    return on_worker(name)[0].job.compare(box)
+    pipeline: Pipeline = held_here(name)[0]
+    return pipeline.job.compare(box)
+
+
+def took_time(reports: Reports) -> bool:
+    """Tell whether anything but background was computed."""
+    return bool(reports.failed) or not reports.done["empty"].all()
 
 
 def fit_to_workers(plan: Plan, client: Client) -> Plan:
@@ -173,32 +143,9 @@ class DaskBackend:
         self.plan = plan
         self.timeouts = timeouts
         self.name = f"isochunk-{plan.model.sha256[:8]}-{time.time_ns():x}"
-        try:
-            client.wait_for_workers(1, timeout=timeouts.no_workers_s)
-        except TimeoutError:
-            raise UsageError(
-                f"no Dask worker came within {timeouts.no_workers_s:.0f} s; start workers for "
-                f"{client.scheduler_info()['address']}"
-            ) from None
-        check_versions(client)
+        wait_for_a_worker(client, timeouts)
         self.plan = fit_to_workers(plan, client)
-        self.send_job(JobPlugin(self.name, self.plan))
-
-    def send_job(self, plugin: JobPlugin) -> None:
-        """Open the job on every worker; one that dies meanwhile is not the end.
-
-        Raises:
-            ClusterError: workers kept dying.
-        """
-        for left in reversed(range(SENDS)):
-            try:
-                self.client.register_plugin(plugin, name=plugin.name)
-            except OSError as error:
-                if not left:
-                    raise ClusterError(f"workers died when the job was opened: {error}") from error
-                log.warning("a worker died when the job was opened; opening it again: %s", error)
-            else:
-                return
+        send_plugin(client, JobPlugin(self.name, self.plan))
 
     def __enter__(self) -> DaskBackend:
         """Return itself."""
@@ -206,8 +153,7 @@ class DaskBackend:
 
     def __exit__(self, *_: object) -> None:
         """Close the job on the workers."""
-        if self.client.status == "running":
-            self.client.unregister_worker_plugin(self.name)
+        drop_plugin(self.client, self.name)
 
     @property
     def workers(self) -> int:
@@ -220,7 +166,10 @@ class DaskBackend:
         Raises:
             ClusterError: the scheduler or all workers are gone.
         """
-        return TaskWindow(self.client, self.plan, self.submit, self.timeouts, notify).run(tasks)
+        work = Work(
+            self.submit, EMPTY_REPORTS, took_time, self.quarantined, "what is done is recorded"
+        )
+        return TaskWindow(self.client, work, self.timeouts, notify).run(tasks)
 
     def submit(self, task: BlockTask, key: str, workers: list[str] | None) -> Future[Any]:
         """Submit a task under a key, to some workers if these are still there."""
@@ -233,6 +182,15 @@ class DaskBackend:
             workers=workers,
             allow_other_workers=workers is not None,
         )
+
+    def quarantined(self, task: BlockTask, cause: str) -> Reports:
+        """Report blocks that did not come back even when they ran alone as failed."""
+        reports = []
+        for index in task.blocks:
+            where = f"block {index} {self.plan.block(task.stage, index).write}"
+            reason = f"quarantined: it did not come back even when it ran alone: {cause}"
+            reports.append(BlockReport(task.stage, index, error=f"{where}: {reason}"))
+        return Reports.gather(task.stage, reports)
 
     def compare(self, boxes: list[Box]) -> Iterator[Seam]:
         """Compare on the workers.

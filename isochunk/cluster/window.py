@@ -11,15 +11,14 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from distributed import Client, Future, as_completed
 
 from isochunk.engine.events import Notify
 from isochunk.engine.timeouts import Timeouts
 from isochunk.errors import ClusterError
-from isochunk.planning.block import EMPTY_REPORTS, BlockReport, BlockTask, Reports
-from isochunk.planning.plan import Plan
+from isochunk.planning.block import BlockTask
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +49,24 @@ BACKUP = "-backup"
 Submit = Callable[[BlockTask, str, list[str] | None], Future[Any]]
 """Submits a task under a key, to some workers if these are still there."""
 
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True, slots=True)
+class Work(Generic[Answer]):
+    """What is done with the blocks of tasks, and what is said of it."""
+
+    submit: Submit
+    """Sends a task."""
+    nothing: Answer
+    """Said while waiting."""
+    took_time: Callable[[Answer], bool]
+    """Whether an answer tells how long a task takes: that of background alone does not."""
+    verdict: Callable[[BlockTask, str], Answer]
+    """Says of a task that it did not come back even when it ran isolated, and why."""
+    kept: str
+    """What remains of the work where the cluster goes away, for messages."""
+
 
 @dataclass(frozen=True, slots=True)
 class InFlightTask:
@@ -78,7 +95,7 @@ class InFlightTask:
         return [worker for worker, _ in self.running.values()]
 
 
-class TaskWindow:
+class TaskWindow(Generic[Answer]):
     """Runs the tasks of one stage, a bounded number of them in flight.
 
     A straggler, a task that takes three times the median, gets a speculative copy on another
@@ -89,24 +106,23 @@ class TaskWindow:
     """
 
     def __init__(
-        self, client: Client, plan: Plan, submit: Submit, timeouts: Timeouts, notify: Notify
+        self, client: Client, work: Work[Answer], timeouts: Timeouts, notify: Notify
     ) -> None:
         """Take the way to the cluster; nothing is sent yet."""
         self.client = client
-        self.plan = plan
-        self.submit = submit
+        self.work = work
         self.timeouts = timeouts
         self.notify = notify
         self.in_flight: dict[str, InFlightTask] = {}
         """By the key of the first copy."""
         self.suspects: deque[BlockTask] = deque()
-        self.given_up: list[Reports] = []
+        self.given_up: list[Answer] = []
         self.durations: deque[float] = deque(maxlen=KEPT_DURATIONS)
         self.workers = max(1, len(client.nthreads()))
         self.completed = as_completed(loop=client.loop, with_results=True, raise_errors=False)
         self._checked = self._had_scheduler = self._had_workers = time.monotonic()
 
-    def run(self, tasks: Iterator[BlockTask]) -> Iterator[Reports]:
+    def run(self, tasks: Iterator[BlockTask]) -> Iterator[Answer]:
         """Run tasks, then the blocks of those that were lost.
 
         Raises:
@@ -129,7 +145,7 @@ class TaskWindow:
         finally:
             self.cancel([f for sent in self.in_flight.values() for f in sent.copies.values()])
 
-    def poll(self) -> Iterator[Reports]:
+    def poll(self) -> Iterator[Answer]:
         """Yield what has completed, or wait a moment; see now and then to the others."""
         if time.monotonic() - self._checked > CHECK_S:
             self.check_health()
@@ -140,7 +156,7 @@ class TaskWindow:
             for future, result in self.completed.next_batch(block=True):
                 yield self.on_task_done(future, result)
         else:
-            yield EMPTY_REPORTS
+            yield self.work.nothing
             time.sleep(POLL_S)
 
     def send(self, task: BlockTask, *, isolated: bool) -> None:
@@ -152,37 +168,37 @@ class TaskWindow:
 
     def send_copy(self, sent: InFlightTask, key: str, workers: list[str] | None) -> None:
         """Send one copy of a task."""
-        future = self.submit(sent.task, key, workers)
+        future = self.work.submit(sent.task, key, workers)
         sent.copies[key] = future
         self.completed.add(future)
 
-    def on_task_done(self, future: Future[Any], result: Any) -> Reports:
-        """Take a future that ended and return the reports of its blocks, if it has any."""
+    def on_task_done(self, future: Future[Any], result: Any) -> Answer:
+        """Take a future that ended and return what it answers, if it is the first to."""
         key = str(future.key)
         sent = self.in_flight.get(key.removesuffix(BACKUP))
         if sent is None:  # the other copy was faster, or the task was given up
-            return EMPTY_REPORTS
+            return self.work.nothing
         del sent.copies[key]
         _, began = sent.running.pop(key, ("", sent.sent))
         if future.status == "finished":
-            reports: Reports = result
-            if reports.failed or not reports.done["empty"].all():
+            answer: Answer = result
+            if self.work.took_time(answer):
                 self.durations.append(time.monotonic() - began)
             self.drop(sent)
             if key.endswith(BACKUP):  # what was late may never end, and holds a thread until then
                 self.restart(sent.workers)
-            return reports
+            return answer
         if sent.copies:
-            return EMPTY_REPORTS
+            return self.work.nothing
         self.drop(sent)
         if future.status == "error":
             return self.on_task_lost(sent, f"{type(result[1]).__name__}: {result[1]}")
         # Cancelled: the client lost the scheduler, which then forgot what this client had sent.
         self.check_health()
         self.send(sent.task, isolated=sent.isolated)
-        return EMPTY_REPORTS
+        return self.work.nothing
 
-    def on_task_lost(self, sent: InFlightTask, cause: str) -> Reports:
+    def on_task_lost(self, sent: InFlightTask, cause: str) -> Answer:
         """Note that a task did not come back; return the verdict if it ran isolated."""
         task = sent.task
         details = {"stage": task.stage, "blocks": list(task.blocks), "cause": cause}
@@ -195,15 +211,10 @@ class TaskWindow:
             )
             self.notify("lost", details)
             self.suspects.append(task)
-            return EMPTY_REPORTS
+            return self.work.nothing
         log.warning("blocks %s of stage %d are quarantined: %s", task.blocks, task.stage, cause)
         self.notify("quarantined", details)
-        reports = []
-        for index in task.blocks:
-            where = f"block {index} {self.plan.block(task.stage, index).write}"
-            reason = f"quarantined: it did not come back even when it ran alone: {cause}"
-            reports.append(BlockReport(task.stage, index, error=f"{where}: {reason}"))
-        return Reports.gather(task.stage, reports)
+        return self.work.verdict(task, cause)
 
     def drop(self, sent: InFlightTask) -> None:
         """Forget a task and the copies of it that are still at work."""
@@ -248,8 +259,8 @@ class TaskWindow:
             lost_s = time.monotonic() - self._had_scheduler
             if self.client.status == "closed" or lost_s > self.timeouts.no_scheduler_s:
                 raise ClusterError(
-                    "the Dask scheduler is gone; what is done is recorded: start a cluster and "
-                    "give the same command again"
+                    f"the Dask scheduler is gone; {self.work.kept}: start a cluster and give the "
+                    "same command again"
                 )
             time.sleep(POLL_S)
 
@@ -263,8 +274,8 @@ class TaskWindow:
             self._had_workers = now
         elif now - self._had_workers > self.timeouts.no_workers_s:
             raise ClusterError(
-                f"the Dask cluster has had no worker for {self.timeouts.no_workers_s:.0f} s; what "
-                "is done is recorded: start workers and give the same command again"
+                f"the Dask cluster has had no worker for {self.timeouts.no_workers_s:.0f} s; "
+                f"{self.work.kept}: start workers and give the same command again"
             )
         if max(1, count) != self.workers:
             self.notify("workers", {"workers": count})

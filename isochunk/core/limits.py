@@ -19,12 +19,13 @@ CACHE_BYTES = 128 << 20
 WORKSPACE = 1.25
 """Memory of the kernels' own buffers, relative to live tensors, in what checkpoints record."""
 
-ALLOCATOR_SLACK = 1.6
-"""Resident memory over what tensors need at once, at most: 1.1 to 1.55 were measured over the
-shipped networks and tiles of 128^3 and 256^3, since the heap that keeps memory has gaps."""
+ALLOCATOR_SLACK = 1.5
+"""Resident memory over what tensors need at once: 1.25 to 1.8 were measured over the shipped and
+users' networks and tiles of 128^3 and 256^3, since the heap that keeps memory has gaps; what is
+beyond is given back, see ``host.ceiling``."""
 
-USERS_SLACK = 2.2
-"""The same for users' networks: their maps may be of numbers that kernels first pad. 1.6 to 2."""
+TRACER_BYTES = 200 << 20
+"""What a process holds besides once it has traced a user's network."""
 
 # Tiles
 
@@ -103,6 +104,9 @@ WHOLE_OBJECTS_BYTES = 64 << 20
 
 TASK_VOXELS = 1 << 26
 """Target voxels of one Dask task, at least, so that scheduling costs little."""
+
+AUDIT_VOXELS = 1 << 30
+"""Stored target voxels of one Dask task of an audit, at most: reading is faster than computing."""
 
 TASK_BLOCKS = 1024
 """Blocks of one Dask task, at most: what is redone if its worker or client dies."""

@@ -8,10 +8,13 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from isochunk.core.geometry import Triple
+from isochunk.core.geometry import Triple, ceil_div, triple
 
 Voxels: TypeAlias = NDArray[Any]
 """A z, y, x array of uint8 or uint16."""
+
+POOLED_VOXELS = 1 << 20
+"""Voxels pooled at a time: wide sums of so many stay in cache, and memory does not grow."""
 
 
 def quantise(values: NDArray[np.floating[Any]], dtype: np.dtype[Any]) -> Voxels:
@@ -46,6 +49,17 @@ def pool(voxels: Voxels, by: Triple) -> Voxels:
     Returns:
         Array of ``ceil(n / by)`` voxels of the same dtype.
     """
+    shape = triple(ceil_div(n, p) for n, p in zip(voxels.shape, by, strict=True))
+    pooled: Voxels = np.empty(shape, voxels.dtype)
+    rows = max(1, POOLED_VOXELS // max(1, by[0] * voxels.shape[1] * voxels.shape[2]))
+    for first in range(0, shape[0], rows):
+        last = first + rows
+        pooled[first:last] = _pool_slab(voxels[first * by[0] : last * by[0]], by)
+    return pooled
+
+
+def _pool_slab(voxels: Voxels, by: Triple) -> Voxels:
+    """Pool whole windows along z."""
     # Repeating the last plane of an odd axis weighs the voxels that exist equally.
     odd = [(0, n % p) for n, p in zip(voxels.shape, by, strict=True)]
     even = np.pad(voxels, odd, mode="edge") if any(extra for _, extra in odd) else voxels

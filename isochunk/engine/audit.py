@@ -1,62 +1,34 @@
 """Proof that a target is complete: every object is read again and compared with the record.
 
-The ledger holds one checksum a block, of its finest level. Coarser levels of a block need none:
-they must equal the pooled finer level that was just verified.
+The same loop whether blocks are compared in this process or by the workers of a cluster. It keeps
+what is wrong and a count, and nothing of what is right.
 """
 
 from __future__ import annotations
 
+import logging
+import math
+import random
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
-from isochunk.core.geometry import Box
-from isochunk.core.voxels import Voxels, checksum
-from isochunk.engine.ledger import Ledger
-from isochunk.engine.pipeline import block_levels, pyramid
-from isochunk.errors import NotFoundError, StorageError
-from isochunk.planning.block import Block
+from isochunk.core.limits import AUDIT_VOXELS, TASK_BLOCKS, TASKS_PER_WORKER
+from isochunk.engine.auditor import Audited, AuditPool, AuditTask
+from isochunk.engine.holes import Hole
+from isochunk.engine.ledger import Ledger, Table
+from isochunk.engine.timeouts import Timeouts
+from isochunk.errors import ClusterError
+from isochunk.planning.block import BlockTask
 from isochunk.planning.plan import Plan
-from isochunk.storage.keys import object_boxes, object_key
-from isochunk.storage.volume import ObjectStore, WritableVolume
 
-READERS = 4
-"""Blocks read at the same time."""
-
-
-@dataclass(frozen=True, slots=True)
-class Hole:
-    """A stored object that is not what it should be."""
-
-    stage: int
-    """Stage of the block it belongs to."""
-    block: int
-    """Number of that block."""
-    level: int
-    """Level the object belongs to."""
-    box: Box
-    """Voxels of the object on that level's grid."""
-    object: str
-    """Key below the target's URL."""
-    kind: str
-    """``missing`` or ``corrupt``."""
-    reason: str
-    """What was found."""
-
-    def summary(self) -> dict[str, Any]:
-        """Return the hole as JSON."""
-        return {
-            "object": self.object,
-            "level": self.level,
-            "box": str(self.box),
-            "stage": self.stage,
-            "block": self.block,
-            "reason": self.reason,
-        }
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +38,7 @@ class AuditReport:
     expected: int
     """Objects that cover the target; those of background alone are known to be absent."""
     holes: tuple[Hole, ...]
-    """Objects that are missing or corrupt."""
+    """Objects that are missing or corrupt, or that could not be read."""
 
     @property
     def complete(self) -> bool:
@@ -74,134 +46,186 @@ class AuditReport:
         return not self.holes
 
     def summary(self) -> dict[str, Any]:
-        """Return the JSON object of ``isochunk audit``."""
+        """Return the JSON object of ``isochunk audit``; what was not read counts as corrupt."""
         return {
             "complete": self.complete,
             "expected": self.expected,
             "missing": [h.summary() for h in self.holes if h.kind == "missing"],
-            "corrupt": [h.summary() for h in self.holes if h.kind == "corrupt"],
+            "corrupt": [h.summary() for h in self.holes if h.kind != "missing"],
         }
 
 
-def audit_target(auditor: Auditor, watch: Callable[[int], None] = lambda _: None) -> AuditReport:
+@dataclass(frozen=True, slots=True)
+class AuditProgress:
+    """How far an audit is."""
+
+    total: int
+    """Blocks of the target."""
+    read: int = 0
+    """Blocks compared so far; those of background are among them."""
+    holes: int = 0
+    """Objects found so far that are not what they should be."""
+    wall_s: float = 0.0
+    """Seconds since the start."""
+
+    @property
+    def blocks_per_s(self) -> float:
+        """Blocks compared a second, so far."""
+        return self.read / self.wall_s if self.wall_s else 0.0
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds that the rest takes at this rate; None where there is no rate yet."""
+        return (self.total - self.read) / self.blocks_per_s if self.blocks_per_s else None
+
+
+AuditWatch: TypeAlias = Callable[[AuditProgress], None]
+
+
+class AuditBackend(Protocol):
+    """Somewhere that blocks are compared."""
+
+    @property
+    def workers(self) -> int:
+        """Worker processes now."""
+        ...
+
+    def map(self, tasks: Iterator[BlockTask]) -> Iterator[Audited]:
+        """Compare the blocks of tasks, a bounded number of them in flight."""
+        ...
+
+
+class LocalAudit:
+    """Compares blocks in this process."""
+
+    workers = 1
+
+    def __init__(self, pool: AuditPool, ledger: Ledger) -> None:
+        """Take the threads and the record."""
+        self.pool = pool
+        self.ledger = ledger
+
+    def map(self, tasks: Iterator[BlockTask]) -> Iterator[Audited]:
+        """Keep every thread busy, and one block waiting."""
+        in_flight: deque[Future[list[Hole]]] = deque()
+        for task in tasks:
+            for future in self.pool.start(audit_task(self.ledger, task)):
+                in_flight.append(future)
+                if len(in_flight) > self.pool.readers:
+                    yield Audited(1, holes=tuple(in_flight.popleft().result()))
+        while in_flight:
+            yield Audited(1, holes=tuple(in_flight.popleft().result()))
+
+
+def audit_task(ledger: Ledger, task: BlockTask) -> AuditTask:
+    """Add to blocks what is recorded of them."""
+    recorded = ledger.recorded(task.stage, task.blocks)
+    return AuditTask(task.stage, task.blocks, recorded.tobytes())
+
+
+def audit_tasks(plan: Plan, ledger: Ledger, stage: int, workers: int) -> Iterator[BlockTask]:
+    """Cut a stage into runs of blocks that take about as long, lazily.
+
+    Blocks of background take next to nothing, so a run may have many more of them.
+    """
+    count, table = plan.block_count(stage), ledger.tables[stage]
+    by_size = AUDIT_VOXELS // math.prod(plan.stages[stage].block)
+    by_share = math.ceil(count / (TASKS_PER_WORKER * workers))
+    most = max(1, min(by_size, by_share, TASK_BLOCKS))
+    start = 0
+    while start < count:
+        stop = start + most
+        if not _stored(table, start, stop).all() or stop > count:
+            stored = np.cumsum(_stored(table, start, start + TASK_BLOCKS))
+            stop = start + int(np.searchsorted(stored, most, side="right"))
+        yield BlockTask(stage, range(start, stop))
+        start = stop
+
+
+def _stored(table: Table, start: int, stop: int) -> NDArray[np.bool_]:
+    """Tell which of some blocks must be read."""
+    stored: NDArray[np.bool_] = table.done[start:stop] & ~table.empty[start:stop]
+    return stored
+
+
+class Tally:
+    """What has come back of an audit so far."""
+
+    def __init__(self, total: int, watch: AuditWatch) -> None:
+        """Start the clock."""
+        self.holes: list[Hole] = []
+        self._progress = AuditProgress(total)
+        self._watch = watch
+        self._began = time.monotonic()
+
+    def take(self, audited: Audited) -> None:
+        """Take blocks that are settled, or none, and tell who watches."""
+        self.holes += audited.holes
+        self._progress = replace(
+            self._progress,
+            read=self._progress.read + audited.blocks,
+            holes=len(self.holes),
+            wall_s=time.monotonic() - self._began,
+        )
+        self._watch(self._progress)
+
+    def report(self, expected: int) -> AuditReport:
+        """Return what was found, in the order of stages, blocks, levels and objects.
+
+        Raises:
+            ClusterError: a block is not accounted for, so nothing can be proved.
+        """
+        read, total = self._progress.read, self._progress.total
+        if read != total:
+            raise ClusterError(
+                f"{read} of {total} blocks came back from the audit, and each must once, so it "
+                "proves nothing; audit again"
+            )
+        order = sorted(self.holes, key=lambda h: (h.stage, h.block, h.level, h.box.lo))
+        return AuditReport(expected, tuple(order))
+
+
+def audit_target(
+    plan: Plan, ledger: Ledger, backend: AuditBackend, watch: AuditWatch, timeouts: Timeouts
+) -> AuditReport:
     """Read every block of every level and compare.
 
     Args:
-        auditor: the target and its record.
-        watch: called with the number of blocks read so far.
+        plan: what the target should hold.
+        ledger: the recorded checksums.
+        backend: where blocks are compared.
+        watch: called often with how far it is.
+        timeouts: pauses before what could not be read is tried again.
+
+    Raises:
+        ClusterError: the cluster went away.
     """
-    plan = auditor.plan
-    expected, holes, read = 0, [], 0
-    blocks = (
-        plan.block(stage, index)
-        for stage in range(len(plan.stages))
-        for index in range(plan.block_count(stage))
-    )
-    with ThreadPoolExecutor(READERS, "isochunk-audit") as pool:
-        in_flight: deque[Future[list[Hole]]] = deque()
-        for block in blocks:
-            expected += sum(
-                1
-                for level, box in block_levels(plan, block)
-                for _ in object_boxes(plan.target.levels[level], box)
-            )
-            in_flight.append(pool.submit(lambda b: list(auditor.block(b)), block))
-            if len(in_flight) > READERS:
-                holes += in_flight.popleft().result()
-                read += 1
-                watch(read)
-        for future in in_flight:
-            holes += future.result()
-            read += 1
-            watch(read)
-    return AuditReport(expected, tuple(holes))
+    tally = Tally(plan.total_blocks, watch)
+    for stage in range(len(plan.stages)):
+        audit_stage(plan, ledger, stage, backend, tally, timeouts.retry_pauses_s)
+    return tally.report(plan.objects_written())
 
 
-@dataclass(frozen=True, slots=True)
-class Auditor:
-    """Compares blocks with the record."""
-
-    plan: Plan
-    """What the target should hold."""
-    ledger: Ledger
-    """The recorded checksums."""
-    target: WritableVolume
-    """The voxels."""
-    store: ObjectStore
-    """The objects that hold them."""
-
-    def block(self, block: Block) -> Iterator[Hole]:
-        """Yield every hole in what a block wrote."""
-        (first, box), *coarser = block_levels(self.plan, block)
-        table = self.ledger.tables[block.stage]
-        if not table.done[block.index]:
-            for level, part in ((first, box), *coarser):
-                yield from self._all(block, level, part, "missing", "its block was never finished")
+def audit_stage(
+    plan: Plan,
+    ledger: Ledger,
+    stage: int,
+    backend: AuditBackend,
+    tally: Tally,
+    pauses_s: tuple[float, ...],
+) -> None:
+    """Compare the blocks of a stage; those that may be read later are tried again at its end."""
+    tasks = audit_tasks(plan, ledger, stage, backend.workers)
+    for pause_s in (*pauses_s, None):
+        again: list[int] = []
+        for audited in backend.map(tasks):
+            if pause_s is not None:
+                unread = {hole.block for hole in audited.holes if hole.finding.transient}
+                again += unread
+                audited = audited.without(unread)
+            tally.take(audited)
+        if pause_s is None or not again:
             return
-        finest = self._read(box, first)
-        if finest is None or checksum(finest) != int(table.checksum[block.index]):
-            yield from self._search(block, first, box)
-            for level, part in coarser:  # nothing to compare them with, but they must decode
-                yield from self._unreadable(block, level, part)
-            return
-        wanted = pyramid(self.plan, block, finest)[1:]
-        for (level, part), voxels in zip(coarser, wanted, strict=True):
-            stored = self._read(part, level)
-            if stored is None:
-                yield from self._search(block, level, part)
-            elif not np.array_equal(stored, voxels):
-                yield from self._differing(block, level, part, stored != voxels)
-
-    def _read(self, box: Box, level: int) -> Voxels | None:
-        """Read a box; None if any of its objects does not decode."""
-        try:
-            return self.target.read(box, level)
-        except StorageError:
-            return None
-
-    def _search(self, block: Block, level: int, box: Box) -> Iterator[Hole]:
-        """Name the objects to blame for a box that reads wrong.
-
-        Where all are there and decode, one checksum cannot tell them apart, and all are named.
-        """
-        blamed = list(self._unreadable(block, level, box))
-        if not blamed:
-            reason = "the voxels differ from the recorded checksum"
-            blamed = list(self._all(block, level, box, "corrupt", reason))
-        yield from blamed
-
-    def _unreadable(self, block: Block, level: int, box: Box) -> Iterator[Hole]:
-        """Name the objects of a box that are absent or do not decode."""
-        for cell in object_boxes(self.plan.target.levels[level], box):
-            try:
-                voxels = self.target.read(cell, level)
-            except NotFoundError as error:
-                yield self._hole(block, level, cell, "missing", str(error))
-            except StorageError as error:
-                yield self._hole(block, level, cell, "corrupt", str(error))
-            else:
-                if not voxels.any() and not self._exists(level, cell):
-                    yield self._hole(block, level, cell, "missing", "the object is absent")
-
-    def _differing(
-        self, block: Block, level: int, box: Box, wrong: np.ndarray[Any, np.dtype[np.bool_]]
-    ) -> Iterator[Hole]:
-        """Name the objects of a coarse level that differ from the pooled finer level."""
-        for cell in object_boxes(self.plan.target.levels[level], box):
-            if wrong[cell.slices(box.lo)].any():
-                if self._exists(level, cell):
-                    reason = "the voxels differ from those of the finer level"
-                    yield self._hole(block, level, cell, "corrupt", reason)
-                else:
-                    yield self._hole(block, level, cell, "missing", "the object is absent")
-
-    def _exists(self, level: int, cell: Box) -> bool:
-        return self.store.exists(object_key(self.plan.target, level, cell))
-
-    def _all(self, block: Block, level: int, box: Box, kind: str, reason: str) -> Iterator[Hole]:
-        for cell in object_boxes(self.plan.target.levels[level], box):
-            yield self._hole(block, level, cell, kind, reason)
-
-    def _hole(self, block: Block, level: int, cell: Box, kind: str, reason: str) -> Hole:
-        key = object_key(self.plan.target, level, cell)
-        return Hole(block.stage, block.index, level, cell, key, kind, reason)
+        log.warning("%d blocks could not be read and are tried again", len(again))
+        time.sleep(pause_s * random.uniform(0.5, 1.5))
+        tasks = plan.tasks(stage, iter(sorted(again)), backend.workers)

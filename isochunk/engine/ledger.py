@@ -13,7 +13,7 @@ import json
 import time
 import uuid
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,9 @@ SCAN = 1 << 16
 ENTRY = np.dtype([("stage", "<u2"), ("index", "<u8"), ("checksum", "<u4"), ("state", "u1")])
 STORED, EMPTY, LOST = 0, 1, 2
 """States of an entry: finished; finished, and all background; found to be missing or corrupt."""
+
+RECORDED = np.dtype([("checksum", "<u4"), ("state", "u1")])
+"""What an audit needs to know of a block; one that was never finished is LOST, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +137,20 @@ class Ledger:
         done = self.tables[stage].done
         for start in range(0, len(done), SCAN):
             yield from (start + np.flatnonzero(~done[start : start + SCAN])).tolist()
+
+    def recorded(self, stage: int, blocks: Sequence[int]) -> NDArray[np.void]:
+        """Return a row of :data:`RECORDED` for each of some blocks."""
+        table = self.tables[stage]
+        at: Any
+        if isinstance(blocks, range):  # as nearly all are, and a slice copies nothing
+            at = slice(blocks.start, blocks.stop, blocks.step)
+        else:
+            at = np.array(blocks)
+        rows = np.empty(len(blocks), RECORDED)
+        rows["checksum"] = table.checksum[at]
+        rows["state"] = np.where(table.empty[at], EMPTY, STORED)
+        rows["state"][~table.done[at]] = LOST
+        return rows
 
     def count(self) -> int:
         """Return the number of blocks done."""

@@ -23,6 +23,7 @@ from isochunk.engine.mask import masked_blocks
 from isochunk.engine.opened import OpenJob
 from isochunk.errors import StorageError, may_pass
 from isochunk.host.allocator import computing_thread, give_back_memory, reserve
+from isochunk.host.ceiling import MemoryCeiling
 from isochunk.models.interface import Predictor
 from isochunk.planning.block import REPORT_DTYPE, Block, BlockReport, BlockTask, Reports
 from isochunk.planning.layout import (
@@ -108,8 +109,10 @@ class Pipeline:
         self.job = job
         # Networks keep one thread pool per calling thread, so all computing has one thread.
         self._compute = computing_thread("isochunk-compute")
-        if job.plan.model.bytes_per_voxel and job.plan.job.device != "cuda":
+        self._ceiling: MemoryCeiling | None = None
+        if job.plan.model.bytes_per_voxel and not job.plan.on_gpu:
             self._compute.submit(reserve, job.plan.tile_bytes(job.plan.tile))
+            self._ceiling = MemoryCeiling(job.plan.worker_memory_bytes())
         self._blocks = ThreadPoolExecutor(job.plan.depth, "isochunk-block")
         self._zeros: dict[Triple, int] = {}
         self.task_slots = threading.Semaphore(2)
@@ -127,12 +130,16 @@ class Pipeline:
         """Drop what has not started and wait for what has."""
         self._blocks.shutdown(wait=True, cancel_futures=True)
         self._compute.shutdown(wait=True)
+        if self._ceiling is not None:
+            self._ceiling.stop()
         give_back_memory()
 
     def abandon(self) -> None:
         """Drop what has not started and let the rest end by itself: it may hang."""
         self._blocks.shutdown(wait=False, cancel_futures=True)
         self._compute.shutdown(wait=False)
+        if self._ceiling is not None:
+            self._ceiling.stop()
 
     def run(self, task: BlockTask) -> Reports:
         """Run the blocks of a task."""

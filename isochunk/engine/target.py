@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from isochunk.engine.audit import Auditor, AuditReport
+from isochunk.engine.audit import AuditReport
 from isochunk.engine.events import last_event
 from isochunk.engine.ledger import Ledger, read_job
 from isochunk.errors import NotFoundError
 from isochunk.planning.plan import Plan
 from isochunk.storage.access import Access
 from isochunk.storage.objects import Store
-from isochunk.storage.open import open_store, open_target
+from isochunk.storage.open import open_store
 from isochunk.storage.url import parse_url
 
 ENDS = ("ended", "stopped")
@@ -32,13 +32,11 @@ class WrittenTarget:
     store: Store
     """Where."""
 
-    def auditor(self) -> Auditor:
-        """Return what compares storage with the record."""
-        target = open_target(self.plan.target, self.store.access)
-        return Auditor(self.plan, self.ledger, target, self.store)
-
     def forget(self, audited: AuditReport) -> None:
-        """Record that blocks with a hole are not done, and delete what is corrupt."""
+        """Record that blocks with a hole are not done, and delete what is corrupt.
+
+        What could not be read is not deleted: it may be as it should.
+        """
         for hole in audited.holes:
             self.ledger.forget(hole.stage, hole.block)
         self.ledger.flush()  # whatever happens now, these blocks are not done

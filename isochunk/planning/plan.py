@@ -28,7 +28,7 @@ from isochunk.core.limits import (
     TASK_BLOCKS,
     TASK_VOXELS,
     TASKS_PER_WORKER,
-    USERS_SLACK,
+    TRACER_BYTES,
     WORKSPACE,
 )
 from isochunk.core.spec import Intensity, ModelSpec, VolumeSpec
@@ -170,7 +170,8 @@ class Plan:
         """
         if tile_bytes is None:
             tile_bytes = 0 if self.on_gpu else self.tile_bytes(self.tile)
-        return PROCESS_BYTES + self.depth * self.block_bytes() + tile_bytes
+        process = PROCESS_BYTES + TRACER_BYTES * (self.model.arch == "module")
+        return process + self.depth * self.block_bytes() + tile_bytes
 
     def tile_bytes(self, tile: Triple) -> int:
         """Return the working memory of one forward pass, as the allocator keeps it."""
@@ -190,13 +191,12 @@ class Plan:
             Multiply-adds, bytes as the allocator keeps them, and elements of the largest tensor,
             (n,) each.
         """
-        slack = USERS_SLACK if self.model.arch == "module" else ALLOCATOR_SLACK
         if self.costs is not None:
             macs, size, elements = self.costs.of_many(tiles)
-            return macs, size * slack, elements
+            return macs, size * ALLOCATOR_SLACK, elements
         voxels = np.prod(tiles, axis=1).astype(np.float64)
         size = voxels * self.model.bytes_per_voxel / WORKSPACE
-        return voxels * self.model.macs_per_voxel, size * slack, size / 4
+        return voxels * self.model.macs_per_voxel, size * ALLOCATOR_SLACK, size / 4
 
     def compute_overhead(self) -> float:
         """Return the multiply-adds done for halos, as a share of those without any."""

@@ -28,6 +28,18 @@ def test_pool_is_the_mean_of_the_voxels_that_exist(
         assert pooled[index] == int(np.floor(window.astype(float).mean() + 0.5))
 
 
+@pytest.mark.parametrize("shape", [(9, 6, 5), (8, 3, 3), (1, 7, 2)])
+@pytest.mark.parametrize("by", [(2, 2, 2), (1, 2, 2), (2, 1, 1)])
+def test_pooling_in_slabs_is_pooling(
+    shape: tuple[int, int, int], by: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    voxels = np.random.default_rng(0).integers(0, 256, shape, "uint8")
+    whole = pool(voxels, by)
+    for limit in (1, 40, 90):
+        monkeypatch.setattr("isochunk.core.voxels.POOLED_VOXELS", limit)
+        np.testing.assert_array_equal(pool(voxels, by), whole)
+
+
 def test_checksum_is_of_values_not_of_memory_order() -> None:
     voxels = np.arange(24, dtype="uint16").reshape(2, 3, 4)
     assert checksum(voxels) == checksum(np.asfortranarray(voxels))
