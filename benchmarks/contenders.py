@@ -200,12 +200,12 @@ def on_cluster(
     work: Path, target: Path, model: str, cluster: Callable[[], Any], **options: Any
 ) -> Row:
     """Convert on a cluster that is there already, as a user's script does."""
-    from isochunk.cluster.backend import fit_workers
+    from isochunk.cluster.backend import fit_to_workers
 
     plan, planning = planned(job(work, target, model, **options))
     with cluster() as client:
         workers = len(client.nthreads())
-        fitted = fit_workers(plan, client)  # as run does before it sends the job
+        fitted = fit_to_workers(plan, client)  # as run does before it sends the job
         row = carried_out(plan, client)
         peak = max(client.run(peak_gib).values())
     return {**row, **planning, **foreseen(fitted), "peak_gib": peak, "processes": workers}
