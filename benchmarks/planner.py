@@ -38,8 +38,8 @@ from isochunk.models.pssr import PSSRConfig
 from isochunk.models.registry import make
 from isochunk.models.srunet import SRUNetConfig
 from isochunk.planning.intensity import SAMPLE_BYTES, sample_boxes
-from isochunk.planning.memory import device_tile
 from isochunk.planning.plan import Plan
+from isochunk.planning.tiles import device_tile
 from isochunk.storage.open import create_volume
 
 SHAPE: Triple = (4096, 8192, 8192)
