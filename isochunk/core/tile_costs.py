@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 
 from isochunk.core.geometry import Triple
 
+VOXEL_BYTES = 8
+"""Of what a tile of slices is made of and becomes, both in float32."""
+
 
 @dataclass(frozen=True, slots=True)
 class TileCost:
@@ -40,6 +43,24 @@ class Walk:
     """Of each tensor that came."""
 
 
+@dataclass(frozen=True, slots=True)
+class Slices:
+    """A tile that passes through a network in a few slices at a time."""
+
+    axis: int
+    """The one that slices lie along."""
+    rim: Triple
+    """Target voxels computed on both sides of a tile together, and thrown away."""
+    pixels: int
+    """Most pixels that pass together, unless one slice has more."""
+
+    def together(self, tiles: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return how many slices of each of many tiles, (n, 3), pass together."""
+        area = np.delete(tiles + np.array(self.rim), self.axis, axis=1).prod(axis=1)
+        few: NDArray[np.int64] = np.clip(self.pixels // area, 1, tiles[:, self.axis])
+        return few
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class TileCosts:
     """Costs as functions of a tile's shape in target voxels."""
@@ -52,19 +73,25 @@ class TileCosts:
     """(n, 4), in order."""
     elements: NDArray[np.float64]
     """(n, 4)."""
+    slices: Slices | None = None
+    """How slices pass; all counts are then of one slice, and grow with their number."""
 
     @classmethod
-    def of_walks(cls, tiles: Sequence[Triple], walks: Sequence[Walk]) -> TileCosts | None:
+    def of_walks(
+        cls, tiles: Sequence[Triple], walks: Sequence[Walk], slices: Slices | None = None
+    ) -> TileCosts | None:
         """Fit costs to four walks.
 
         Args:
             tiles: a tile, and it grown along z, along y, and along x.
             walks: what the network did to each.
+            slices: how slices pass; tiles then hold one, and the one grown along the slices' axis
+                is not walked again.
 
         Returns:
             The costs, or None where it did other things to one than to another.
         """
-        steps = [tiles[axis + 1][axis] - tiles[0][axis] for axis in range(3)]
+        steps = [max(1, tiles[axis + 1][axis] - tiles[0][axis]) for axis in range(3)]
         fitted = []
         for name in ("macs", "bytes", "elements"):
             seen = [np.asarray(getattr(walk, name), np.float64) for walk in walks]
@@ -73,7 +100,8 @@ class TileCosts:
             with np.errstate(invalid="ignore", divide="ignore"):
                 growth = [(v / seen[0] - 1) / step for v, step in zip(seen[1:], steps, strict=True)]
             fitted.append(np.nan_to_num(np.stack([seen[0], *growth], axis=-1).reshape(-1, 4)))
-        return cls(np.asarray(tiles[0], np.float64), *fitted)
+        macs, size, elements = fitted
+        return cls(np.asarray(tiles[0], np.float64), macs, size, elements, slices)
 
     @classmethod
     def padded(cls, macs: float, bytes: float, elements: float, rim: Triple) -> TileCosts:
@@ -87,7 +115,7 @@ class TileCosts:
         """
         grown = np.asarray(rim, np.float64) + 1
         values = [np.array([[v * grown.prod(), *(1 / grown)]]) for v in (macs, bytes, elements)]
-        return cls(np.ones(3), *values)
+        return cls(np.ones(3), values[0], values[1], values[2])
 
     def of(self, tile: Triple) -> TileCost:
         """Return what a tile of a shape costs."""
@@ -107,5 +135,15 @@ class TileCosts:
             table[:, 0] * np.prod(1 + table[None, :, 1:] * more[:, None], axis=2)
             for table in (self.macs, self.bytes, self.elements)
         )
-        alive = np.cumsum(sizes, axis=1)
-        return macs.sum(axis=1), alive.max(axis=1, initial=0), elements.max(axis=1, initial=0)
+        total = macs.sum(axis=1)
+        alive = np.cumsum(sizes, axis=1).max(axis=1, initial=0)
+        largest = elements.max(axis=1, initial=0)
+        if self.slices is None:
+            return total, alive, largest
+        together = self.slices.together(tiles)
+        voxels = tiles.prod(axis=1)
+        return (
+            total * tiles[:, self.slices.axis],
+            alive * together + VOXEL_BYTES * voxels,
+            np.maximum(largest * together, voxels),
+        )

@@ -27,6 +27,7 @@ from isochunk.models.tiling import Engine, PlanesEngine
 class AxialNetwork(Network):
     """A network on slices, (n, 1, z, x)."""
 
+    passes_slices = True
     halo: int
     """Pixels needed beyond an aligned slice on each side, along both of its axes."""
     alignment: int

@@ -71,10 +71,7 @@ class Examined:
         from isochunk.models.predictor import DTYPES
         from isochunk.models.tile_walk import tile_costs
 
-        cell = triple(
-            max(1, int(g * r)) for g, r in zip(spec.alignment, spec.resolved_factor, strict=True)
-        )
-        walked = tile_costs(self.engine(spec), cell, DTYPES[precision])
+        walked = tile_costs(self.engine(spec), spec, DTYPES[precision])
         if walked is not None:
             return walked
         rim = triple(2 * h * r for h, r in zip(spec.halo, spec.resolved_factor, strict=True))

@@ -152,8 +152,8 @@ class Network(nn.Module, ABC):
     """Target voxels that a training crop holds whole multiples of."""
     memory_format: ClassVar[torch.memory_format] = torch.preserve_format
     """Layout of weights in memory with which it is fastest."""
-    grows_in_step: ClassVar[bool] = False
-    """Whether all its tensors grow with the tile, so that four tiles tell what any tile costs."""
+    passes_slices: ClassVar[bool] = False
+    """Whether tiles pass through it in a few slices at a time."""
     inexact_because: str = ""
     """Why it cannot be tiled exactly; empty where it can."""
 

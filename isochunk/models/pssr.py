@@ -104,6 +104,8 @@ class PSSR(Network):
     factor: Triple = (1, FACTOR, FACTOR)
     alignment: Triple = (1, CELL // FACTOR, CELL // FACTOR)
 
+    passes_slices = True
+
     def __init__(self, config: PSSRConfig) -> None:
         """Build the layers with fresh weights."""
         super().__init__()

@@ -9,48 +9,77 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from isochunk.core.geometry import Box, Triple, ceil_div, triple
-from isochunk.core.tile_costs import TileCosts, Walk
+from isochunk.core.geometry import Box, ceil_div, triple
+from isochunk.core.limits import PIXELS_AT_ONCE
+from isochunk.core.spec import ModelSpec
+from isochunk.core.tile_costs import Slices, TileCosts, Walk
 from isochunk.models.counting import Recorder
 from isochunk.models.tiling import Engine, PlanesEngine
 
 WALKED = 64
 """Target voxels of the smallest tile that is walked, before alignment."""
 
+SAME = 0.02
+"""Largest share by which a direct walk may differ: windows and taps come in whole numbers."""
+
 GROWN_CELLS = 4
 """Cells by which it is made longer along each axis in turn."""
 
 
-def tile_costs(engine: Engine, cell: Triple, dtype: torch.dtype) -> TileCosts | None:
+def tile_costs(engine: Engine, spec: ModelSpec, dtype: torch.dtype) -> TileCosts | None:
     """Walk a network on four tiles.
 
     Args:
         engine: the network; it is left as it is.
-        cell: target voxels by which tiles grow.
+        spec: its spec with factor and plane fixed.
         dtype: of its layers.
 
     Returns:
-        Costs of any tile, or None where they do not grow in step with it: of networks that pass a
-        few slices at a time, or look at values.
+        Costs of any tile, or None where they do not grow in step with it: of networks that look at
+        values.
     """
-    if not getattr(engine.module, "grows_in_step", True):
-        return None
-    base = triple(ceil_div(WALKED, c) * c for c in cell)
-    long = triple(n + GROWN_CELLS * c for n, c in zip(base, cell, strict=True))
+    if isinstance(engine, PlanesEngine) and "+" in engine.plane:
+        # One plane after the other: the work of both, the memory of either.
+        one, other = (
+            tile_costs(replace(engine, plane=plane), spec.on_plane(plane), dtype)
+            for plane in ("xz", "yz")
+        )
+        return one and replace(one, macs=2 * one.macs) if other is not None else None
+    slices = _slices(engine, spec)
+    cell = triple(
+        max(1, int(g * r)) for g, r in zip(spec.alignment, spec.resolved_factor, strict=True)
+    )
+    base = [ceil_div(WALKED, c) * c for c in cell]
+    long = [n + GROWN_CELLS * c for n, c in zip(base, cell, strict=True)]
+    if slices is not None:
+        base[slices.axis] = long[slices.axis] = 1
     tiles = [
-        base,
+        triple(base),
         *(triple(long[a] if a == axis else base[a] for a in range(3)) for axis in range(3)),
     ]
     try:
         hollow = _hollow(engine)
         walks = [_walk(hollow, Box.from_shape(tile), dtype) for tile in tiles]
-        check = _walk(hollow, Box.from_shape(long), dtype)
+        check = _walk(hollow, Box.from_shape(triple(long)), dtype)
     except (RuntimeError, NotImplementedError, TypeError, ValueError):
         return None  # it cannot be run without data
-    costs = TileCosts.of_walks(tiles, walks)
-    if costs is None or not np.isclose(costs.of(long).macs, sum(check.macs), rtol=1e-6):
+    costs = TileCosts.of_walks(tiles, walks, slices)
+    if costs is None or not np.isclose(costs.of(triple(long)).macs, sum(check.macs), rtol=SAME):
         return None
     return costs
+
+
+def _slices(engine: Engine, spec: ModelSpec) -> Slices | None:
+    """Return how a network for slices is passed those of a tile; None for one in 3D."""
+    if not getattr(engine.module, "passes_slices", False):
+        return None
+    rim = triple(2 * h * r for h, r in zip(spec.halo, spec.resolved_factor, strict=True))
+    return Slices("zyx".index(_normal(spec.plane)), rim, PIXELS_AT_ONCE)
+
+
+def _normal(plane: str) -> str:
+    """Return the axis that a plane does not hold."""
+    return next(axis for axis in "zyx" if axis not in plane)
 
 
 def _hollow(engine: Engine) -> Engine:

@@ -101,7 +101,6 @@ class TiledNetwork(Network):
     """Target voxels per source voxel (z, y, x)."""
     alignment: Triple
     """Source grid on which the network's pooling cells start."""
-    grows_in_step = True
     memory_format = torch.channels_last_3d  # twice as fast as the default on a CPU
 
     @abstractmethod

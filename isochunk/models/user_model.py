@@ -227,7 +227,6 @@ def _examine(
             f"model {name!r} declares a halo of {halo} source voxels (z, y, x) but looks as far "
             f"as {reach.halo}; correct it, or leave it out to have it measured"
         )
-    counted = measured_cost(probe, reach) if traced is None else _walked_cost(traced, reach)
     spec = ModelSpec(
         name=name,
         arch="module",
@@ -237,24 +236,23 @@ def _examine(
         plane=cast(Plane, plane),
         exact=not inexact,
         parameters=sum(p.numel() for p in module.parameters()),
-        macs_per_voxel=counted.macs,
-        bytes_per_voxel=counted.bytes,
         sha256=sha256,
         padded_because=padded,
     )
+    counted = measured_cost(probe, reach) if traced is None else _walked_cost(traced, spec)
+    spec = replace(spec, macs_per_voxel=counted.macs, bytes_per_voxel=counted.bytes)
     return UserModel(spec, module, traced, shape=shape, inexact_because=inexact)
 
 
-def _walked_cost(traced: TracedEngine, reach: Reach) -> Cost:
+def _walked_cost(traced: TracedEngine, spec: ModelSpec) -> Cost:
     """Return what a target voxel costs: by itself, and in a usual tile."""
-    cell = triple(g * f for g, f in zip(reach.alignment, traced.factor, strict=True))
-    costs = tile_costs(traced, cell, torch.float32)
+    costs = tile_costs(traced, spec, torch.float32)
     if costs is None:
         return Cost(0.0, 0.0)
     usual, large = (
         triple(
-            ceil_div(n * f, c) * c * many
-            for n, f, c in zip(COST_TILE, traced.factor, cell, strict=True)
+            ceil_div(n, g) * g * f * many
+            for n, g, f in zip(COST_TILE, spec.alignment, traced.factor, strict=True)
         )
         for many in (1, 1000)
     )
