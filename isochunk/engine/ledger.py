@@ -135,6 +135,10 @@ class Ledger:
         for start in range(0, len(done), SCAN):
             yield from (start + np.flatnonzero(~done[start : start + SCAN])).tolist()
 
+    def missing_count(self, stage: int) -> int:
+        """Return the number of blocks of a stage that are not done."""
+        return int((~self.tables[stage].done).sum())
+
     def count(self) -> int:
         """Return the number of blocks done."""
         return int(sum(table.done.sum() for table in self.tables))

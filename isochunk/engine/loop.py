@@ -184,11 +184,12 @@ def run_stage(
     Yields:
         Reports that are final, recorded already, and how many blocks are now tried again.
     """
-    missing = recorder.ledger.missing(stage)
+    missing, left = recorder.ledger.missing(stage), recorder.ledger.missing_count(stage)
     wanted: Iterator[int] = (i for i in missing if runnable(plan, recorder.ledger, stage, i))
     for pause_s in (*recorder.timeouts.retry_pauses_s, None):
         again: list[int] = []
-        for reports in backend.map(plan.tasks(stage, wanted, backend.workers), recorder.event):
+        tasks = plan.tasks(stage, wanted, backend.workers, left)
+        for reports in backend.map(tasks, recorder.event):
             if pause_s is not None:
                 again += (r.index for r in reports.failed if r.transient)
                 final = tuple(r for r in reports.failed if not r.transient)
@@ -201,7 +202,7 @@ def run_stage(
         log.warning("%d blocks failed in a way that may pass; trying them again", len(again))
         time.sleep(pause_s * random.uniform(0.5, 1.5))
         yield EMPTY_REPORTS, len(again)
-        wanted = iter(sorted(again))
+        wanted, left = iter(sorted(again)), len(again)
 
 
 def measure_seam(plan: Plan, ledger: Ledger, backend: Backend) -> Seam | None:
