@@ -22,6 +22,8 @@ class Placement:
         """Tasks in flight of each worker that takes tasks."""
         self.at: dict[str, str] = {}
         """The worker of each task, by its key."""
+        self.chosen: set[str] = set()
+        """Keys of the tasks that were sent to a worker, and not to whichever Dask takes."""
 
     def next_worker(self) -> str | None:
         """Return the worker that has least; None where each has enough, or there is none."""
@@ -33,10 +35,12 @@ class Placement:
     def put(self, key: str, worker: str) -> None:
         """Note that a task is sent to a worker."""
         self.at[key] = worker
+        self.chosen.add(key)
         self._count(worker, 1)
 
     def remove(self, key: str) -> None:
         """Note that a task has ended or is given up."""
+        self.chosen.discard(key)
         worker = self.at.pop(key, None)
         if worker is not None:
             self._count(worker, -1)

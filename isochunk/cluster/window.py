@@ -103,6 +103,8 @@ class TaskWindow:
         self.workers = max(1, len(self.placement.load))
         self.not_running: Set[str] = frozenset()
         """Workers that are there and take no tasks, as those do that Dask has paused."""
+        self.nowhere: Set[str] = frozenset()
+        """Tasks, by key, that no worker had when it was last looked."""
         self.completed = as_completed(loop=client.loop, with_results=True, raise_errors=False)
         self._checked = self._had_scheduler = self._had_workers = time.monotonic()
 
@@ -264,6 +266,26 @@ class TaskWindow:
             known = self.client.scheduler_info(n_workers=-1)["workers"]
             self.not_running = {w for w, said in known.items() if said["status"] != "running"}
         self.placement.update(workers - self.not_running, found)
+        self.send_stranded(where)
+
+    def send_stranded(self, where: Mapping[str, str]) -> None:
+        """Send tasks again that no worker has.
+
+        Where all workers are gone at once, Dask keeps a task that was sent to one of them until a
+        worker of that very address comes, though others may have it. The new copy is sent to none,
+        so that Dask goes on counting the workers that die of it.
+        """
+        chosen = self.placement.chosen
+        nowhere = {
+            sent.key
+            for sent in self.in_flight.values()
+            if sent.copies and all(k in chosen and k not in where for k in sent.copies)
+        }
+        for key in nowhere & self.nowhere:  # not just one that has ended, or is on its way
+            sent = self.in_flight[key]
+            self.drop(sent)
+            self.send(sent.task, None, isolated=sent.isolated)
+        self.nowhere = nowhere
 
     def check_scheduler(self) -> None:
         """Wait for a lost scheduler, for a time.

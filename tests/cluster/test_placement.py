@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import clusters
 import pytest
 from distributed import Client, LocalCluster
 from hypothesis import given
@@ -154,3 +155,22 @@ def test_loads_differ_by_no_more_than_what_ended(ended: list[int], workers: int)
             sent += 1
         placement.remove(str(key))
         assert sum(placement.load.values()) == len(placement.at)
+
+
+@pytest.mark.slow
+def test_tasks_whose_workers_are_all_gone_go_to_the_next(tmp_path: Path) -> None:
+    """Dask alone would wait for a worker of the old address."""
+    killed: list[Report] = []
+    with (
+        clusters.cluster(tmp_path) as running,
+        Client(running.address, set_as_default=False) as client,
+    ):
+        client.wait_for_workers(2, timeout=60)
+
+        def kill_all(report: Report) -> None:
+            if report.done and not killed:
+                killed.append(report)
+                for worker in [running.worker(number) for number in range(2)]:
+                    worker.kill()
+
+        assert isochunk.run(slow_plan(tmp_path, 8, 0.5), client, kill_all).complete
