@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import replace
@@ -27,6 +28,7 @@ from distributed import (
     get_worker,
     secede,
 )
+from distributed.comm.addressing import get_address_host
 
 from isochunk.cluster.metrics import WorkerMetrics
 from isochunk.cluster.start import check_versions, connected
@@ -38,6 +40,8 @@ from isochunk.engine.pipeline import Pipeline
 from isochunk.engine.report import Seam
 from isochunk.engine.timeouts import Timeouts
 from isochunk.errors import ClusterError, UsageError
+from isochunk.host.cores import usable_cores
+from isochunk.models.threads import candidates
 from isochunk.planning.block import BlockTask, Reports
 from isochunk.planning.memory import fit_memory
 from isochunk.planning.plan import Plan
@@ -59,10 +63,17 @@ class JobPlugin(WorkerPlugin):
     metrics: WorkerMetrics | None = None
     """What it has done there."""
 
-    def __init__(self, name: str, plan: Plan) -> None:
-        """Take the job; it is opened on the worker."""
+    def __init__(self, name: str, plan: Plan, sharing: Mapping[str, int]) -> None:
+        """Take the job; it is opened on the worker.
+
+        Args:
+            name: of the job.
+            plan: what to do.
+            sharing: how many workers there are on each host.
+        """
         self.name = name
         self.plan = plan
+        self.sharing = sharing
         self.version = version("isochunk")
 
     async def setup(self, worker: Any) -> None:
@@ -76,7 +87,9 @@ class JobPlugin(WorkerPlugin):
                 f"worker {worker.address} has isochunk {version('isochunk')}, wanted is "
                 f"{self.version}; install that version there"
             )
-        opened = await asyncio.to_thread(open_job, self.plan, worker.state.nthreads)
+        here = self.sharing.get(get_address_host(worker.address))
+        threads = candidates(worker.state.nthreads, usable_cores(), here)
+        opened = await asyncio.to_thread(open_job, self.plan, threads)
         self.pipeline = Pipeline(opened)
         self.metrics = WorkerMetrics(self.name)
         self.metrics.register()
@@ -164,7 +177,8 @@ class DaskBackend:
             ) from None
         check_versions(client)
         self.plan = fit_workers(plan, client)
-        self.send_job(JobPlugin(self.name, self.plan))
+        sharing = Counter(get_address_host(worker) for worker in client.nthreads())
+        self.send_job(JobPlugin(self.name, self.plan, dict(sharing)))
 
     def send_job(self, plugin: JobPlugin) -> None:
         """Open the job on every worker; one that dies meanwhile is not the end.
