@@ -34,6 +34,7 @@ class RunProgress:
             disable=not self._terminal,
         )
         self._line = time.monotonic()
+        self._first_said = False
 
     def __enter__(self) -> RunProgress:
         """Return itself."""
@@ -50,9 +51,15 @@ class RunProgress:
 
     def __call__(self, report: Report) -> None:
         """Show a report."""
+        if report.first_block_s is not None and not (self._terminal or self._first_said):
+            self._first_said = True
+            log.info("the first block was done after %.1f s", report.first_block_s)
         if self._terminal:
             self._bar.update(report.voxels - self._bar.n)
-            self._bar.set_postfix_str(f"{report.done}/{report.total} blocks", refresh=False)
+            shown = f"{report.done}/{report.total} blocks"
+            if report.first_block_s is not None:
+                shown += f", the first after {report.first_block_s:.1f} s"
+            self._bar.set_postfix_str(shown, refresh=False)
         elif time.monotonic() - self._line >= LINE_S:
             self._line = time.monotonic()
             rate = report.voxels / max(report.wall_s, 1e-9)

@@ -130,7 +130,11 @@ def progress_of(report: Report) -> dict[str, Any]:
 
 
 def execute(
-    plan: Plan, recorder: Recorder, backend: Backend, watch: Callable[[Report], None]
+    plan: Plan,
+    recorder: Recorder,
+    backend: Backend,
+    watch: Callable[[Report], None],
+    begun: float,
 ) -> Report:
     """Run every block that is missing and runnable.
 
@@ -139,6 +143,7 @@ def execute(
         recorder: what is done; finished blocks and events are recorded in it.
         backend: where blocks run.
         watch: called often with the report so far.
+        begun: monotonic clock when the run began, before anything was opened.
 
     Returns:
         The report. Failed blocks are counted in it and stay missing in the ledger.
@@ -158,6 +163,8 @@ def execute(
             for reports, retried in run_stage(plan, stage, recorder, backend):
                 report = report.after(reports, time.monotonic() - started)
                 report = replace(report, retries=report.retries + retried)
+                if report.first_block_s is None and len(reports.done):
+                    report = replace(report, first_block_s=time.monotonic() - begun)
                 recorder.tick(report)
                 watch(report)
     except BaseException as error:
