@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -95,11 +96,12 @@ def run(
         ClusterError: the cluster went away; what is done is recorded.
         StorageError: what is done cannot be recorded any more.
     """
+    begun = time.monotonic()
     # Opened first: a cluster or a model that cannot be had leaves nothing at the target.
     with open_backend(plan, client, timeouts) as backend:
         ledger = prepare_target(plan)
         recorder = Recorder(ledger, EventLog(ledger.store), timeouts)
-        report = execute(plan, recorder, backend, watch or (lambda _: None))
+        report = execute(plan, recorder, backend, watch or (lambda _: None), begun)
     link = public_link(plan.target, plan.source, Access.for_job(plan.job))
     return replace(report, neuroglancer_url=link)
 

@@ -29,6 +29,7 @@ class Progress:
             total=total, unit=unit, unit_scale=True, smoothing=0.05, disable=not self.terminal
         )
         self._line = time.monotonic()
+        self._first_said = False
 
     def __exit__(
         self,
@@ -65,9 +66,17 @@ class RunProgress(Progress):
 
     def __call__(self, report: Report) -> None:
         """Show a report."""
+        first = report.first_block_s
         if self.terminal:
-            self.draw(report.voxels, f"{report.done}/{report.total} blocks")
-        elif self.line_due():
+            shown = f"{report.done}/{report.total} blocks"
+            if first is not None:
+                shown += f", the first after {first:.1f} s"
+            self.draw(report.voxels, shown)
+            return
+        if first is not None and not self._first_said:
+            self._first_said = True
+            log.info("the first block was done after %.1f s", first)
+        if self.line_due():
             rate = report.voxels / max(report.wall_s, 1e-9)
             finished = report.done - report.resumed
             left = (report.total - report.done) * report.wall_s / max(finished, 1)

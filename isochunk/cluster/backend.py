@@ -10,14 +10,14 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
-from urllib.parse import urlsplit
 
 from distributed import Client, Future, KilledWorker, as_completed, secede
+from distributed.comm.addressing import get_address_host
 
 from isochunk.cluster.metrics import WorkerMetrics
 from isochunk.cluster.plugin import (
@@ -36,7 +36,9 @@ from isochunk.engine.pipeline import Pipeline
 from isochunk.engine.report import Seam
 from isochunk.engine.timeouts import Timeouts
 from isochunk.errors import ClusterError
+from isochunk.host.cores import usable_cores
 from isochunk.host.memory import usable_memory_bytes
+from isochunk.models.threads import candidates
 from isochunk.planning.block import EMPTY_REPORTS, BlockReport, BlockTask, Reports
 from isochunk.planning.plan import Plan
 from isochunk.planning.tiles import fit_memory
@@ -53,14 +55,23 @@ UNEQUAL = 0.9
 class JobPlugin(HoldingPlugin[tuple[Pipeline, WorkerMetrics]]):
     """Holds the open job in a worker process, and counts what it has done there."""
 
-    def __init__(self, name: str, plan: Plan) -> None:
-        """Take the job; it is opened on the worker."""
+    def __init__(self, name: str, plan: Plan, sharing: Mapping[str, int]) -> None:
+        """Take the job; it is opened on the worker.
+
+        Args:
+            name: of the job.
+            plan: what to do.
+            sharing: how many workers there are on each host.
+        """
         super().__init__(name)
         self.plan = plan
+        self.sharing = sharing
 
     def open(self, worker: Any) -> tuple[Pipeline, WorkerMetrics]:
-        """Open the job."""
-        pipeline = Pipeline(open_job(self.plan, worker.state.nthreads))
+        """Open the job, with as many threads as are fastest here."""
+        here = self.sharing.get(get_address_host(worker.address))
+        threads = candidates(worker.state.nthreads, usable_cores(), here)
+        pipeline = Pipeline(open_job(self.plan, threads))
         metrics = WorkerMetrics(self.name)
         metrics.register()
         return pipeline, metrics
@@ -113,9 +124,9 @@ def fit_to_workers(plan: Plan, client: Client) -> Plan:
         if worker["memory_limit"]
     }
     free = client.run(usable_memory_bytes, on_error="ignore")
-    hosts = Counter(urlsplit(address).hostname for address in free)
+    hosts = Counter(get_address_host(address) for address in free)
     usable = [
-        min(limits.get(address, size), size // hosts[urlsplit(address).hostname])
+        min(limits.get(address, size), size // hosts[get_address_host(address)])
         for address, size in free.items()
         if size is not None
     ]
@@ -145,7 +156,8 @@ class DaskBackend:
         self.name = f"isochunk-{plan.model.sha256[:8]}-{time.time_ns():x}"
         wait_for_a_worker(client, timeouts)
         self.plan = fit_to_workers(plan, client)
-        send_plugin(client, JobPlugin(self.name, self.plan))
+        sharing = Counter(get_address_host(worker) for worker in client.nthreads())
+        send_plugin(client, JobPlugin(self.name, self.plan, dict(sharing)))
 
     def __enter__(self) -> DaskBackend:
         """Return itself."""

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 import statistics
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from distributed import Client, Future, as_completed
 
+from isochunk.cluster.placement import Placement
 from isochunk.engine.events import Notify
 from isochunk.engine.timeouts import Timeouts
 from isochunk.errors import ClusterError
 from isochunk.planning.block import BlockTask
 
 log = logging.getLogger(__name__)
-
-IN_FLIGHT_PER_WORKER = 3
-"""Tasks in flight for each worker: two at work in the pipeline, one on its way."""
 
 CHECK_S = 1.0
 """How often workers are counted, and stragglers and tasks that hang are looked for."""
@@ -96,7 +93,7 @@ class InFlightTask:
 
 
 class TaskWindow(Generic[Answer]):
-    """Runs the tasks of one stage, a bounded number of them in flight.
+    """Runs the tasks of one stage, a bounded number of them in flight on each worker.
 
     A straggler, a task that takes three times the median, gets a speculative copy on another
     worker; the first answer counts, and where that is the copy's, the worker that was late is
@@ -118,7 +115,12 @@ class TaskWindow(Generic[Answer]):
         self.suspects: deque[BlockTask] = deque()
         self.given_up: list[Answer] = []
         self.durations: deque[float] = deque(maxlen=KEPT_DURATIONS)
-        self.workers = max(1, len(client.nthreads()))
+        self.placement = Placement(client.nthreads())
+        self.workers = max(1, len(self.placement.load))
+        self.not_running: Set[str] = frozenset()
+        """Workers that are there and take no tasks, as those do that Dask has paused."""
+        self.nowhere: Set[str] = frozenset()
+        """Tasks, by key, that no worker had when it was last looked."""
         self.completed = as_completed(loop=client.loop, with_results=True, raise_errors=False)
         self._checked = self._had_scheduler = self._had_workers = time.monotonic()
 
@@ -129,17 +131,16 @@ class TaskWindow(Generic[Answer]):
             ClusterError: the scheduler or all workers are gone.
         """
         try:
-            while True:
-                room = IN_FLIGHT_PER_WORKER * self.workers - len(self.in_flight)
-                for task in itertools.islice(tasks, max(0, room)):
-                    self.send(task, isolated=False)
-                if not self.in_flight:
-                    break
+            waiting = next(tasks, None)
+            while waiting is not None or self.in_flight:
+                while waiting is not None and (worker := self.placement.next_worker()) is not None:
+                    self.send(waiting, worker, isolated=False)
+                    waiting = next(tasks, None)
                 yield from self.poll()
             while self.suspects:
                 task = self.suspects.popleft()
                 for index in task.blocks:
-                    self.send(BlockTask(task.stage, (index,)), isolated=True)
+                    self.send(BlockTask(task.stage, (index,)), None, isolated=True)
                     while self.in_flight:
                         yield from self.poll()
         finally:
@@ -159,22 +160,31 @@ class TaskWindow(Generic[Answer]):
             yield self.work.nothing
             time.sleep(POLL_S)
 
-    def send(self, task: BlockTask, *, isolated: bool) -> None:
-        """Send a task under a new key: the scheduler remembers the fate of old ones."""
+    def send(self, task: BlockTask, worker: str | None, *, isolated: bool) -> None:
+        """Send a task under a new key: the scheduler remembers the fate of old ones.
+
+        Args:
+            task: what to run.
+            worker: where, if it is still there; None leaves that to Dask.
+            isolated: nothing else is in flight.
+        """
         key = f"isochunk-{task.stage}-{task.blocks[0]}-{uuid.uuid4().hex[:8]}"
         sent = InFlightTask(task, key, isolated, time.monotonic(), {}, {})
         self.in_flight[key] = sent
-        self.send_copy(sent, key, None)
+        self.send_copy(sent, key, None if worker is None else [worker])
 
     def send_copy(self, sent: InFlightTask, key: str, workers: list[str] | None) -> None:
         """Send one copy of a task."""
         future = self.work.submit(sent.task, key, workers)
         sent.copies[key] = future
+        if workers is not None:
+            self.placement.put(key, workers[0])
         self.completed.add(future)
 
     def on_task_done(self, future: Future[Any], result: Any) -> Answer:
         """Take a future that ended and return what it answers, if it is the first to."""
         key = str(future.key)
+        self.placement.remove(key)
         sent = self.in_flight.get(key.removesuffix(BACKUP))
         if sent is None:  # the other copy was faster, or the task was given up
             return self.work.nothing
@@ -195,7 +205,7 @@ class TaskWindow(Generic[Answer]):
             return self.on_task_lost(sent, f"{type(result[1]).__name__}: {result[1]}")
         # Cancelled: the client lost the scheduler, which then forgot what this client had sent.
         self.check_health()
-        self.send(sent.task, isolated=sent.isolated)
+        self.send(sent.task, None, isolated=sent.isolated)
         return self.work.nothing
 
     def on_task_lost(self, sent: InFlightTask, cause: str) -> Answer:
@@ -219,6 +229,8 @@ class TaskWindow(Generic[Answer]):
     def drop(self, sent: InFlightTask) -> None:
         """Forget a task and the copies of it that are still at work."""
         del self.in_flight[sent.key]
+        for key in sent.copies:
+            self.placement.remove(key)
         self.cancel(list(sent.copies.values()))
 
     def cancel(self, futures: list[Future[Any]]) -> None:
@@ -237,6 +249,7 @@ class TaskWindow(Generic[Answer]):
         at = self.client.processing()
         self.check_workers(len(at), now)
         where = {key: worker for worker, keys in at.items() for key in keys}
+        self.place(at.keys(), where)
         for sent in self.in_flight.values():
             for key in sent.copies:
                 worker = where.get(key)
@@ -248,6 +261,42 @@ class TaskWindow(Generic[Answer]):
         median_s = statistics.median(self.durations) if enough else math.nan
         self.launch_backups(median_s, now, {worker: len(keys) for worker, keys in at.items()})
         self.give_up_hanging(median_s, now)
+
+    def place(self, workers: Set[str], where: Mapping[str, str]) -> None:
+        """Note which workers take tasks, and where those in flight have gone.
+
+        Args:
+            workers: all there are.
+            where: the worker of every task that the scheduler has given to one.
+        """
+        keys = (key for sent in self.in_flight.values() for key in sent.copies)
+        found = {key: where[key] for key in keys if key in where}
+        # All that a scheduler knows of a thousand workers is much to ask for every second.
+        strayed = any(self.placement.at.get(key, w) != w for key, w in found.items())
+        if strayed or self.not_running:
+            known = self.client.scheduler_info(n_workers=-1)["workers"]
+            self.not_running = {w for w, said in known.items() if said["status"] != "running"}
+        self.placement.update(workers - self.not_running, found)
+        self.send_stranded(where)
+
+    def send_stranded(self, where: Mapping[str, str]) -> None:
+        """Send tasks again that no worker has.
+
+        Where all workers are gone at once, Dask keeps a task that was sent to one of them until a
+        worker of that very address comes, though others may have it. The new copy is sent to none,
+        so that Dask goes on counting the workers that die of it.
+        """
+        chosen = self.placement.chosen
+        nowhere = {
+            sent.key
+            for sent in self.in_flight.values()
+            if sent.copies and all(k in chosen and k not in where for k in sent.copies)
+        }
+        for key in nowhere & self.nowhere:  # not just one that has ended, or is on its way
+            sent = self.in_flight[key]
+            self.drop(sent)
+            self.send(sent.task, None, isolated=sent.isolated)
+        self.nowhere = nowhere
 
     def check_scheduler(self) -> None:
         """Wait for a lost scheduler, for a time.
@@ -325,6 +374,7 @@ class TaskWindow(Generic[Answer]):
         if not workers:
             return
         self.notify("restarted", {"workers": workers})
+        self.placement.withdraw(workers)
         try:
             self.client.restart_workers(workers, timeout=RESTART_S, raise_for_error=False)
         except (ValueError, KeyError) as error:  # it has no nanny, or has just died

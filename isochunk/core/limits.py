@@ -112,7 +112,8 @@ TASK_BLOCKS = 1024
 """Blocks of one Dask task, at most: what is redone if its worker or client dies."""
 
 TASKS_PER_WORKER = 8
-"""Tasks each worker should get, at least, so that the load evens out."""
+"""Parts into which a worker's share of what is left of a stage is cut, at least: tasks shrink
+towards its end, so that the load evens out."""
 
 RECORD_S = 0.5
 """Seconds between records of finished blocks, at most: what a killed client may have to redo."""

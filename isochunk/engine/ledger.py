@@ -152,6 +152,10 @@ class Ledger:
         rows["state"][~table.done[at]] = LOST
         return rows
 
+    def missing_count(self, stage: int) -> int:
+        """Return the number of blocks of a stage that are not done."""
+        return int((~self.tables[stage].done).sum())
+
     def count(self) -> int:
         """Return the number of blocks done."""
         return int(sum(table.done.sum() for table in self.tables))

@@ -130,7 +130,11 @@ def progress_of(report: Report) -> dict[str, Any]:
 
 
 def execute(
-    plan: Plan, recorder: Recorder, backend: Backend, watch: Callable[[Report], None]
+    plan: Plan,
+    recorder: Recorder,
+    backend: Backend,
+    watch: Callable[[Report], None],
+    begun: float,
 ) -> Report:
     """Run every block that is missing and runnable.
 
@@ -139,6 +143,7 @@ def execute(
         recorder: what is done; finished blocks and events are recorded in it.
         backend: where blocks run.
         watch: called often with the report so far.
+        begun: monotonic clock when the run began, before anything was opened.
 
     Returns:
         The report. Failed blocks are counted in it and stay missing in the ledger.
@@ -158,6 +163,8 @@ def execute(
             for reports, retried in run_stage(plan, stage, recorder, backend):
                 report = report.after(reports, time.monotonic() - started)
                 report = replace(report, retries=report.retries + retried)
+                if report.first_block_s is None and len(reports.done):
+                    report = replace(report, first_block_s=time.monotonic() - begun)
                 recorder.tick(report)
                 watch(report)
     except BaseException as error:
@@ -184,11 +191,12 @@ def run_stage(
     Yields:
         Reports that are final, recorded already, and how many blocks are now tried again.
     """
-    missing = recorder.ledger.missing(stage)
+    missing, left = recorder.ledger.missing(stage), recorder.ledger.missing_count(stage)
     wanted: Iterator[int] = (i for i in missing if runnable(plan, recorder.ledger, stage, i))
     for pause_s in (*recorder.timeouts.retry_pauses_s, None):
         again: list[int] = []
-        for reports in backend.map(plan.tasks(stage, wanted, backend.workers), recorder.event):
+        tasks = plan.tasks(stage, wanted, backend.workers, left)
+        for reports in backend.map(tasks, recorder.event):
             if pause_s is not None:
                 again += (r.index for r in reports.failed if r.transient)
                 final = tuple(r for r in reports.failed if not r.transient)
@@ -201,7 +209,7 @@ def run_stage(
         log.warning("%d blocks failed in a way that may pass; trying them again", len(again))
         time.sleep(pause_s * random.uniform(0.5, 1.5))
         yield EMPTY_REPORTS, len(again)
-        wanted = iter(sorted(again))
+        wanted, left = iter(sorted(again)), len(again)
 
 
 def measure_seam(plan: Plan, ledger: Ledger, backend: Backend) -> Seam | None:

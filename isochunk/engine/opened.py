@@ -5,6 +5,7 @@ Submitter, worker, preview and lazy array all do it by :func:`open_job`, and pas
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,12 +53,12 @@ class OpenJob:
         return Seam(box.size, int((difference == 0).sum()), int(difference.max()))
 
 
-def open_job(plan: Plan, threads: int | None = None) -> OpenJob:
+def open_job(plan: Plan, threads: Sequence[int] = ()) -> OpenJob:
     """Open a plan's volumes and load its model in this process.
 
     Args:
         plan: what to do; how, its job says.
-        threads: that compute; None for torch's default.
+        threads: how many may compute, to choose from by measurement; none for torch's default.
 
     Raises:
         ModelError: the model is not the one that was planned with.
@@ -65,7 +66,7 @@ def open_job(plan: Plan, threads: int | None = None) -> OpenJob:
     """
     if plan.model.arch not in INTERPOLATIONS:
         keep_memory()
-        limit_threads(threads)
+        limit_threads(threads, plan.job.device)
     access = Access.for_job(plan.job)
     return OpenJob(
         plan,

@@ -105,6 +105,8 @@ class Report:
     """How often the worker that did so most halved its tile because memory ran out."""
     wall_s: float = 0.0
     """Seconds from start to end."""
+    first_block_s: float | None = None
+    """Seconds until the first block was done, opening included; None before."""
     throughput: Throughput = Throughput()
     """Voxels over time."""
     slowest: tuple[BlockReport, ...] = ()
@@ -161,6 +163,7 @@ class Report:
             "retries": self.retries,
             "voxels": self.voxels,
             "wall_s": round(self.wall_s, 3),
+            "first_block_s": None if self.first_block_s is None else round(self.first_block_s, 3),
             "voxels_per_s": round(self.voxels / self.wall_s, 1) if self.wall_s else 0.0,
             "bytes_read": self.bytes_read,
             "bytes_written": self.bytes_written,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ from isochunk.errors import ModelError
 from isochunk.models.checkpoint import MODEL_FILE, load_module, read_spec
 from isochunk.models.interface import Predictor
 from isochunk.models.interpolation import INTERPOLATIONS, Interpolation, interpolation_spec
+from isochunk.models.threads import choose_threads
 
 if TYPE_CHECKING:
     import torch
@@ -177,12 +178,19 @@ def checkpoint_folder(name: str) -> Path:
     )
 
 
-def limit_threads(threads: int | None) -> None:
-    """Set how many threads of this process compute; None for torch's default."""
-    import torch
+def limit_threads(numbers: Sequence[int], device: Device) -> None:
+    """Set how many threads of this process compute.
 
-    if threads is not None:
-        torch.set_num_threads(threads)
+    Args:
+        numbers: the fastest of these where networks run on the CPU, else the first; torch's default
+            where there are none.
+        device: where networks run.
+
+    Raises:
+        ModelError: a GPU is asked for and there is none.
+    """
+    if numbers:
+        choose_threads(numbers if device_of(device).type == "cpu" else numbers[:1])
 
 
 def limit_device(wanted: Device, share: float) -> int | None:

@@ -105,13 +105,28 @@ class Plan:
         """Return the source box of a block of the first stage, halo included, unclipped."""
         return self.model.read_box(self.anchored(block.write))
 
-    def tasks(self, stage: int, missing: Iterator[int], workers: int) -> Iterator[BlockTask]:
-        """Group missing blocks into tasks, lazily, in order."""
-        count = self.block_count(stage)
+    def tasks(
+        self, stage: int, missing: Iterator[int], workers: int, left: int | None = None
+    ) -> Iterator[BlockTask]:
+        """Group missing blocks into tasks, lazily, in order.
+
+        Tasks shrink with what is left (guided self-scheduling, Polychronopoulos and Kuck 1987), so
+        that at the end no worker has much to do while others have nothing.
+
+        Args:
+            stage: whose blocks.
+            missing: their numbers.
+            workers: worker processes that share them.
+            left: how many blocks are missing, about; None for all of the stage.
+        """
+        left = self.block_count(stage) if left is None else left
         by_size = TASK_VOXELS // math.prod(self.stages[stage].block)
-        by_share = math.ceil(count / (TASKS_PER_WORKER * workers))
-        size = max(1, min(by_size, by_share, TASK_BLOCKS))
-        while batch := tuple(islice(missing, size)):
+
+        def size() -> int:
+            return max(1, min(by_size, math.ceil(left / (TASKS_PER_WORKER * workers)), TASK_BLOCKS))
+
+        while batch := tuple(islice(missing, size())):
+            left -= len(batch)
             run = range(batch[0], batch[-1] + 1)
             yield BlockTask(stage, run if len(run) == len(batch) else batch)
 

@@ -53,6 +53,7 @@ RUN = {
     "blocks",
     "voxels",
     "wall_s",
+    "first_block_s",
     "voxels_per_s",
     "bytes_read",
     "bytes_written",

@@ -95,6 +95,9 @@ def test_the_report_says_where_time_went(tmp_path: Path) -> None:
     job = isochunk.Job(source=source, target=f"{tmp_path}/out", model="cubic", **BLOCKS)
     summary = isochunk.run(isochunk.plan(job)).summary()
     assert abs(sum(summary["shares"].values()) - 1) < 1e-3
+    assert summary["first_block_s"] > 0
+    again = isochunk.run(isochunk.plan(job)).summary()
+    assert again["first_block_s"] is None, "all was done before"
     slowest = [row["seconds"] for row in summary["slowest"]]
     assert slowest == sorted(slowest, reverse=True)
     assert len(slowest) == 5

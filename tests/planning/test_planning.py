@@ -17,7 +17,7 @@ from plans import plan, volume
 from isochunk.core.codec import from_json, to_json
 from isochunk.core.geometry import Box, Spacing, target_box, triple
 from isochunk.core.job import Job
-from isochunk.core.limits import TASK_BLOCKS
+from isochunk.core.limits import TASK_BLOCKS, TASKS_PER_WORKER
 from isochunk.core.spec import LevelSpec
 from isochunk.engine.ledger import Ledger
 from isochunk.errors import GeometryError, ModelError, UsageError
@@ -162,6 +162,22 @@ def test_tasks_cover_missing_blocks_in_order() -> None:
     tasks = list(made.tasks(0, iter(missing), workers=2))
     assert [i for task in tasks for i in task.blocks] == missing
     assert len(tasks) > 10
+
+
+@given(blocks=st.integers(1, 4000), workers=st.integers(1, 50))
+def test_tasks_shrink_to_single_blocks(blocks: int, workers: int) -> None:
+    """No task is more than a part of what a worker has left, so the last of each are of one."""
+    made = plan(volume("0:20,0:4096,0:4096"), chunk="16,16,16", shard="none", block="16,16,16")
+    tasks = list(made.tasks(0, iter(range(blocks)), workers, blocks))
+    sizes = [len(task.blocks) for task in tasks]
+    assert [i for task in tasks for i in task.blocks] == list(range(blocks))
+    assert sizes == sorted(sizes, reverse=True)
+    assert max(sizes) <= TASK_BLOCKS
+    left = blocks
+    for size in sizes:
+        assert size == 1 or size <= left / (TASKS_PER_WORKER * workers) + 1
+        left -= size
+    assert sizes.count(1) >= min(blocks, TASKS_PER_WORKER * workers - 1)
 
 
 def test_tasks_are_small_to_send() -> None:

@@ -1,0 +1,50 @@
+"""Cores that this process may really use."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def usable_cores(root: Path = Path("/")) -> int:
+    """Return the cores there are for this process: those it may run on, and as its groups allow.
+
+    A container's limit is often a share of time of all cores, which affinity does not show.
+
+    Args:
+        root: where ``proc`` and ``sys`` are mounted.
+
+    Returns:
+        At least 1.
+    """
+    affine = getattr(os, "sched_getaffinity", None)
+    cores = len(affine(0)) if affine else os.cpu_count() or 1
+    return max(1, min([cores, *map(int, _quotas(root))]))
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    """Yield how many cores' time each control group that this process is in allows."""
+    for line in _words(root / "proc/self/cgroup"):
+        number, controllers, path = line.split(":", 2)
+        if number == "0":
+            base, names = root / "sys/fs/cgroup", ["cpu.max"]
+        elif "cpu" in controllers.split(","):
+            base, names = root / "sys/fs/cgroup/cpu", ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
+        else:
+            continue
+        folder = base / path.strip("/")
+        for at in (folder, *folder.parents):
+            if not at.is_relative_to(base):
+                break
+            match [word for name in names for word in _words(at / name)]:
+                case [quota, period] if quota.isdigit() and int(quota) and int(period):
+                    yield int(quota) / int(period)
+
+
+def _words(path: Path) -> list[str]:
+    """Read what is separated by blanks; nothing where there is no file."""
+    try:
+        return path.read_text().split()
+    except OSError:
+        return []
