@@ -130,14 +130,15 @@ class TileCosts:
         Returns:
             Multiply-adds, bytes and elements, (n,) each; see :class:`TileCost`.
         """
-        more = tiles - self.base
+        # Extents multiply, so each count is a polynomial of them, and so is a sum of counts.
+        powers = _products(tiles - self.base)
         macs, sizes, elements = (
-            table[:, 0] * np.prod(1 + table[None, :, 1:] * more[:, None], axis=2)
+            table[:, :1] * _products(table[:, 1:])
             for table in (self.macs, self.bytes, self.elements)
         )
-        total = macs.sum(axis=1)
-        alive = np.cumsum(sizes, axis=1).max(axis=1, initial=0)
-        largest = elements.max(axis=1, initial=0)
+        total = powers @ macs.sum(axis=0)
+        alive = (powers @ np.cumsum(sizes, axis=0).T).max(axis=1, initial=0)
+        largest = (powers @ elements.T).max(axis=1, initial=0)
         if self.slices is None:
             return total, alive, largest
         together = self.slices.together(tiles)
@@ -147,3 +148,10 @@ class TileCosts:
             alive * together + VOXEL_BYTES * voxels,
             np.maximum(largest * together, voxels),
         )
+
+
+def _products(factors: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return, for rows (n, 3) of z, y and x, the terms (n, 8) of (1 + z) (1 + y) (1 + x)."""
+    z, y, x = np.stack([np.ones_like(factors), factors], axis=-1).swapaxes(0, 1)
+    terms: NDArray[np.float64] = np.einsum("ni,nj,nk->nijk", z, y, x).reshape(-1, 8)
+    return terms

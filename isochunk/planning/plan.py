@@ -208,10 +208,11 @@ class Plan:
         """
         if self.costs is not None:
             macs, size, elements = self.costs.of_many(tiles)
-            return macs, size * ALLOCATOR_SLACK, elements
+            # Whole bytes, so that what is planned fits what was planned with to the last one.
+            return macs, np.ceil(np.rint(size) * ALLOCATOR_SLACK), elements
         voxels = np.prod(tiles, axis=1).astype(np.float64)
         size = voxels * self.model.bytes_per_voxel / WORKSPACE
-        return voxels * self.model.macs_per_voxel, size * ALLOCATOR_SLACK, size / 4
+        return voxels * self.model.macs_per_voxel, np.ceil(size * ALLOCATOR_SLACK), size / 4
 
     def compute_overhead(self) -> float:
         """Return the multiply-adds done for halos, as a share of those without any."""

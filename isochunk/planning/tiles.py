@@ -78,8 +78,8 @@ def fit_memory(made: Plan, memory: int) -> Plan:
     )
     raise UsageError(
         f"one tile of model {made.model.name!r} and one block {made.stages[0].block} need "
-        f"{needed / 2**20:.0f} MiB a worker but --memory is "
-        f"{memory / 2**20:.0f} MiB; raise --memory or choose a smaller --block"
+        f"{ceil_div(needed, 1 << 20)} MiB of a worker's memory, and it has {memory >> 20} MiB; "
+        "raise --memory or choose a smaller --block"
     )
 
 

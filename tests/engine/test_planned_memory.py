@@ -1,0 +1,71 @@
+"""What a plan says that a worker takes is what it takes."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import user_networks
+from jobs import write_source
+from networks import tissue
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        platform.libc_ver()[0] != "glibc" or sys.platform != "linux", reason="not glibc on Linux"
+    ),
+]
+
+CODE = """
+import sys
+from pathlib import Path
+import isochunk
+
+source, target, model, memory, block = sys.argv[1:]
+plan = isochunk.plan(
+    isochunk.Job(
+        source=source, target=target, model=model, trust=True, memory=memory, block=block, levels=1
+    )
+)
+report = isochunk.run(plan)
+assert report.complete and not report.halvings
+status = Path("/proc/self/status").read_text().splitlines()
+peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) << 10
+print(peak, plan.worker_memory_bytes(), plan.tile_bytes(plan.tile))
+"""
+
+OVER = 1.05
+"""Peak over plan at most: memory beyond it is given back within a moment."""
+
+USED = 0.6
+"""Peak over plan at least; a plan that is too careful wastes work on halos."""
+
+CASES = {
+    "users' network": (f"{user_networks.__file__}:unet", (64, 256, 512), "3GiB", True),
+    "3D": ("srunet-z4-small", (64, 256, 256), "2GiB", True),
+    "slices": ("niiv-z2-10", (16, 128, 256), "1GiB", False),
+}
+
+
+@pytest.mark.parametrize(("model", "shape", "memory", "volumes"), CASES.values(), ids=CASES)
+def test_the_peak_is_within_the_plan(
+    tmp_path: Path, model: str, shape: tuple[int, int, int], memory: str, volumes: bool
+) -> None:
+    source = write_source(f"file://{tmp_path}/in", tissue(shape, "uint8") | 1)
+    block = f"{4 * shape[0]},{shape[1]},{shape[2]}"
+    done = subprocess.run(
+        [sys.executable, "-c", CODE, source, f"{tmp_path}/out", model, memory, block],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")},
+    )
+    peak, planned, tile = map(int, done.stdout.split())
+    assert peak <= OVER * planned
+    if volumes:
+        assert tile > planned / 2, "or little is tested"
+        assert peak >= USED * planned
