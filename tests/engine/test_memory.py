@@ -271,7 +271,7 @@ def test_tasks_carry_no_model(
     client: Client, job: isochunk.Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = isochunk.plan(replace(job, block="32,32,32"))
-    assert len(dumps(JobPlugin("job", plan))) < 20_000
+    assert len(dumps(JobPlugin("job", plan, {}))) < 20_000
     made = tmp_path / "made"
     values = {"MADE": str(made), "PAUSE": "0.3"}
     client.run(lambda values: os.environ.update(values), values)
