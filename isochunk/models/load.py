@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from isochunk.core.geometry import Factor, Triple, triple
 from isochunk.core.job import Device, Precision
-from isochunk.core.limits import DEFAULT_TILE, WORKSPACE
+from isochunk.core.limits import COST_TILE, DEFAULT_TILE, WORKSPACE
 from isochunk.core.spec import Intensity, ModelSpec, Plane
 from isochunk.core.tile_costs import TileCosts
 from isochunk.errors import ModelError
@@ -76,7 +77,9 @@ class Examined:
         if walked is not None:
             return walked
         rim = triple(2 * h * r for h, r in zip(spec.halo, spec.resolved_factor, strict=True))
-        size = spec.bytes_per_voxel / WORKSPACE
+        # What was measured holds the halo of a usual tile already.
+        grown = math.prod(1 + 2 * h / n for h, n in zip(spec.halo, COST_TILE, strict=True))
+        size = spec.bytes_per_voxel / WORKSPACE / grown
         return TileCosts.padded(spec.macs_per_voxel, size, size / 4, rim)
 
 

@@ -111,7 +111,7 @@ OPTIONS: dict[str, tuple[tuple[str, ...], str]] = {
     "box that is no box": ((*CUBIC, "--box=0:12"), r"'0:12' cannot be read; write z0:z1"),
     "no room for a tile": (
         (*CUBIC, "--memory=1MiB"),
-        r"--memory is 1 MiB; raise --memory or choose a smaller --block",
+        r"and it has 1 MiB; raise --memory or choose a smaller --block",
     ),
     "no room for a tile of a network": (
         ("--model", "srunet-z4-small", "--memory=300MiB", *SMALL),
