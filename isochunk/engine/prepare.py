@@ -116,8 +116,8 @@ def _workers(job: Job) -> Workers:
     """
     here = job.scheduler is None and job.cluster in ("local", "cuda")
     count = job.workers if here else None
-    if job.cluster == "cuda":
-        count = count or gpu_count() or None
+    if here and job.cluster == "cuda":
+        count = max(1, min(count or gpu_count(), gpu_count()))  # one a GPU; more are refused later
     memory = job.memory
     if memory is None:
         memory = (usable_memory_bytes() or FALLBACK_MEMORY_BYTES) // (count or 1)
