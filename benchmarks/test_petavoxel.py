@@ -135,4 +135,5 @@ def test_memory_of_the_tasks_of_an_audit(plan: Plan, recorded: Ledger) -> None:
         tracemalloc.stop()
         return most
 
-    assert peak(20_000) < peak(1_000) + 4096
+    # Threads that other tests left behind take a little too; 19,000 tasks kept would be 95 MB.
+    assert peak(20_000) < peak(1_000) + (1 << 18)
