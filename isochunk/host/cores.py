@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from isochunk.host.groups import control_groups, read_text
+
 
 def usable_cores(root: Path = Path("/")) -> int:
     """Return the cores there are for this process: those it may run on, and as its groups allow.
@@ -25,26 +27,8 @@ def usable_cores(root: Path = Path("/")) -> int:
 
 def _quotas(root: Path) -> Iterator[float]:
     """Yield how many cores' time each control group that this process is in allows."""
-    for line in _words(root / "proc/self/cgroup"):
-        number, controllers, path = line.split(":", 2)
-        if number == "0":
-            base, names = root / "sys/fs/cgroup", ["cpu.max"]
-        elif "cpu" in controllers.split(","):
-            base, names = root / "sys/fs/cgroup/cpu", ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
-        else:
-            continue
-        folder = base / path.strip("/")
-        for at in (folder, *folder.parents):
-            if not at.is_relative_to(base):
-                break
-            match [word for name in names for word in _words(at / name)]:
-                case [quota, period] if quota.isdigit() and int(quota) and int(period):
-                    yield int(quota) / int(period)
-
-
-def _words(path: Path) -> list[str]:
-    """Read what is separated by blanks; nothing where there is no file."""
-    try:
-        return path.read_text().split()
-    except OSError:
-        return []
+    for second, at in control_groups(root, "cpu"):
+        names = ["cpu.max"] if second else ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
+        match [word for name in names for word in read_text(at / name).split()]:
+            case [quota, period] if quota.isdigit() and int(quota) and int(period):
+                yield int(quota) / int(period)
