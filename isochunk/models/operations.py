@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional
 
-from isochunk.models.kernels import ONES, makes_one_map, upsampled_to_one_map
+from isochunk.models.kernels import ONES, makes_one_map, transposed, upsampled_to_one_map
 from isochunk.models.spans import (
     Arguments,
     Axis,
@@ -126,14 +126,17 @@ class Transposed:
             max(0, min(a, whole - a - n)) for a, whole, n in zip(first, full, sizes, strict=True)
         ]
         short = [max(0, a + n - whole) for a, whole, n in zip(first, full, sizes, strict=True)]
-        function = (
-            functional.conv_transpose1d,
-            functional.conv_transpose2d,
-            functional.conv_transpose3d,
-        )[dims - 1]
-        answer = function(
-            x, weight, bias, self.stride, drop, short, arguments["groups"], self.dilation
-        )
+        if dims == len(ONES) and plain:
+            answer = transposed(x, weight, bias, self.stride, drop, short)
+        else:
+            function = (
+                functional.conv_transpose1d,
+                functional.conv_transpose2d,
+                functional.conv_transpose3d,
+            )[dims - 1]
+            answer = function(
+                x, weight, bias, self.stride, drop, short, arguments["groups"], self.dilation
+            )
         return inner(answer, zip(first, drop, sizes, strict=True))
 
 

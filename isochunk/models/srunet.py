@@ -19,9 +19,12 @@ from isochunk.models.placed import Placed
 from isochunk.models.tiled_layers import (
     Padding,
     ResidualKernel,
+    along_z,
     concatenate,
     conv_inputs,
+    conv_slabs,
     require_kernel,
+    slabs,
     transposed_inputs,
     with_residual,
     zero_for_residual,
@@ -29,6 +32,10 @@ from isochunk.models.tiled_layers import (
 from isochunk.models.tiled_network import TiledConfig, TiledNetwork
 
 CUBE: Triple = (3, 3, 3)
+
+ENCODED_SLABS, DECODED_SLABS = 2, 4
+"""Parts along z in which a tile passes through the finest level, where tensors are largest: by then
+all else needs as much memory. Each cut costs the rims of a few layers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,23 +209,72 @@ class SRUNet(TiledNetwork):
 
     def run(self, x: Placed, padding: Padding, want: Box | None = None) -> Placed:
         """Apply to (b, 1, z, y, x) source voxels; returns (b, 1, z, y, x) target voxels."""
-        source, skips = x, []
-        for level in range(self.config.levels - 1):
-            x = _apply(x, self.encoder[level], padding)
+        source, wanted = x, self._wanted(want)
+        x, skip = self._encoded(x, padding, wanted[0])
+        skips = [skip]
+        for level in range(1, self.config.levels - 1):
+            for layer in _conv_layers(self.encoder[level]):
+                x = _activated(x, layer, padding)
             skips.append(x)
             x = padding.pool(x, self.config.pool_stride(level))
-        x = _apply(x, self.encoder[-1], padding)
-        wanted = self._wanted(want)
-        for level in reversed(range(self.config.levels - 1)):
-            x = padding.transposed(x, _transposed(self.up[level]), wanted[level])
-            skip = skips.pop()
-            if str(level) in self.skip:
-                skip = padding.transposed(skip, _transposed(self.skip[str(level)]), x.box)
-            x = concatenate(x, skip)
-            del skip  # the memory of the widest tensors counts
-            x = _apply(x, self.decoder[level], padding)
-        x = padding.conv(x, self.last)
-        return with_residual(x, source, self.config, padding)
+            skips[level] = self._needed(skips[level], level, wanted[level])
+        for layer in _conv_layers(self.encoder[-1]):
+            x = _activated(x, layer, padding)
+        for level in reversed(range(1, self.config.levels - 1)):
+            x = self._decoded(level, x, skips.pop(), padding, wanted[level])
+        del skips
+        parts = []
+        for slab in [None] if want is None else slabs(want, DECODED_SLABS):
+            y = self._decoded(0, x, skip, padding, self._wanted(slab)[0])
+            y = with_residual(padding.conv(y, self.last), source, self.config, padding)
+            parts.append(y if slab is None else y.crop(slab))
+        return along_z(parts)
+
+    def _encoded(self, x: Placed, padding: Padding, wanted: Box | None) -> tuple[Placed, Placed]:
+        """Return the level below the finest, and what the decoder will need of the finest."""
+        layers = list(_conv_layers(self.encoder[0]))
+        stride = self.config.pool_stride(0)
+        pooled, skips = [], []
+        for part in [x] if wanted is None else conv_slabs(x, layers, ENCODED_SLABS, stride[0]):
+            y = part
+            for layer in layers:
+                y = _activated(y, layer, padding)
+            pooled.append(padding.pool(y, stride))
+            skips.append(self._needed(y, 0, wanted))
+        below = along_z(pooled)
+        del pooled
+        return below, along_z(skips)
+
+    def _decoded(
+        self, level: int, x: Placed, skip: Placed, padding: Padding, wanted: Box | None
+    ) -> Placed:
+        """Return the voxels of a level, of those below it and its skip."""
+        layer = self._skip_layer(level)
+        x = padding.transposed(x, _transposed(self.up[level]), wanted)
+        box = x.box
+
+        def isotropic() -> Placed:
+            return skip if layer is None else padding.transposed(skip, layer, box)
+
+        if wanted is None:
+            x = concatenate(x, isotropic())
+        else:
+            x = x.widened(skip.data.shape[1])  # its channels alone go before those of the skip come
+            x = x.filled(isotropic())
+        for conv in _conv_layers(self.decoder[level]):
+            x = _activated(x, conv, padding)
+        return x
+
+    def _needed(self, skip: Placed, level: int, wanted: Box | None) -> Placed:
+        """Return of a level's voxels what its decoder needs: they wait for it for long."""
+        if wanted is None:
+            return skip
+        layer = self._skip_layer(level)
+        return skip.kept(wanted if layer is None else transposed_inputs(wanted, layer))
+
+    def _skip_layer(self, level: int) -> nn.ConvTranspose3d | None:
+        """Return what makes a skip isotropic; None where z is as fine as xy."""
+        return _transposed(self.skip[str(level)]) if str(level) in self.skip else None
 
     def _wanted(self, want: Box | None) -> list[Box | None]:
         """Return, per level, the decoder's input voxels that ``want`` needs."""
@@ -243,11 +299,10 @@ def _convs(first: int, maps: int, kernel: Triple, config: SRUNetConfig) -> nn.Mo
     return layers
 
 
-def _apply(x: Placed, layers: nn.Module, padding: Padding) -> Placed:
-    for layer in _conv_layers(layers):
-        y = padding.conv(x, layer)
-        x = Placed(torch.relu_(y.data), y.origin)
-    return x
+def _activated(x: Placed, layer: nn.Conv3d, padding: Padding) -> Placed:
+    """Convolve; one layer a call, so that no caller still holds what the one before took."""
+    y = padding.conv(x, layer)
+    return Placed(torch.relu_(y.data), y.origin)
 
 
 def _conv_layers(layers: nn.Module) -> Iterator[nn.Conv3d]:

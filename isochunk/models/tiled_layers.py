@@ -13,6 +13,8 @@ transposed convolution of kernel ``k`` and stride ``s <= k`` makes ``s * n`` vox
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal, Protocol, TypeAlias
 
 import torch
@@ -23,7 +25,12 @@ from isochunk.core.geometry import Box, Triple, add, ceil_div, sub, triple
 from isochunk.core.spec import Phase
 from isochunk.errors import ModelError
 from isochunk.models.interpolation import INTERPOLATIONS, Kernel
-from isochunk.models.kernels import convolved, makes_one_map, upsampled_to_one_map
+from isochunk.models.kernels import (
+    convolved,
+    makes_one_map,
+    transposed,
+    upsampled_to_one_map,
+)
 from isochunk.models.placed import Placed
 from isochunk.models.torch_interpolation import interpolated, reflected_along_z
 
@@ -110,7 +117,7 @@ class Valid:
         if makes_one_map(layer.weight, stride):
             data = upsampled_to_one_map(x.data, layer.weight, layer.bias, stride[0])
         else:
-            data = functional.conv_transpose3d(x.data, layer.weight, layer.bias, stride, margin)
+            data = transposed(x.data, layer.weight, layer.bias, stride, margin)
         origin = triple(
             o * s + m - m // 2 for o, s, m in zip(x.origin, stride, margin, strict=True)
         )
@@ -141,6 +148,33 @@ def concatenate(*parts: Placed) -> Placed:
     for part in parts[1:]:
         common &= part.box
     return Placed(torch.cat([part.crop(common).data for part in parts], 1), common.lo)
+
+
+def along_z(parts: Sequence[Placed]) -> Placed:
+    """Put slabs together again, those that hold anything."""
+    known = [part for part in parts if part.box.size] or parts[:1]
+    return Placed(torch.cat([part.data for part in known], 2), known[0].origin)
+
+
+def slabs(box: Box, count: int, cell: int = 1) -> list[Box]:
+    """Cut a box along z into at most ``count`` parts that meet at multiples of ``cell``."""
+    (start, *lo), (end, *hi) = box.lo, box.hi
+    thick = ceil_div(ceil_div(end - start, count), cell) * cell
+    cuts = [start, *range(start // cell * cell + thick, end, thick), end]
+    return [Box(triple((a, *lo)), triple((b, *hi))) for a, b in pairwise(cuts)]
+
+
+def conv_slabs(x: Placed, layers: Sequence[nn.Conv3d], count: int, cell: int) -> list[Placed]:
+    """Cut what goes into valid convolutions so that what comes out meets; see :func:`slabs`."""
+    outputs = x.box
+    for layer in layers:
+        outputs = conv_outputs(outputs, layer)
+    parts = []
+    for slab in slabs(outputs, count, cell):
+        for layer in layers:
+            slab = conv_inputs(slab, layer)
+        parts.append(x.crop(slab))
+    return parts
 
 
 class ResidualConfig(Protocol):
@@ -184,6 +218,14 @@ def conv_inputs(outputs: Box, layer: nn.Conv3d) -> Box:
     before = triple((k - 1) // 2 for k in kernel)
     after = triple(k // 2 for k in kernel)
     return Box(sub(outputs.lo, before), add(outputs.hi, after))
+
+
+def conv_outputs(inputs: Box, layer: nn.Conv3d) -> Box:
+    """Return the outputs of a valid convolution."""
+    kernel = triple(layer.kernel_size)
+    before = triple((k - 1) // 2 for k in kernel)
+    after = triple(k // 2 for k in kernel)
+    return Box(add(inputs.lo, before), sub(inputs.hi, after))
 
 
 def transposed_inputs(outputs: Box, layer: nn.ConvTranspose3d) -> Box:
