@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import product
+from itertools import pairwise, product
 from typing import SupportsInt, TypeAlias
 
 import numpy as np
@@ -72,6 +72,13 @@ class Box:
             triple(map(max, self.lo, other.lo)),
             triple(map(min, self.hi, other.hi)),
         )
+
+    def slabs(self, count: int, cell: int = 1) -> list[Box]:
+        """Cut along z into at most ``count`` boxes that meet at multiples of ``cell``."""
+        (start, *lo), (end, *hi) = self.lo, self.hi
+        thick = ceil_div(ceil_div(end - start, count), cell) * cell
+        cuts = [start, *range(start // cell * cell + thick, end, thick), end]
+        return [Box(triple((a, *lo)), triple((b, *hi))) for a, b in pairwise(cuts)]
 
     def __contains__(self, other: Box) -> bool:
         """Tell whether ``other`` lies wholly inside."""

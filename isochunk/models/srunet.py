@@ -24,7 +24,6 @@ from isochunk.models.tiled_layers import (
     conv_inputs,
     conv_slabs,
     require_kernel,
-    slabs,
     transposed_inputs,
     with_residual,
     zero_for_residual,
@@ -224,7 +223,7 @@ class SRUNet(TiledNetwork):
             x = self._decoded(level, x, skips.pop(), padding, wanted[level])
         del skips
         parts = []
-        for slab in [None] if want is None else slabs(want, DECODED_SLABS):
+        for slab in [None] if want is None else want.slabs(DECODED_SLABS):
             y = self._decoded(0, x, skip, padding, self._wanted(slab)[0])
             y = with_residual(padding.conv(y, self.last), source, self.config, padding)
             parts.append(y if slab is None else y.crop(slab))

@@ -14,7 +14,6 @@ transposed convolution of kernel ``k`` and stride ``s <= k`` makes ``s * n`` vox
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Literal, Protocol, TypeAlias
 
 import torch
@@ -156,21 +155,13 @@ def along_z(parts: Sequence[Placed]) -> Placed:
     return Placed(torch.cat([part.data for part in known], 2), known[0].origin)
 
 
-def slabs(box: Box, count: int, cell: int = 1) -> list[Box]:
-    """Cut a box along z into at most ``count`` parts that meet at multiples of ``cell``."""
-    (start, *lo), (end, *hi) = box.lo, box.hi
-    thick = ceil_div(ceil_div(end - start, count), cell) * cell
-    cuts = [start, *range(start // cell * cell + thick, end, thick), end]
-    return [Box(triple((a, *lo)), triple((b, *hi))) for a, b in pairwise(cuts)]
-
-
 def conv_slabs(x: Placed, layers: Sequence[nn.Conv3d], count: int, cell: int) -> list[Placed]:
-    """Cut what goes into valid convolutions so that what comes out meets; see :func:`slabs`."""
+    """Cut what goes into valid convolutions so that what comes out meets; see :meth:`Box.slabs`."""
     outputs = x.box
     for layer in layers:
         outputs = conv_outputs(outputs, layer)
     parts = []
-    for slab in slabs(outputs, count, cell):
+    for slab in outputs.slabs(count, cell):
         for layer in layers:
             slab = conv_inputs(slab, layer)
         parts.append(x.crop(slab))

@@ -13,7 +13,7 @@ import logging
 import math
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from fractions import Fraction
@@ -33,21 +33,22 @@ from isochunk.models.known_operations import (
     in_place,
     operation_of,
 )
-from isochunk.models.operations import (
-    Item,
-    Moved,
-    Permuted,
-    Reshaped,
-)
 from isochunk.models.probe import Reach
 from isochunk.models.spans import (
     Axis,
     Grid,
-    Operation,
     Spans,
     UninterpretableError,
     cropped,
-    hull,
+)
+from isochunk.models.steps import (
+    SLABS,
+    VIEWS,
+    Step,
+    demanded,
+    for_slabs,
+    slabs_from,
+    with_cuts,
 )
 
 TOLERANCE = 1e-4
@@ -57,22 +58,6 @@ answer. A grey level of uint8 is 4e-3 of its range."""
 
 ATTEMPTS = (1, 4, 16)
 """Cells of the examples compared, several times over: exported programs have a least extent."""
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One operation in the order they run."""
-
-    node: fx.Node
-    """Its place in the graph."""
-    operation: Operation
-    """What it does."""
-    arguments: dict[str, Any]
-    """By name; tensors are nodes."""
-    inputs: tuple[fx.Node, ...]
-    """Those arguments that are spatial."""
-    in_place: Callable[..., Any] | None
-    """Does the same to its only input, which nothing else wants, without a buffer of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +71,9 @@ class TracedEngine:
     answer: fx.Node
     """Its output."""
     steps: tuple[Step, ...]
-    """In order."""
+    """In order, those for the whole tile."""
+    finest: tuple[Step, ...]
+    """The last ones, which are run slab by slab."""
     factor: Triple
     """Target voxels per source voxel."""
     largest: Triple | None = None
@@ -99,24 +86,20 @@ class TracedEngine:
 
     def __call__(self, tile: Tensor, want: Box) -> Tensor:
         """Predict ``want`` from the source voxels ``needs(want)``, both (1, 1, z, y, x)."""
-        demands = self._demands(want)
+        after = demanded(self.finest, {self.answer: _spans(want)})
+        demands = demanded(self.steps, dict(after))
         values: dict[fx.Node, Any] = {self.source: tile}
-        steps = [step for step in self.steps if step.node in demands]
-        left = Counter(node for step in steps for node in step.inputs)
-        for step in steps:
-            wanted = demands[step.node]
-            parts = {
-                node: cropped(values[node], demands[node], part)
-                for node, part in zip(step.inputs, step.operation.needs(wanted), strict=True)
-            }
-            values[step.node] = self._run(step, parts, wanted)
-            del parts
-            for node in step.inputs:
-                left[node] -= 1
-                if not left[node]:
-                    del values[node]
-        answer: Tensor = values[self.answer]
-        return answer
+        self._run(self.steps, values, demands, after)
+        if not self.finest:
+            whole: Tensor = values[self.answer]
+            return whole
+        parts = []
+        for slab in want.slabs(SLABS):
+            needed = demanded(self.finest, {self.answer: _spans(slab)})
+            part = {n: cropped(values[n], demands[n], needed[n]) for n in values}
+            self._run(self.finest, part, needed, {self.answer: _spans(slab)})
+            parts.append(part[self.answer])
+        return torch.cat(parts, 2)
 
     def reach(self) -> Reach:
         """Return halo and alignment as they follow from the graph."""
@@ -135,7 +118,7 @@ class TracedEngine:
     def grids(self) -> list[tuple[fx.Node, Grid]]:
         """Return where the answer of each step lies."""
         known: dict[fx.Node, Grid] = {self.source: SOURCE}
-        for step in self.steps:
+        for step in (*self.steps, *self.finest):
             known[step.node] = step.operation.grid([known[node] for node in step.inputs])
         return list(known.items())
 
@@ -151,17 +134,46 @@ class TracedEngine:
 
     def _demands(self, want: Box) -> dict[fx.Node, Spans]:
         """Return, for each node, what of it the target box depends on."""
-        demands: dict[fx.Node, Spans] = {
-            self.answer: (None, None, *zip(want.lo, want.hi, strict=True))
-        }
-        for step in reversed(self.steps):
-            if step.node in demands:
-                parts = step.operation.needs(demands[step.node])
-                for node, part in zip(step.inputs, parts, strict=True):
-                    demands[node] = hull(demands.get(node), part)
-        return demands
+        return demanded(self.steps, demanded(self.finest, {self.answer: _spans(want)}))
 
-    def _run(self, step: Step, parts: dict[fx.Node, Any], want: Spans) -> Any:
+    def _run(
+        self,
+        steps: Sequence[Step],
+        values: dict[fx.Node, Any],
+        demands: dict[fx.Node, Spans],
+        after: Mapping[fx.Node, Spans],
+    ) -> None:
+        """Run steps, and drop what is neither kept nor wanted by another of them.
+
+        Args:
+            steps: in order.
+            values: what is there, just as demanded; answers are added.
+            demands: what is needed of each node; narrowed where an answer is cut.
+            after: what is needed of nodes when all is done.
+        """
+        steps = [step for step in steps if step.node in demands]
+        left = Counter(node for step in steps for node in step.inputs)
+        left.update(after.keys())
+        for at, step in enumerate(steps):
+            wanted = demands[step.node]
+            parts = {
+                node: cropped(values[node], demands[node], part)
+                for node, part in zip(step.inputs, step.operation.needs(wanted), strict=True)
+            }
+            values[step.node] = self._step(step, parts, wanted)
+            del parts
+            for node in step.inputs:
+                left[node] -= 1
+                if not left[node]:
+                    del values[node]
+            for node in step.cuts:
+                if left[node]:
+                    later = demanded(steps[at + 1 :], dict(after))[node]
+                    if later != demands[node]:
+                        values[node] = cropped(values[node], demands[node], later).clone()
+                        demands[node] = later
+
+    def _step(self, step: Step, parts: dict[fx.Node, Any], want: Spans) -> Any:
         def tensor_of(node: fx.Node) -> Any:
             return parts[node] if node in parts else self._constant(node)
 
@@ -180,9 +192,6 @@ class TracedEngine:
         args, kwargs = fx.map_arg((node.args, node.kwargs), self._constant)
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
-
-VIEWS = (Item, Moved, Permuted, Reshaped)
-"""Operations whose answer is the memory of their input."""
 
 SOURCE: Grid = (None, None, *(Axis(axis, Fraction(1)) for axis in range(3)))
 """Where the source lies."""
@@ -261,7 +270,10 @@ def _understood(module: fx.GraphModule, factor: Triple) -> TracedEngine:
         steps.append(
             Step(node, operation, arguments, known.inputs, in_place(known) if free else None)
         )
-    return TracedEngine(module, *_ends(module, grids, factor), tuple(steps), factor)
+    source, answer = _ends(module, grids, factor)
+    cut = slabs_from(steps, grids, answer, factor[0])
+    whole, finest = tuple(with_cuts(steps)[:cut]), tuple(for_slabs(steps[cut:]))
+    return TracedEngine(module, source, answer, whole, finest, factor)
 
 
 def _ends(
@@ -280,6 +292,11 @@ def _ends(
     if grids[answers[0]] != wanted:
         raise UninterpretableError(f"its answer does not lie on a grid of factor {factor}")
     return sources[0], answers[0]
+
+
+def _spans(box: Box) -> Spans:
+    """Return where a box lies in a tensor (1, 1, z, y, x)."""
+    return (None, None, *zip(box.lo, box.hi, strict=True))
 
 
 def _where(node: fx.Node, name: str) -> str:
