@@ -22,7 +22,7 @@ from isochunk.core.voxels import Voxels, checksum, convert, pool
 from isochunk.engine.mask import masked_blocks
 from isochunk.engine.opened import OpenJob
 from isochunk.errors import StorageError, may_pass
-from isochunk.host.allocator import computing_thread, give_back_memory, reserve
+from isochunk.host.allocator import computing_thread, give_back_memory
 from isochunk.host.ceiling import MemoryCeiling
 from isochunk.models.interface import Predictor
 from isochunk.planning.block import REPORT_DTYPE, Block, BlockReport, BlockTask, Reports
@@ -111,7 +111,6 @@ class Pipeline:
         self._compute = computing_thread("isochunk-compute")
         self._ceiling: MemoryCeiling | None = None
         if job.plan.model.bytes_per_voxel and not job.plan.on_gpu:
-            self._compute.submit(reserve, job.plan.tile_bytes(job.plan.tile))
             self._ceiling = MemoryCeiling(job.plan.worker_memory_bytes())
         self._blocks = ThreadPoolExecutor(job.plan.depth, "isochunk-block")
         self._zeros: dict[Triple, int] = {}

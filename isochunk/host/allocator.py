@@ -12,7 +12,9 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 
 M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
@@ -36,10 +38,8 @@ OTHER_ARENA = 4
 PROBE_BYTES = 1 << 16
 """Too large for a thread's own cache of chunks, and too small to be mapped by itself."""
 
-HUGE_PAGE_BYTES = 2 << 20
-
-MADV_HUGEPAGE = 14
-"""Linux's number for: use huge pages here."""
+MADV_DONTNEED = 4
+"""Linux's number for: these pages are not needed."""
 
 ARENAS_PER_CORE = 8
 """Arenas that glibc makes at most; after that new threads share those there are, in turn."""
@@ -78,6 +78,25 @@ def give_back_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+def give_back(size_bytes: int) -> None:
+    """Give so much of what is free back to the kernel, from the first gap that is as large.
+
+    What is given back has to be faulted in again when it is used, so all of it would be too much.
+    Call it in a thread of the first arena.
+    """
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    libc.free.argtypes = [ctypes.c_void_p]
+    chunk = libc.malloc(size_bytes)
+    if not chunk:
+        return
+    page = os.sysconf("SC_PAGE_SIZE")
+    first, end = -(-chunk // page) * page, (chunk + size_bytes) // page * page
+    libc.madvise(first, end - first, MADV_DONTNEED)
+    libc.free(chunk)
+
+
 def uses_first_arena() -> bool:
     """Tell whether this thread's memory is from glibc's first arena, or from another library."""
     if not is_glibc():
@@ -99,7 +118,7 @@ def computing_thread(name: str) -> ThreadPoolExecutor:
     """
     tried = [ThreadPoolExecutor(1, name)]
     while not tried[-1].submit(uses_first_arena).result():
-        if len(tried) > ARENAS_PER_CORE * ((os.cpu_count() or 1) + 1):
+        if len(tried) > _most_arenas():
             break
         tried.append(ThreadPoolExecutor(1, name))  # the others live on, and hold their arenas
     *others, chosen = tried
@@ -108,25 +127,25 @@ def computing_thread(name: str) -> ThreadPoolExecutor:
     return chosen
 
 
-def reserve(size_bytes: int) -> None:
-    """Have this thread's next buffers in huge pages: one fault for 2 MiB, not for 4 KiB.
+def start_daemon(name: str, run: Callable[[], None]) -> None:
+    """Run something in such a thread, which the process does not wait for when it ends."""
+    chosen = threading.Event()
+    for left in reversed(range(_most_arenas() + 1)):
+        takes_it: Future[bool] = Future()
 
-    Nothing is taken yet. Call it where :func:`keep_memory` was, in a thread of the first arena.
+        def body(takes_it: Future[bool] = takes_it, left: int = left) -> None:
+            takes_it.set_result(not left or uses_first_arena())
+            if takes_it.result():
+                run()
+            else:
+                chosen.wait()  # and hold an arena
 
-    Args:
-        size_bytes: what buffers will need at once.
-    """
-    if not is_glibc():
-        return
-    libc = ctypes.CDLL(None)
-    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
-    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    libc.free.argtypes = [ctypes.c_void_p]
-    chunk = libc.malloc(size_bytes)
-    if not chunk:
-        return  # it will be seen where it is needed
-    first = -(-chunk // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
-    pages = (chunk + size_bytes - first) // HUGE_PAGE_BYTES
-    if pages > 0:
-        libc.madvise(first, pages * HUGE_PAGE_BYTES, MADV_HUGEPAGE)
-    libc.free(chunk)
+        threading.Thread(target=body, name=name, daemon=True).start()
+        if takes_it.result():
+            break
+    chosen.set()
+
+
+def _most_arenas() -> int:
+    """Return how many arenas there may be."""
+    return ARENAS_PER_CORE * ((os.cpu_count() or 1) + 1)

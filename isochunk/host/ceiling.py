@@ -12,7 +12,7 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-from isochunk.host.allocator import give_back_memory, is_glibc
+from isochunk.host.allocator import give_back, give_back_memory, is_glibc, start_daemon
 
 POLL_S = 0.02
 """Time between looks; a process touches some 100 MiB of new memory meanwhile at most."""
@@ -23,6 +23,9 @@ PAUSE_S = 0.5
 MARGIN = 0.03
 """Share of the ceiling at which memory is given back before it is reached, and at least"""
 MARGIN_BYTES = 128 << 20
+
+STEP_BYTES = 32 << 20
+"""What is given back beyond what is too much, so that it need not be done all the time."""
 
 STATM = Path("/proc/self/statm")
 
@@ -41,7 +44,7 @@ class MemoryCeiling:
         """How often memory was given back."""
         self._stopped = threading.Event()
         if is_glibc() and STATM.exists():
-            threading.Thread(target=self._watch, name="isochunk-ceiling", daemon=True).start()
+            start_daemon("isochunk-ceiling", self._watch)
 
     def stop(self) -> None:
         """Watch no longer."""
@@ -53,8 +56,11 @@ class MemoryCeiling:
             pause_s = POLL_S
             while not self._stopped.wait(pause_s):
                 pause_s = POLL_S
-                if _resident_bytes(file) > self.limit_bytes:
-                    give_back_memory()
+                over = _resident_bytes(file) - self.limit_bytes
+                if over > 0:
+                    give_back(over + STEP_BYTES)
+                    if _resident_bytes(file) > self.limit_bytes:  # no gap was as large
+                        give_back_memory()
                     self.times += 1
                     pause_s = PAUSE_S if _resident_bytes(file) > self.limit_bytes else POLL_S
         finally:
