@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 
 import numpy as np
 
@@ -97,6 +98,7 @@ def _load_model(plan: Plan) -> Predictor:
         trust=job.trust,
         allow_inexact=job.allow_inexact,
         plane=plan.model.plane,
+        known=plan.model if plan.examined_by == version("torch") else None,
     )
     predictor = load(job.model, runtime)
     if predictor.spec.sha256 != plan.model.sha256:

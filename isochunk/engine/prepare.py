@@ -104,7 +104,8 @@ def resolve(job: Job, place: TargetPlace, block: Triple | None = None) -> Plan:
     found = replace(found, workers=_workers(job), costs=described.costs, block=block)
     plan = make_plan(job, found)
     _warn_beyond_training(plan.model)
-    return replace(plan, intensity=measure_intensity(source, model.normalisation))
+    intensity = measure_intensity(source, model.normalisation)
+    return replace(plan, intensity=intensity, examined_by=version("torch"))
 
 
 def _workers(job: Job) -> Workers:

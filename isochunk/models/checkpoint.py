@@ -120,8 +120,12 @@ def read_spec(folder: Path) -> ModelSpec:
         raise _unreadable(folder / MODEL_FILE, error) from error
 
 
-def load_module(folder: Path) -> Network:
+def load_module(folder: Path, *, checked: bool = False) -> Network:
     """Build the network and load its weights, in eval mode on the CPU.
+
+    Args:
+        folder: of the checkpoint.
+        checked: what is recorded of its halo and grids was compared with its layers before.
 
     Raises:
         ModelError: as :func:`read_spec`; or the weights or the recorded halo do not fit the layers.
@@ -133,7 +137,7 @@ def load_module(folder: Path) -> Network:
     try:
         network = build(model["arch"], model["config"])
         network.load_state_dict(from_bytes(weights))
-        derived = _as_json(network.geometry())
+        derived = {} if checked else _as_json(network.geometry())
         recorded = {name: model.get(name, value) for name, value in derived.items()}
     except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         if isinstance(error, ModelError):

@@ -50,6 +50,9 @@ class Runtime:
     """The user accepts seams."""
     plane: Plane | None = None
     """Slices that an axial network runs on; None for the model's own."""
+    known: ModelSpec | None = None
+    """What this torch found of the model when it was examined, which takes seconds; if it is the
+    same model, only what runs it is made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +134,7 @@ def load(name: str, runtime: Runtime) -> Predictor:
     if _is_user_model(name):
         from isochunk.models.user_model import open_user_model
 
-        opened = open_user_model(name, trust=runtime.trust)
+        opened = open_user_model(name, trust=runtime.trust, known=runtime.known)
         spec = opened.spec.for_factor(runtime.factor)
         _require_exact(spec, opened.inexact_because, runtime)
         engine = opened.engine(spec, device, runtime.precision)
@@ -139,7 +142,8 @@ def load(name: str, runtime: Runtime) -> Predictor:
         folder = checkpoint_folder(name)
         spec = read_spec(folder)
         spec = spec.on_plane(runtime.plane or spec.plane).for_factor(runtime.factor)
-        network = load_module(folder)
+        known = runtime.known is not None and runtime.known.sha256 == spec.sha256
+        network = load_module(folder, checked=known)
         _require_exact(spec, network.inexact_because, runtime)
         engine = network.engine(spec)
     return TorchPredictor(spec, engine, device, runtime.precision, runtime.intensity, runtime.tile)

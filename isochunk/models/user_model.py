@@ -96,24 +96,29 @@ class UserModel:
         return SameSizeEngine(module, spec, self.shape)
 
 
-def open_user_model(name: str, *, trust: bool) -> UserModel:
+def open_user_model(name: str, *, trust: bool, known: ModelSpec | None = None) -> UserModel:
     """Load and examine ``file.pt2`` or ``file.py:make``.
+
+    Args:
+        name: which.
+        trust: the user allowed it to run code.
+        known: what was found of a model; where this is the same, it is traced and no more.
 
     Raises:
         ModelError: it cannot be found, is not trusted, does not load, declares something that
             cannot be read, or declares less halo than it has.
     """
     if name.endswith(".pt2"):
-        return _open_program(Path(name))
+        return _open_program(Path(name), known)
     if not trust:
         raise ModelError(
             f"model {name!r} is Python code and would run with your rights; read it, then add "
             "--trust (or trust=True)"
         )
-    return _open_python(name)
+    return _open_python(name, known)
 
 
-def _open_python(name: str) -> UserModel:
+def _open_python(name: str, known: ModelSpec | None) -> UserModel:
     path_text, _, function = name.partition(".py:")
     path = Path(path_text if path_text.endswith(".py") else f"{path_text}.py")
     if not function or not path.is_file():
@@ -135,10 +140,10 @@ def _open_python(name: str) -> UserModel:
     for key, value in module.state_dict().items():
         digest.update(key.encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return _examine(name, module.eval(), declared, digest.hexdigest())
+    return _examine(name, module.eval(), declared, digest.hexdigest(), known)
 
 
-def _open_program(path: Path) -> UserModel:
+def _open_program(path: Path, known: ModelSpec | None) -> UserModel:
     declaration_path = path.with_name(f"{path.name}.json")
     if not path.is_file():
         raise ModelError(f"no model file {path}")
@@ -165,7 +170,7 @@ def _open_program(path: Path) -> UserModel:
             f"{path} is no torch.export program of this torch: {type(error).__name__}: {error}"
         ) from error
     digest = hashlib.sha256(path.read_bytes() + declaration).hexdigest()
-    found = _examine(str(path), module, declared, digest, shape)
+    found = _examine(str(path), module, declared, digest, known, shape)
     return replace(found, program=program, shape=shape)
 
 
@@ -193,6 +198,7 @@ def _examine(
     module: nn.Module,
     declared: Mapping[str, Any],
     sha256: str,
+    known: ModelSpec | None,
     shape: Triple | None = None,
 ) -> UserModel:
     """Check what is declared and measure what is not."""
@@ -205,6 +211,8 @@ def _examine(
         raise ModelError(
             f"model {name!r} has plane {plane!r}; choose one of {', '.join(get_args(Plane))}"
         )
+    if known is not None and known.sha256 == sha256 and known.exact and not known.padded_because:
+        return UserModel(known, module, _trace(module, factor, alignment, shape), shape=shape)
     probe = Probe(module, factor, shape)
     traced, padded, inexact = None, "", ""
     layers = untileable_layers(module)
@@ -212,9 +220,10 @@ def _examine(
         inexact = f"it normalises each tile by itself: {', '.join(layers)}"
     else:
         try:
-            traced = _traced(module, factor, alignment, shape)
+            traced = _trace(module, factor, alignment, shape)
+            prove(traced, module, shape)
         except UninterpretableError as error:
-            padded = str(error)
+            traced, padded = None, str(error)
             reach, inexact = _measured(name, probe, alignment)
     if traced is not None:
         reach = traced.reach()
@@ -267,20 +276,18 @@ def _short(halo: Triple, reach: Reach) -> bool:
     return any(a < b for a, b in zip(halo, reach.halo, strict=True))
 
 
-def _traced(
+def _trace(
     module: nn.Module, factor: Triple, alignment: Triple | None, shape: Triple | None
 ) -> TracedEngine:
-    """Trace a network and prove the trace.
+    """Trace a network on an example of its only shape, or of some cells.
 
     Raises:
-        UninterpretableError: it cannot be traced, or not be believed.
+        UninterpretableError: it cannot be traced.
     """
     cells = (math.lcm(ALIGNMENTS[-1], g) for g in alignment or (1, 1, 1))
-    engine = trace(
+    return trace(
         module, factor, shape or triple(a * b for a, b in zip(cells, TRACED_CELLS, strict=True))
     )
-    prove(engine, module, shape)
-    return engine
 
 
 def _measured(name: str, probe: Probe, alignment: Triple | None) -> tuple[Reach, str]:

@@ -81,6 +81,10 @@ class Plan:
     )
     """Block, tile and compute overhead if workers had twice the memory; None where not known."""
 
+    examined_by: str = field(default="", compare=False, repr=False, metadata={"stored_as": None})
+    """Version of the torch that examined the model when this was planned; empty for a plan read
+    from its record, whose model is examined again."""
+
     def block(self, stage: int, index: int) -> Block:
         """Return block ``index`` of ``stage``."""
         s = self.stages[stage]
