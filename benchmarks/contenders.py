@@ -294,6 +294,9 @@ CONTENDERS: dict[str, Contender] = {
     "isochunk, user's .py": Contender(partial(one_process, **USERS_FILE), "user"),
     "isochunk, user's .pt2": Contender(partial(one_process, model=PROGRAM), "user"),
     "isochunk, checkpoint": Contender(partial(one_process, model=CHECKPOINT), "user"),
+    "isochunk, checkpoint, blocks of 128": Contender(
+        partial(one_process, model=CHECKPOINT, **BLOCKS_OF_128), "cluster"
+    ),
     "bare pipeline, checkpoint": Contender(partial(bare_pipeline, model=CHECKPOINT), "user"),
     "LocalCluster 2 x 1, user's .py": Contender(
         partial(on_cluster, **USERS_FILE, cluster=PROCESSES), "cluster"

@@ -9,7 +9,7 @@ from isochunk.core.geometry import Triple
 MAX_DEPTH = 4
 """Blocks in flight in one worker: reading, waiting, computing, writing."""
 
-PROCESS_BYTES = 540 << 20
+PROCESS_BYTES = 600 << 20
 """What a worker process holds besides blocks and tiles: torch, tensorstore, Dask and their threads,
 435 MiB resident with a small network open, and cached source chunks."""
 

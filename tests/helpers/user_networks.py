@@ -171,6 +171,25 @@ class Slices(nn.Module):
         return finer[None, None]
 
 
+class Finest(nn.Module):
+    """As 3D-SRU-Net: the last level, isotropic and twice as wide, is where the memory is."""
+
+    factor = (4, 1, 1)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.bottom = block(1, 4, norm=False), block(4, 8, norm=False)
+        self.up = nn.ConvTranspose3d(8, 8, (4, 2, 2), (4, 2, 2))
+        self.isotropic = nn.ConvTranspose3d(4, 8, (4, 3, 3), (4, 1, 1), (0, 1, 1))
+        self.late = block(16, 8, norm=False)
+        self.last = nn.Conv3d(8, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.first(x)
+        up = self.up(self.bottom(functional.max_pool3d(first, (1, 2, 2))))
+        return self.last(self.late(torch.cat([up, self.isotropic(first)], 1)))
+
+
 class SwinLike(nn.Module):
     """Windows that are shifted by rolling the volume."""
 
@@ -256,6 +275,10 @@ def resizing() -> nn.Module:
 
 def slices() -> nn.Module:
     return seeded(Slices)
+
+
+def finest() -> nn.Module:
+    return seeded(Finest)
 
 
 def swin() -> nn.Module:

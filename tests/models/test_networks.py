@@ -13,6 +13,7 @@ from torch import nn
 
 from isochunk.core.geometry import Box, triple
 from isochunk.errors import ModelError
+from isochunk.models.counting import Recorder
 from isochunk.models.fsrcnn import FSRCNN, FSRCNNConfig
 from isochunk.models.interpolation import Interpolation, interpolation_spec
 from isochunk.models.placed import Placed
@@ -23,7 +24,7 @@ from isochunk.models.probe import (
 )
 from isochunk.models.srunet import SRUNet, SRUNetConfig
 from isochunk.models.tiled_layers import SAME, VALID
-from isochunk.models.tiled_network import TiledNetwork, derived_halo
+from isochunk.models.tiled_network import TiledNetwork, ValidEngine, derived_halo
 
 torch.set_num_threads(1)
 
@@ -303,3 +304,24 @@ def test_global_attention_without_a_known_layer_is_found_by_the_probe():
 
     with torch.inference_mode(), pytest.raises(UnboundedError):
         Probe(Normed(Gate()).eval(), (1, 1, 1)).reach((1, 1, 1))
+
+
+@pytest.mark.parametrize("width", [8, 64], ids=["compact", "paper"])
+def test_slabs_of_the_finest_level_need_less_memory(monkeypatch, width):
+    config = SRUNetConfig.compact(8, 3, 2) if width == 8 else SRUNetConfig.paper(64, 4, 3)
+    with torch.device("meta"):
+        network = SRUNet(config)
+    want = Box.from_shape((256, 256, 256))
+    engine = ValidEngine(network, derived_halo(network))
+
+    def walked():
+        with torch.no_grad(), Recorder() as recorder:
+            engine(torch.empty(1, 1, *engine.needs(want).shape, device="meta"), want)
+        return recorder
+
+    slabs = walked()
+    monkeypatch.setattr("isochunk.models.srunet.ENCODED_SLABS", 1)
+    monkeypatch.setattr("isochunk.models.srunet.DECODED_SLABS", 1)
+    once = walked()
+    assert slabs.peak < 0.7 * once.peak
+    assert once.macs < slabs.macs < 1.05 * once.macs

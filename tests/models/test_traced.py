@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
+import warnings
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,12 +19,14 @@ from torch import nn
 
 from isochunk.core.geometry import Box, cells, reflected, triple
 from isochunk.errors import ModelError
+from isochunk.models import user_model
+from isochunk.models.counting import Recorder
 from isochunk.models.load import Runtime, describe, load
 from isochunk.models.probe import Probe
 from isochunk.models.traced import TracedEngine, trace
 from isochunk.models.user_model import open_user_model
 
-TRACED = ("unet", "residual", "nnunet", "kernels", "resizing", "slices")
+TRACED = ("unet", "residual", "nnunet", "kernels", "resizing", "slices", "finest")
 HALO = {
     "unet": (13, 24, 24),
     "residual": (7, 7, 7),
@@ -29,6 +34,7 @@ HALO = {
     "kernels": (3, 9, 8),
     "resizing": (7, 7, 7),
     "slices": (2, 0, 2),
+    "finest": (5, 9, 9),
 }
 PADDED = {
     "swin": "roll: it is none that is known",
@@ -225,6 +231,54 @@ def test_batch_norms_are_folded_and_activations_need_no_memory():
     names = [str(step.node.target) for step in engine.steps]
     assert not any("batch_norm" in name for name in names)
     assert all(step.in_place for step in engine.steps if "relu" in str(step.node.target))
+
+
+def walked(engine, want: Box):
+    """Count on tensors without data."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, of graphs that are copied
+        hollow = replace(engine, module=copy.deepcopy(engine.module).to("meta"))
+    with torch.no_grad(), Recorder() as recorder:
+        source = torch.empty(1, 1, *hollow.needs(want).shape, device="meta")
+        hollow(source, want)
+    return recorder
+
+
+def test_the_finest_steps_need_less_memory_in_slabs():
+    engine, want = opened("finest").traced, Box.from_shape((256, 256, 256))
+    assert engine.finest
+    whole = replace(engine, steps=(*engine.steps, *engine.finest), finest=())
+    slabs, once = walked(engine, want), walked(whole, want)
+    assert slabs.peak < 0.6 * once.peak
+    assert once.macs < slabs.macs < 1.05 * once.macs
+
+
+def test_a_skip_is_cut_to_what_its_decoder_needs():
+    engine, want = opened("unet").traced, Box.from_shape((64, 64, 64))
+    cut = [step for step in engine.steps if step.cuts]
+    assert len(cut) == 2, "before each pooling"
+    kept = replace(engine, steps=tuple(replace(step, cuts=()) for step in engine.steps))
+    alive = [np.cumsum(walked(e, want).walk.bytes).mean() for e in (engine, kept)]
+    assert alive[0] < 0.9 * alive[1]
+
+
+def test_what_is_known_of_a_model_is_not_found_again(monkeypatch):
+    name = f"{FILE}:unet"
+    spec = describe(name, trust=True)
+
+    def fail(*_):
+        raise AssertionError
+
+    source, write = tissue((7, 21, 23), "uint8"), Box.from_shape((28, 21, 23))
+    runtime = Runtime(spec.resolved_factor, trust=True)
+    wanted = predicted(load(name, runtime), source, write)
+    monkeypatch.setattr(user_model, "prove", fail)
+    known = load(name, replace(runtime, known=spec))
+    assert known.spec == spec
+    np.testing.assert_array_equal(predicted(known, source, write), wanted)
+    for other in (replace(spec, sha256="0" * 64), replace(spec, padded_because="its probe")):
+        with pytest.raises(AssertionError):
+            load(name, replace(runtime, known=other))
 
 
 def test_the_users_own_network_is_left_as_it_was():

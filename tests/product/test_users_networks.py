@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel"),
 ]
 
-TRACED = ("unet", "residual", "nnunet", "kernels", "resizing", "slices")
+TRACED = ("unet", "residual", "nnunet", "kernels", "resizing", "slices", "finest")
 SHAPE = (9, 41, 37)
 OFFSET = (3, -5, 11)  # on no pooling grid
 BLOCKS = {
