@@ -20,7 +20,7 @@ WORKSPACE = 1.25
 """Memory of the kernels' own buffers, relative to live tensors, in what checkpoints record."""
 
 ALLOCATOR_SLACK = 1.6
-"""Resident memory over what tensors need at once: 1.25 to 1.8 were measured over the shipped and
+"""Resident memory over what tensors need at once: 1.3 to 2 were measured over the shipped and
 users' networks and tiles of 128^3 and 256^3, since the heap that keeps memory has gaps; what is
 beyond is given back, see ``host.ceiling``."""
 

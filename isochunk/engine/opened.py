@@ -84,8 +84,9 @@ def _load_model(plan: Plan) -> Predictor:
     Raises:
         ModelError: it is not the model that was planned with.
     """
-    job, tile = plan.job, plan.tile
+    job, tile, known = plan.job, plan.tile, None
     if plan.model.arch not in INTERPOLATIONS:
+        known = plan.model if plan.examined_by == version("torch") else None
         limit = limit_device(job.device, job.device_memory)
         tile = tile if limit is None else device_tile(plan, limit)
     runtime = Runtime(
@@ -98,7 +99,7 @@ def _load_model(plan: Plan) -> Predictor:
         trust=job.trust,
         allow_inexact=job.allow_inexact,
         plane=plan.model.plane,
-        known=plan.model if plan.examined_by == version("torch") else None,
+        known=known,
     )
     predictor = load(job.model, runtime)
     if predictor.spec.sha256 != plan.model.sha256:

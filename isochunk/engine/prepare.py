@@ -105,7 +105,7 @@ def resolve(job: Job, place: TargetPlace, block: Triple | None = None) -> Plan:
     plan = make_plan(job, found)
     _warn_beyond_training(plan.model)
     intensity = measure_intensity(source, model.normalisation)
-    return replace(plan, intensity=intensity, examined_by=version("torch"))
+    return replace(plan, intensity=intensity, examined_by=described.examined_by)
 
 
 def _workers(job: Job) -> Workers:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,6 +64,11 @@ class Examined:
     """Its factor not yet resolved."""
     engine: Callable[[ModelSpec], Engine] | None = None
     """Returns what runs it, given its spec with factor and plane fixed; None for interpolations."""
+
+    @property
+    def examined_by(self) -> str:
+        """Version of torch; empty for interpolations, which need none."""
+        return "" if self.engine is None else version("torch")
 
     def costs(self, spec: ModelSpec, precision: Precision) -> TileCosts | None:
         """Return what tiles cost; None for interpolations, which need no tiles.
