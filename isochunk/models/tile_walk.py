@@ -22,8 +22,12 @@ WALKED = 64
 SAME = 0.02
 """Largest share by which a direct walk may differ: windows and taps come in whole numbers."""
 
-GROWN_CELLS = 4
-"""Cells by which it is made longer along each axis in turn."""
+GROWN = 4096
+"""Target voxels, about, by which it is made longer along each axis in turn: many times what windows
+of attention are rounded to, and tensors without data cost nothing."""
+
+GROWN_MULTIPLE = 4
+"""Cells come in such multiples, so that slabs grow alike."""
 
 
 def tile_costs(engine: Engine, spec: ModelSpec, dtype: torch.dtype) -> TileCosts | None:
@@ -50,7 +54,8 @@ def tile_costs(engine: Engine, spec: ModelSpec, dtype: torch.dtype) -> TileCosts
         max(1, int(g * r)) for g, r in zip(spec.alignment, spec.resolved_factor, strict=True)
     )
     base = [ceil_div(WALKED, c) * c for c in cell]
-    long = [n + GROWN_CELLS * c for n, c in zip(base, cell, strict=True)]
+    grown = (ceil_div(GROWN, GROWN_MULTIPLE * c) * GROWN_MULTIPLE * c for c in cell)
+    long = [n + more for n, more in zip(base, grown, strict=True)]
     if slices is not None:
         base[slices.axis] = long[slices.axis] = 1
     tiles = [

@@ -125,6 +125,18 @@ def test_an_error_names_the_least_memory_that_works(name: str) -> None:
         planned(name, Workers(least - (1 << 20)))
 
 
+@pytest.mark.parametrize("side", [260, 520, 1040])
+def test_windows_of_attention_do_not_hide_what_a_slice_costs(side: int) -> None:
+    """Its tensors grow by whole windows of 64 pixels, and not with every voxel of a tile."""
+    one, tile = Fraction(1), (side, 1, side)
+    spec = examined("a2i-z2-10").spec.for_factor((Fraction(5), one, one))
+    hollow = _hollow(examined("a2i-z2-10").engine(spec))  # type: ignore[misc]
+    walk, found = _walk(hollow, Box.from_shape(tile), torch.float32), costs("a2i-z2-10", 5)
+    got = found.of(tile)
+    assert got.macs == pytest.approx(sum(walk.macs), rel=0.1)
+    assert got.bytes == pytest.approx(np.cumsum(walk.bytes).max(), rel=0.1)
+
+
 @pytest.mark.parametrize("name", ["fsrcnn-z4", f"{user_networks.__file__}:unet"])
 def test_costs_are_those_of_a_walk(name: str) -> None:
     """At tiles that no cost was fitted to; three at a time as well as each alone."""
