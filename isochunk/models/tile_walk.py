@@ -22,7 +22,7 @@ WALKED = 64
 SAME = 0.02
 """Largest share by which a direct walk may differ: windows and taps come in whole numbers."""
 
-GROWN = 4096
+GROWN = 1024
 """Target voxels, about, by which it is made longer along each axis in turn: many times what windows
 of attention are rounded to, and tensors without data cost nothing."""
 
