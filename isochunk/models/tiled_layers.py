@@ -205,18 +205,20 @@ def zero_for_residual(last: nn.Conv3d | nn.ConvTranspose3d) -> None:
 
 def conv_inputs(outputs: Box, layer: nn.Conv3d) -> Box:
     """Return the voxels that a convolution needs for ``outputs``."""
-    kernel = triple(layer.kernel_size)
-    before = triple((k - 1) // 2 for k in kernel)
-    after = triple(k // 2 for k in kernel)
+    before, after = _rims(layer)
     return Box(sub(outputs.lo, before), add(outputs.hi, after))
 
 
 def conv_outputs(inputs: Box, layer: nn.Conv3d) -> Box:
     """Return the outputs of a valid convolution."""
-    kernel = triple(layer.kernel_size)
-    before = triple((k - 1) // 2 for k in kernel)
-    after = triple(k // 2 for k in kernel)
+    before, after = _rims(layer)
     return Box(add(inputs.lo, before), sub(inputs.hi, after))
+
+
+def _rims(layer: nn.Conv3d) -> tuple[Triple, Triple]:
+    """Return the voxels that a convolution needs before and after each output."""
+    kernel = triple(layer.kernel_size)
+    return triple((k - 1) // 2 for k in kernel), triple(k // 2 for k in kernel)
 
 
 def transposed_inputs(outputs: Box, layer: nn.ConvTranspose3d) -> Box:
