@@ -30,7 +30,7 @@ OFFSET = (3, -5, 11)  # on no pooling grid
 BLOCKS = {
     "shards": {"chunk": "8,16,16", "shard": "16,32,32", "block": "32,32,32"},
     "odd": {"chunk": "13,17,29", "shard": "none", "block": "13,17,29"},
-    "one, small tiles": {"chunk": "64,64,64", "memory": "806MiB"},
+    "one, small tiles": {"chunk": "64,64,64", "memory": "805MiB"},
 }
 
 
@@ -49,7 +49,7 @@ def test_any_block_gives_the_whole(tmp_path: Path, name: str) -> None:
         )
         assert plan.summary()["padded_because"] == ""
         if "memory" in options:
-            assert np.prod(plan.tile) <= np.prod(plan.stages[0].block) / 2
+            assert np.prod(plan.tile) < np.prod(plan.stages[0].block) / 2
         report = isochunk.run(plan)
         assert report.complete, report.errors
         assert_equals_whole(read_all(target), exact)
