@@ -310,6 +310,9 @@ CONTENDERS: dict[str, Contender] = {
     "LocalCluster 2 x 1, checkpoint, blocks of 128": Contender(
         partial(on_cluster, model=CHECKPOINT, cluster=PROCESSES, **BLOCKS_OF_128), "cluster"
     ),
+    "LocalCluster 2 x 1, checkpoint, blocks of 256": Contender(
+        partial(on_cluster, model=CHECKPOINT, cluster=PROCESSES, **BLOCKS_OF_256), "cluster"
+    ),
     "LocalCluster 1 x 2, user's .py": Contender(
         partial(on_cluster, **USERS_FILE, cluster=THREADS), "cluster"
     ),
