@@ -23,6 +23,7 @@ from isochunk.models import user_model
 from isochunk.models.counting import Recorder
 from isochunk.models.load import Runtime, describe, load
 from isochunk.models.probe import Probe
+from isochunk.models.steps import for_slabs
 from isochunk.models.traced import TracedEngine, trace
 from isochunk.models.user_model import open_user_model
 
@@ -251,6 +252,35 @@ def test_the_finest_steps_need_less_memory_in_slabs():
     slabs, once = walked(engine, want), walked(whole, want)
     assert slabs.peak < 0.6 * once.peak
     assert once.macs < slabs.macs < 1.05 * once.macs
+
+
+class Activated(nn.Module):
+    """What is activated is activated where it lies, and not twice."""
+
+    factor = (4, 1, 1)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose3d(1, 8, (4, 3, 3), (4, 1, 1), (0, 1, 1))
+        self.mix = nn.Conv3d(8, 8, 3, padding=1)
+        self.last = nn.Conv3d(8, 1, 3, padding=1)
+
+    def forward(self, x):
+        return self.last(nn.functional.silu(self.mix(nn.functional.silu(self.up(x)))))
+
+
+@torch.inference_mode()
+def test_slabs_may_begin_at_any_step():
+    torch.manual_seed(0)
+    engine = trace(Activated().eval(), (4, 1, 1), (8, 16, 16))
+    steps = (*engine.steps, *engine.finest)
+    whole, want = replace(engine, steps=steps, finest=()), Box.from_shape((48, 12, 12))
+    source = torch.rand(1, 1, *engine.needs(want).shape)
+    wanted = whole(source, want)
+    assert sum(step.in_place is not None for step in steps) == 2
+    for at in range(len(steps)):
+        cut = replace(engine, steps=steps[:at], finest=tuple(for_slabs(steps[at:])))
+        torch.testing.assert_close(cut(source, want), wanted)
 
 
 def test_a_skip_is_cut_to_what_its_decoder_needs():
