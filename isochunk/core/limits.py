@@ -44,7 +44,7 @@ LARGEST_BLOCK = 1024
 CPU_MACS_PER_S = 40e9
 """Multiply-adds a second of a worker on a CPU: two cores with AVX2, 45% of their peak, measured."""
 
-GPU_MACS_PER_S = {"fp32": 1e13, "bf16": 1e14, "fp16": 1e14}
+GPU_MACS_PER_S = {"fp32": 1e13, "tf32": 5e13, "fp16": 1e14, "bf16": 1e14}
 """The same on a GPU, by precision: a third of what data sheets say."""
 
 STORAGE_BYTES_PER_S = 200e6

@@ -16,7 +16,7 @@ from isochunk.core.voxels import Voxels, convert
 from isochunk.engine.report import Seam
 from isochunk.errors import ModelError
 from isochunk.host.allocator import keep_memory
-from isochunk.models.interface import Predictor
+from isochunk.models.interface import Predictor, predict
 from isochunk.models.interpolation import INTERPOLATIONS
 from isochunk.models.load import Runtime, limit_device, limit_threads, load
 from isochunk.planning.plan import Plan
@@ -45,7 +45,7 @@ class OpenJob:
         """Predict a stored target box straight from the source, as one tile."""
         anchored = self.plan.anchored(box)
         read = self.plan.model.read_box(anchored)
-        predicted = self.predictor(read_reflected(self.source, read), read, anchored)
+        predicted = predict(self.predictor, read_reflected(self.source, read), read, anchored)
         return convert(predicted, self.plan.target.dtype)
 
     def compare(self, box: Box) -> Seam:

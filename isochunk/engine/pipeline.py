@@ -24,7 +24,6 @@ from isochunk.engine.opened import OpenJob
 from isochunk.errors import StorageError, may_pass
 from isochunk.host.allocator import computing_thread, give_back_memory
 from isochunk.host.ceiling import MemoryCeiling
-from isochunk.models.interface import Predictor
 from isochunk.planning.block import REPORT_DTYPE, Block, BlockReport, BlockTask, Reports
 from isochunk.planning.layout import (
     block_bounds,
@@ -69,20 +68,13 @@ def read_block(job: OpenJob, block: Block) -> Voxels | None:
     return read_reflected(job.source, plan.read_box(block))
 
 
-def compute_block(plan: Plan, predictor: Predictor, source: Voxels, block: Block) -> list[Voxels]:
-    """Compute a block's voxels at every level it writes. Pure.
-
-    Raises:
-        PredictionError: the model answered with NaN.
-    """
+def block_arrays(plan: Plan, block: Block, finest: Voxels) -> list[Voxels]:
+    """Return what a block stores at every level it writes, of what was predicted or read. Pure."""
     reads = plan.stages[block.stage].reads
     if reads is None:
-        predicted = predictor(source, plan.read_box(block), plan.anchored(block.write))
-        finest = convert(predicted, plan.target.dtype)
-    else:
-        levels = plan.target.levels
-        finest = pool(source, pooling_between(levels[reads], levels[reads + 1]))
-    return pyramid(plan, block, finest)
+        return pyramid(plan, block, convert(finest, plan.target.dtype))
+    levels = plan.target.levels
+    return pyramid(plan, block, pool(finest, pooling_between(levels[reads], levels[reads + 1])))
 
 
 def write_block(plan: Plan, target: WritableVolume, block: Block, arrays: list[Voxels]) -> int:
@@ -195,8 +187,9 @@ class Pipeline:
                 checksum=self._zeros_checksum(block.write.shape),
                 read_s=read - start,
             )
-        arrays, compute_s = self._compute.submit(self._timed, source, block).result()
+        found, compute_s = self._predicted(source, block)
         computed = time.perf_counter()
+        arrays = block_arrays(self.job.plan, block, found)
         crc = write_block(self.job.plan, self.job.target, block, arrays)
         return replace(
             report,
@@ -216,7 +209,15 @@ class Pipeline:
             self._zeros[shape] = checksum(np.zeros(shape, self.job.plan.target.dtype))
         return self._zeros[shape]
 
-    def _timed(self, source: Voxels, block: Block) -> tuple[list[Voxels], float]:
-        start = time.perf_counter()
-        arrays = compute_block(self.job.plan, self.job.predictor, source, block)
-        return arrays, time.perf_counter() - start
+    def _predicted(self, source: Voxels, block: Block) -> tuple[Voxels, float]:
+        """Return what the model makes of a block, and the seconds of that.
+
+        The computing thread only launches: while a device computes, it is told of the next block.
+        """
+        plan = self.job.plan
+        if plan.stages[block.stage].reads is not None:
+            return source, 0.0
+        box, write = plan.read_box(block), plan.anchored(block.write)
+        staged = self.job.predictor.stage(source, box, write)
+        launched = self._compute.submit(staged.launch).result()
+        return launched.fetch(), launched.compute_s()

@@ -13,7 +13,7 @@ from isochunk.core.spec import AXIAL, ModelSpec, VolumeSpec
 from isochunk.core.voxels import Voxels
 from isochunk.errors import ModelError, UsageError
 from isochunk.evaluation.config import EvaluateConfig
-from isochunk.models.interface import Predictor
+from isochunk.models.interface import Predictor, predict
 from isochunk.models.interpolation import INTERPOLATIONS, Interpolation, interpolation_spec
 from isochunk.models.load import Runtime, describe, load
 from isochunk.planning.intensity import measure_intensity
@@ -86,7 +86,9 @@ def predict_volume(predictor: Predictor, source: Volume, block: Triple) -> Voxel
     result = np.empty(target.shape, source.spec.dtype)
     for write in cells(target, block):
         read = spec.read_box(write)
-        result[write.slices(target.lo)] = predictor(read_reflected(source, read), read, write)
+        result[write.slices(target.lo)] = predict(
+            predictor, read_reflected(source, read), read, write
+        )
     return result
 
 

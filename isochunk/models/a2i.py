@@ -111,7 +111,8 @@ class A2I(AxialNetwork):
     def forward(self, x: Tensor) -> Tensor:
         """Refine interpolated slices, (n, 1, z, x); both extents multiples of the alignment."""
         # Maps last in memory, as attention wants them: a fifth faster on a CPU.
-        features = y = self.first(x).contiguous(memory_format=torch.channels_last)
+        trunk = x.to(self.first.weight.dtype)
+        features = y = self.first(trunk).contiguous(memory_format=torch.channels_last)
         skips = []
         for level, down in enumerate(self.down):
             y = self.encoder[level](y)

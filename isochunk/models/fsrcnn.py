@@ -109,7 +109,7 @@ class FSRCNN(TiledNetwork):
 
     def run(self, x: Placed, padding: Padding, want: Box | None = None) -> Placed:
         """Apply to (b, 1, z, y, x) source voxels; returns (b, 1, z, y, x) target voxels."""
-        source = x
+        source, x = x, x.to(self.expand.weight.dtype)
         for layer, slope in zip(self.convs, self.slopes, strict=True):
             assert isinstance(layer, nn.Conv3d)
             x = padding.conv(x, layer)

@@ -242,15 +242,22 @@ def device_of(wanted: str) -> torch.device:
 
     there = torch.cuda.is_available()
     if wanted == "auto":
-        return torch.device("cuda" if there else "cpu")
-    if wanted == "cuda" and not there:
-        raise ModelError(
-            "--device cuda, but torch sees no GPU; use --device cpu, or install torch with CUDA"
-        )
+        wanted = "cuda" if there else "cpu"
     try:
-        return torch.device(wanted)
+        device = torch.device(wanted)
     except RuntimeError:
         raise ModelError(f"device {wanted!r} is unknown; choose one of auto, cpu, cuda") from None
+    if device.type != "cuda":
+        return device
+    if not there:
+        raise ModelError(
+            f"--device {wanted}, but torch sees no GPU; use --device cpu, install torch with CUDA, "
+            "or a driver that is new enough for this one (nvidia-smi says which there is)"
+        )
+    # What torch asks of a device it asks by number.
+    return torch.device(
+        "cuda", torch.cuda.current_device() if device.index is None else device.index
+    )
 
 
 def gpu_count() -> int:

@@ -11,6 +11,7 @@ import copy
 from dataclasses import dataclass
 from fractions import Fraction
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -24,6 +25,7 @@ from isochunk.models.network import Corner, Geometry, Network, NetworkConfig
 from isochunk.models.placed import Placed
 from isochunk.models.probe import Probe, Reach, measured_cost
 from isochunk.models.tiling import Engine
+from isochunk.models.torch_interpolation import on_device_of
 
 FACTOR = 4
 """Target pixels per source pixel, along y and x."""
@@ -168,8 +170,10 @@ class PSSR(Network):
         """
         x = functional.interpolate(frames, scale_factor=FACTOR, mode="bilinear")
         if self.config.sections == 0:
-            mean, std = (x.new_tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
+            statistics = np.array([IMAGENET_MEAN, IMAGENET_STD], np.float32)
+            mean, std = on_device_of(x, statistics)[..., None, None]
             x = (x - mean) / std  # one section becomes three channels
+        x = x.to(self.last.weight.dtype)
         y = self.stem(x)
         skips, y = [y], self.pool(y)
         for stage in self.stages:
@@ -204,9 +208,9 @@ class PSSR(Network):
 
     def cost(self) -> Cost:
         """Count multiply-adds and peak memory on a small input."""
-        mine, sections = copy.deepcopy(self).eval(), self.config.sections
+        hollow, sections = copy.deepcopy(self).to("meta").eval(), self.config.sections
         rims = (0, 0, 0, 0, sections, sections)
-        probe = Probe(lambda x: mine(functional.pad(x, rims)), self.factor)
+        probe = Probe(lambda x: hollow(functional.pad(x.to("meta"), rims)), self.factor)
         return measured_cost(probe, Reach(self.halo, self.alignment))
 
     def parameter_groups(self) -> list[list[nn.Parameter]]:

@@ -209,7 +209,7 @@ class SRUNet(TiledNetwork):
     def run(self, x: Placed, padding: Padding, want: Box | None = None) -> Placed:
         """Apply to (b, 1, z, y, x) source voxels; returns (b, 1, z, y, x) target voxels."""
         source, wanted = x, self._wanted(want)
-        x, skip = self._encoded(x, padding, wanted[0])
+        x, skip = self._encoded(x.to(self.last.weight.dtype), padding, wanted[0])
         skips = [skip]
         for level in range(1, self.config.levels - 1):
             for layer in _conv_layers(self.encoder[level]):

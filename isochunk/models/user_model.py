@@ -83,7 +83,7 @@ class UserModel:
         Raises:
             ModelError: an exported program is asked for another precision.
         """
-        if self.program is not None and precision != "fp32":
+        if self.program is not None and precision not in ("fp32", "tf32"):
             raise ModelError(
                 f"{self.spec.name} was exported in one precision; use --precision fp32, or export "
                 f"it in {precision} with float32 at its ends"
