@@ -111,9 +111,14 @@ class NIIV(AxialNetwork):
             nn.init.zeros_(self.last.weight)
             nn.init.zeros_(self.last.bias)
 
+    @property
+    def entrance(self) -> nn.Module:
+        """The first convolution."""
+        return self.head
+
     def encode(self, x: Tensor) -> Tensor:
         """Make features by valid convolutions: (n, 1, z, x) to (n, c, z - 2m, x - 2m)."""
-        first: Tensor = self.head(x.to(self.head.weight.dtype))
+        first: Tensor = self.head(x).to(self.tail.weight.dtype)
         x = first
         for block in self.body.children():
             x = x[..., 2:-2, 2:-2] + block(x)

@@ -17,6 +17,7 @@ from isochunk.core.job import Precision
 from isochunk.core.spec import Intensity, ModelSpec
 from isochunk.core.voxels import Voxels
 from isochunk.errors import DeviceError, PredictionError, UsageError
+from isochunk.models.network import in_format
 from isochunk.models.tiling import Engine
 from isochunk.models.transfers import STORED, Download, Upload, transfers_of
 
@@ -75,7 +76,7 @@ class TorchPredictor:
         """How often the tile was halved because memory ran out."""
         self.transfers = transfers_of(device)
         set_arithmetic(device, precision)
-        engine.module.to(device, DTYPES[precision])
+        in_format(engine.module, DTYPES[precision]).to(device)
         self._black_stays: bool | None = None
 
     def stage(self, source: Voxels, read: Box, write: Box) -> StagedBlock:

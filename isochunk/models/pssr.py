@@ -156,6 +156,11 @@ class PSSR(Network):
         self.end = nn.ModuleList(nn.Conv2d(whole, whole, 3, padding=1) for _ in range(2))
         self.last = nn.Conv2d(whole, 1, 1)
 
+    @property
+    def entrance(self) -> nn.Module:
+        """The first convolution."""
+        return self.stem[0]
+
     def forward(self, x: Tensor) -> Tensor:
         """Apply to the sections of a tile that have all their neighbours."""
         frames = x[0, 0].unfold(0, 2 * self.config.sections + 1, 1).movedim(3, 1)  # (z, f, y, x)
@@ -173,8 +178,12 @@ class PSSR(Network):
             statistics = np.array([IMAGENET_MEAN, IMAGENET_STD], np.float32)
             mean, std = on_device_of(x, statistics)[..., None, None]
             x = (x - mean) / std  # one section becomes three channels
-        x = x.to(self.last.weight.dtype)
-        y = self.stem(x)
+        trunk = self.last.weight.dtype
+        conv, *others = self.stem
+        y = conv(x).to(trunk)
+        for layer in others:
+            y = layer(y)
+        x = x.to(trunk)
         skips, y = [y], self.pool(y)
         for stage in self.stages:
             y = stage(y)

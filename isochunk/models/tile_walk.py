@@ -14,6 +14,7 @@ from isochunk.core.limits import PIXELS_AT_ONCE
 from isochunk.core.spec import ModelSpec
 from isochunk.core.tile_costs import Slices, TileCosts, Walk
 from isochunk.models.counting import Recorder
+from isochunk.models.network import in_format
 from isochunk.models.tiling import Engine, PlanesEngine
 
 WALKED = 64
@@ -93,7 +94,7 @@ def _hollow(engine: Engine, dtype: torch.dtype) -> Engine:
         return replace(engine, engine=_hollow(engine.engine, dtype))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own, of graphs that are copied
-        module = copy.deepcopy(engine.module).to("meta", dtype)
+        module = in_format(copy.deepcopy(engine.module).to("meta"), dtype)
     hollow: Engine = replace(engine, module=module)  # type: ignore[type-var]
     return hollow
 
