@@ -65,6 +65,10 @@ MAX_SPLIT = 16
 PIXELS_AT_ONCE = 1 << 18
 """Pixels of slices that pass through a network together: memory does not grow with the tile."""
 
+DEVICE_PIXELS_AT_ONCE = 1 << 22
+"""The same on a GPU: fewer are computed before the next are launched. The paper's niiv holds 5 GiB
+of them in half precision."""
+
 INTERPOLATED_VOXELS = 1 << 20
 """Target voxels interpolated at a time, so that intermediates stay in cache."""
 

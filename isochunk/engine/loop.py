@@ -175,7 +175,14 @@ def execute(
         raise
     # Blocks that never ran because one they read failed are not done either.
     report = replace(report, failed=report.total - report.done)
-    report = replace(report, seam=measure_seam(plan, ledger, backend))
+    report = replace(report, seam=measure_seam(plan, ledger, backend), promised=plan.worth)
+    if report.seam and report.promised and not report.seam.keeps(report.promised):
+        log.warning(
+            "across seams %.4f%% of the voxels are the same, and the largest difference is %d grey "
+            "levels; look at the result closely",
+            100 * report.seam.identical / report.seam.voxels,
+            report.seam.max_difference,
+        )
     report = report.after(EMPTY_REPORTS, time.monotonic() - started)
     recorder.event("ended", progress_of(report))
     recorder.finish()

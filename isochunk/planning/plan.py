@@ -24,6 +24,7 @@ from isochunk.core.geometry import Box, Triple, sub, triple
 from isochunk.core.job import Job, Precision
 from isochunk.core.limits import (
     ALLOCATOR_SLACK,
+    DEVICE_PIXELS_AT_ONCE,
     PROCESS_BYTES,
     TASK_BLOCKS,
     TASK_VOXELS,
@@ -31,6 +32,7 @@ from isochunk.core.limits import (
     TRACER_BYTES,
     WORKSPACE,
 )
+from isochunk.core.precisions import INTERPOLATED, WORTH, Worth
 from isochunk.core.spec import Intensity, ModelSpec, VolumeSpec
 from isochunk.core.tile_costs import TileCost, TileCosts
 from isochunk.planning.block import Block, BlockTask
@@ -161,7 +163,15 @@ class Plan:
             "padded_because": self.model.padded_because,
             "worker_memory_bytes": self.worker_memory_bytes(),
             "exact": self.model.exact,
+            "identical_to_fp32": self.worth and self.worth.identical_to_fp32,
         }
+
+    @property
+    def worth(self) -> Worth | None:
+        """What the arithmetic is worth; None for a model that is not tiled exactly."""
+        if not self.model.exact:
+            return None
+        return WORTH[self.precision] if self.model.bytes_per_voxel else INTERPOLATED
 
     def _alternative(self) -> dict[str, Any] | None:
         if self.with_twice_the_memory is None:
@@ -211,7 +221,8 @@ class Plan:
             (n,) each.
         """
         if self.costs is not None:
-            macs, size, elements = self.costs.of_many(tiles)
+            costs = self.costs.with_pixels(DEVICE_PIXELS_AT_ONCE) if self.on_gpu else self.costs
+            macs, size, elements = costs.of_many(tiles)
             # Whole bytes, so that what is planned fits what was planned with to the last one.
             return macs, np.ceil(np.rint(size) * ALLOCATOR_SLACK), elements
         voxels = np.prod(tiles, axis=1).astype(np.float64)
