@@ -7,12 +7,15 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from jobs import write_source
 from networks import tissue
 
+import isochunk
 from isochunk.core.geometry import Box, Spacing
 from isochunk.core.precisions import WORTH
 from isochunk.core.spec import Intensity
 from isochunk.core.synthetic import synthetic_em
+from isochunk.engine.report import Seam
 from isochunk.models.a2i import A2I, A2IConfig
 from isochunk.models.checkpoint import Card, save
 from isochunk.models.fsrcnn import FSRCNN, FSRCNNConfig
@@ -107,3 +110,34 @@ def test_what_pssr_costs_is_counted_wherever_its_weights_are(config):
     """Training counts it at each snapshot, of weights that may be on a GPU."""
     network = PSSR(config)
     assert network.to("meta").cost() == PSSR(config).cost()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_seam_is_held_to_what_the_precision_is_worth(precision, tmp_path):
+    source = write_source(f"file://{tmp_path}/in", synthetic_em((8, 48, 48), seed=0))
+    job = isochunk.Job(
+        source=source,
+        target=f"{tmp_path}/out",
+        model="srunet-z4-small",
+        precision=precision,
+        device="cpu",
+        chunk="16,16,16",
+        shard="none",
+        block="32,32,32",
+    )
+    plan = isochunk.plan(job)
+    assert plan.summary()["identical_to_fp32"] == WORTH[precision].identical_to_fp32
+    seam = isochunk.run(plan).summary()["seam"]
+    assert seam["voxels"] > 0
+    assert seam["promised"] == {
+        "identical_fraction": WORTH[precision].seam_identical,
+        "max_difference": WORTH[precision].seam_difference,
+        "kept": True,
+    }
+
+
+def test_a_seam_that_is_larger_than_promised_is_told():
+    worth = WORTH["fp32"]
+    assert Seam(100_000, 99_990, 1).keeps(worth)
+    assert not Seam(100_000, 99_989, 1).keeps(worth)
+    assert not Seam(100_000, 99_999, 2).keeps(worth)
