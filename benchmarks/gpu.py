@@ -1,4 +1,4 @@
-"""isochunk on one GPU: right to what share of voxels, how fast, and how much of the card it keeps busy.
+"""isochunk on one GPU: how exact it is, how fast, and how busy it keeps the card.
 
     python benchmarks/gpu.py [--seconds 540] [--json FILE] [--small] [--only TEXT]...
 
@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
@@ -36,7 +36,7 @@ from isochunk.host.files import write_atomically
 
 RUNNER = Path(__file__).with_name("gpu_rows.py")
 
-MEMORY = Path("/dev/shm")  # noqa: S108 - what end-to-end times need is memory
+MEMORY = Path("/dev/shm")
 ROOM = 6 << 30
 """Free bytes from which on that is used: two sources, a target, and what is in between."""
 
@@ -80,10 +80,8 @@ class Runner:
     def close(self) -> None:
         """End the process and all that it started."""
         if self.process is not None:
-            try:
+            with suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
             self.process.wait()
             for stream in (self.process.stdin, self.process.stdout):
                 if stream is not None:

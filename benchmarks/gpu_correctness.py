@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 import workload
-from gpu_machine import GIB, Line, NotHere, Setting, first_line
+from gpu_machine import GIB, Line, NotHereError, Setting, first_line
 from gpu_networks import FACTOR, SPACING, SRUNET_Z4, TINY, Subject
 from numpy.typing import NDArray
 from torch import Tensor
@@ -63,9 +63,9 @@ class Case:
     @cached_property
     def write(self) -> Box:
         """Target voxels that are compared."""
-        shape = (16, 16, 16) if self.setting.small else (32, 64, 64)
+        shape = (8, 16, 16) if self.setting.small else (32, 64, 64)
         if self.spec.plane == "xy":  # whole sections, each finer
-            shape = (2, 64, 64) if self.setting.small else (4, 128, 128)
+            shape = (1, 32, 32) if self.setting.small else (4, 128, 128)
         return Box.from_shape(shape, self.lo)
 
     @cached_property
@@ -76,7 +76,7 @@ class Case:
     @cached_property
     def source(self) -> Voxels:
         """Voxels of ``read``."""
-        voxels: Voxels = synthetic_em(self.read.shape, seed=2, spacing=SPACING)
+        voxels: Voxels = synthetic_em(self.read.shape, 2, SPACING, self.read.lo)
         return voxels if self.dtype == "uint8" else voxels.astype(np.uint16) * 257
 
     @property
@@ -96,6 +96,7 @@ class Case:
             precision,
             tile,
             trust=self.trust,
+            known=self.spec,
         )
         loaded = load(self.model, runtime)
         assert isinstance(loaded, TorchPredictor)
@@ -103,23 +104,15 @@ class Case:
 
     @cached_property
     def exact(self) -> NDArray[np.float64]:
-        """What the network answers in double precision, not rounded."""
+        """What the network answers in double precision on the CPU, not rounded."""
         on_cpu = replace(self, setting=replace(self.setting, small=True))
         engine = on_cpu.predictor("fp32", self.write.shape).engine
         engine.module.double()
-        return self.answers(engine, torch.device("cpu"), torch.float64)
-
-    def answers(
-        self, engine: Engine, device: torch.device, dtype: torch.dtype
-    ) -> NDArray[np.float64]:
-        """Return what an engine answers for the whole box, as one tile, not rounded."""
         part = self.source[engine.needs(self.write).slices(self.read.lo)]
-        tile = torch.from_numpy(part.astype(np.float64)).to(dtype).to(device)
-        tile = (tile - self.intensity.offset) / self.intensity.scale
+        tile = torch.from_numpy((part - self.intensity.offset) / self.intensity.scale)
         with torch.inference_mode():
-            answer: Tensor = engine(tile[None, None], self.write)[0, 0].to(dtype)
-            answer = answer * self.intensity.scale + self.intensity.offset
-        return answer.double().cpu().numpy()
+            answer: Tensor = engine(tile[None, None], self.write)[0, 0]
+        return answer.numpy() * self.intensity.scale + self.intensity.offset
 
     def stored(self, answers: NDArray[np.float64]) -> NDArray[np.int64]:
         """Round answers as they are stored."""
@@ -145,15 +138,17 @@ def against_double(
         line: Line = {"network": name, "weights": weights, "dtype": case.dtype}
         line |= {"precision": precision}
         lines.append(line)
-        large, small = tiles(case)
         try:
-            predictor = case.predictor(precision, large)
-            raw = case.answers(predictor.engine, case.setting.device, torch.float32)
-            line["nan"] = not np.isfinite(raw).all()
+            predictor = case.predictor(precision, case.write.shape)
+            heard = Heard(predictor.engine)
+            predictor.engine = heard
             got = case.predicted(predictor)
-            cut = case.predicted(predictor, small)
+            answer = heard.answer.double().cpu().numpy()
+            raw = answer * case.intensity.scale + case.intensity.offset
+            line["nan"] = not np.isfinite(raw).all()
+            cut = case.predicted(predictor, parts(case))
         except PredictionError as error:
-            line |= {"nan": True, "error": first_line(error)}
+            line |= {"nan": "NaN" in str(error), "error": first_line(error)}
             continue
         error = raw - case.exact
         line |= {
@@ -174,10 +169,10 @@ def against_double(
     return lines
 
 
-def tiles(case: Case) -> tuple[Triple, Triple]:
-    """Return two shapes of tiles: half the box along y, and small ones."""
+def parts(case: Case) -> Triple:
+    """Return the shape of tiles that cut a box where that is worst: along all axes, on a GPU."""
     z, y, x = case.write.shape
-    return (z, y // 2, x), (max(z // 2, 1), y, max(x // 2, 1))
+    return (z, y // 2, x) if case.setting.small else (max(z // 2, 1), y // 2, x // 2)
 
 
 def same(one: NDArray[np.int64], other: NDArray[np.int64]) -> float:
@@ -256,6 +251,36 @@ def with_less_memory(case: Case, predictor: TorchPredictor) -> NDArray[np.int64]
         torch.cuda.empty_cache()
 
 
+@dataclass(slots=True)
+class Heard:
+    """An engine whose last answer is kept, as it is before it is rounded."""
+
+    engine: Engine
+    """What answers."""
+    answer: Tensor = field(default_factory=lambda: torch.zeros(()))
+    """(z, y, x) of the network's unit."""
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """The network itself."""
+        return self.engine.module
+
+    @property
+    def largest(self) -> Triple | None:
+        """Largest tile of the engine."""
+        return self.engine.largest
+
+    def needs(self, want: Box) -> Box:
+        """Return the source voxels needed."""
+        return self.engine.needs(want)
+
+    def __call__(self, tile: Tensor, want: Box) -> Tensor:
+        """Predict."""
+        answer = self.engine(tile, want)
+        self.answer = answer[0, 0].clone()
+        return answer
+
+
 @dataclass(frozen=True, slots=True)
 class Greedy:
     """An engine that has no memory for tiles above a size, as a GPU says it."""
@@ -292,7 +317,7 @@ def large_tensor(setting: Setting) -> list[Line]:
     The planner keeps tiles below; this tells whether it must.
     """
     if setting.small:
-        raise NotHere("needs a GPU")
+        raise NotHereError("needs a GPU")
     case = Case(setting, SRUNET_Z4.model(setting.work))
     costs = examine(case.model).costs(case.spec, "fp16")
     assert costs is not None
@@ -305,7 +330,7 @@ def large_tensor(setting: Setting) -> list[Line]:
     free, _ = torch.cuda.mem_get_info()
     detail = f"tile {tile}, {cost.elements / 2**31:.2f} x 2^31 elements, {cost.bytes / GIB:.0f} GiB"
     if 1.3 * cost.bytes > free:
-        raise NotHere(f"{detail} do not fit {free / GIB:.0f} GiB")
+        raise NotHereError(f"{detail} do not fit {free / GIB:.0f} GiB")
     whole = replace(case)
     whole.__dict__["write"] = Box.from_shape(tile)
     predictor = whole.predictor("fp16", tile)
@@ -328,7 +353,7 @@ def training(setting: Setting) -> list[Line]:
         from isochunk.train.loop import train
         from isochunk.train.presets import config_from_table
     except ImportError as error:
-        raise NotHere(str(error)) from error
+        raise NotHereError(str(error)) from error
     folder = setting.work / "training"
     spacing = Spacing.parse("32,8,8")
     shape = (8, 96, 440)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from gpu_forward import SOURCE, planned
-from gpu_machine import GIB, Line, NotHere, Setting, card_id, extents
+from gpu_machine import GIB, Line, NotHereError, Setting, card_id, extents
 from gpu_networks import FACTOR, SPACING, Subject
 
 import isochunk
@@ -98,7 +98,7 @@ def on_cluster(setting: Setting, subject: Subject, precision: Precision) -> list
         try:
             import_module(module)
         except ImportError as error:
-            raise NotHere(str(error)) from error
+            raise NotHereError(str(error)) from error
     workers = 1 if setting.small else None
     plan = plan_of(setting, subject, precision, cluster=kind, workers=workers)
 
@@ -120,9 +120,11 @@ def on_cluster(setting: Setting, subject: Subject, precision: Precision) -> list
 def plan_of(setting: Setting, subject: Subject, precision: Precision, **options: Any) -> Plan:
     """Plan; what only copies is given as many voxels as networks make."""
     model = subject.model(setting.work)
+    if setting.small:
+        options |= {"chunk": (32, 32, 32), "shard": "none", "block": (32, 32, 64)}
     if subject.name == "identity":
         options["source"] = f"{setting.work}/{FINE_SOURCE}"
-    return planned(setting, model, precision, overwrite=True, **options)
+    return planned(setting, model, precision, **options)
 
 
 def named(subject: Subject, precision: Precision, where: str) -> Line:
@@ -157,7 +159,7 @@ def carried_out(setting: Setting, plan: Plan, client: Client | None = None) -> L
         "wall_s": ended - begun,
         "mvox_s": report.voxels / (ended - begun) / 1e6,
         "first_s": report.first_block_s,
-        "blocks": report.total,
+        "blocks": plan.block_count(0),
         "block": extents(plan.stages[0].block),
         "tile": extents(plan.tile),
         "halo": plan.compute_overhead(),
@@ -165,7 +167,7 @@ def carried_out(setting: Setting, plan: Plan, client: Client | None = None) -> L
         "halvings": report.halvings,
         "computing": report.compute_s / (ended - begun),
     }
-    if report.total >= FEW_BLOCKS and len(seen) > 1:
+    if plan.block_count(0) >= FEW_BLOCKS and len(seen) > 1:
         (first, _, before), (last, _, all_) = seen[0], seen[-1]
         line["steady_mvox_s"] = (all_ - before) / (last - first) / 1e6
     shares = [share for at, share in busy if begun <= at <= ended]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any
 
 import torch
@@ -20,16 +21,18 @@ SOURCE = "source.zarr"
 """What networks make isotropic."""
 
 
+@cache
 def planned(setting: Setting, model: str, precision: Precision, **options: Any) -> Plan:
     """Plan the conversion of the source, as a user states it: zarr v3, raw, the rest default."""
+    options.setdefault("source", f"{setting.work}/{SOURCE}")
     return isochunk.plan(
         isochunk.Job(
-            source=options.pop("source", f"{setting.work}/{SOURCE}"),
             target=f"zarr3://{setting.work}/target",
             model=model,
             precision=precision,
             device=setting.device_name,
             encoding="raw",
+            overwrite=True,  # what a run that was killed left
             **options,
         )
     )

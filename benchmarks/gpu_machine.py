@@ -29,7 +29,7 @@ MIB = 1 << 20
 GIB = 1 << 30
 
 
-class NotHere(Exception):
+class NotHereError(Exception):
     """This machine lacks what a row needs; the text says what."""
 
 
@@ -60,7 +60,7 @@ class Setting:
     @property
     def source_shape(self) -> Triple:
         """Sections, rows and columns of the source of what runs end to end."""
-        return (8, 64, 64) if self.small else (256, 1024, 1024)
+        return (16, 64, 64) if self.small else (256, 1024, 1024)
 
 
 def machine(setting: Setting) -> list[Line]:
@@ -147,7 +147,7 @@ def copies(setting: Setting) -> list[Line]:
     there = one[:size]
     for kind, pinned in (("pinned", True), ("pageable", False)):
         host = torch.zeros(size, dtype=torch.uint8, pin_memory=pinned)
-        # A copy from or to pageable memory is over when the call is; events enclose it all the same.
+        # Events also enclose copies of pageable memory, which are over when the call is.
         up = median_s(setting, lambda host=host: there.copy_(host, non_blocking=True))
         down = median_s(setting, lambda host=host: host.copy_(there, non_blocking=True))
         lines.append(speed(f"{kind} memory to the device", size, up, "GB/s"))

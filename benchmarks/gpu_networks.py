@@ -80,15 +80,16 @@ H3, H4, FSRCNN_D240, A2I, PSSR_PAPER, NIIV = (
         "niiv",
     )
 )
-SMALL_SRUNET = Subject("srunet-z4-small")
+FSRCNN_Z4 = Subject("fsrcnn-z4")
+IDENTITY = Subject("identity")
 
 TINY: tuple[Subject, ...] = (
-    Subject("srunet, small", SRUNetConfig.compact(8, 3, 2)),
-    Subject("srunet, small, residual", SRUNetConfig.compact(8, 3, 2, residual="cubic")),
-    Subject("fsrcnn, small", FSRCNNConfig.compact(16, 8, 2)),
-    Subject("a2i, small", A2IConfig(width=8, levels=2, heads=(1, 2), blocks=1)),
+    Subject("srunet, small", SRUNetConfig.compact(4, 2, 2)),
+    Subject("srunet, small, residual", SRUNetConfig.compact(4, 2, 2, residual="cubic")),
+    Subject("fsrcnn, small", FSRCNNConfig.compact(12, 6, 1)),
+    Subject("a2i, small", A2IConfig(width=4, levels=2, window=4, heads=(1, 2), blocks=1)),
     Subject("niiv, small", NIIVConfig(blocks=3, width=16, hidden=32, layers=3)),
-    Subject("pssr, small", PSSRConfig(width=8, depths=(1, 1, 1, 1))),
+    Subject("pssr, small", PSSRConfig(width=2, depths=(1, 1, 1, 1))),
 )
 """One of each architecture."""
 
@@ -101,7 +102,7 @@ def all_shipped() -> Iterable[Subject]:
 
 @torch.no_grad()
 def random_network(config: NetworkConfig) -> Network:
-    """Make a network whose answers have mean 0.5 and deviation 0.15, or go on about what they refine.
+    """Make a network whose answers fill the range, or lie about the interpolation it adds to.
 
     Random layers keep the size of what goes through them; normalising ones are shown a volume.
     """

@@ -117,8 +117,8 @@ def end_to_end(found: Found) -> tuple[Column, ...]:
 
 NOTES: Mapping[str, str] = {
     "Correctness": "Shares of stored voxels; errors of answers before rounding, in grey levels. "
-    "The reference is the network in float64 on the CPU. Random weights tell whether code is right, "
-    "shipped ones what a precision costs.",
+    "The reference is the network in float64 on the CPU. Random weights tell whether code is "
+    "right, shipped ones what a precision costs.",
     "Other things that must hold": "",
     "Ceilings": "Medians. Copies count each byte that is read and each that is written only where "
     "it says so.",
