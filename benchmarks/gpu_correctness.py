@@ -33,6 +33,9 @@ from isochunk.models.predictor import TorchPredictor
 from isochunk.models.tiling import Engine
 from isochunk.storage.open import create_volume
 
+SINGLE: tuple[Precision, ...] = ("fp32", "tf32")
+"""Precisions whose weights are float32."""
+
 TRAINED_STEPS = 3
 """Steps of the training that must get past its first snapshots."""
 
@@ -207,11 +210,10 @@ def users_networks(setting: Setting) -> list[Line]:
         assert case.write == checkpoint.write
         # Not its own answer in double precision, which would not show a wrong trace.
         case.__dict__["exact"] = checkpoint.exact
-        fixed = file.endswith(".pt2")
-        wanted: tuple[Precision, ...] = tuple(
-            p for p in setting.precisions if p in ("fp32", "tf32") or not fixed
-        )
-        lines += against_double(case, name, wanted)
+        # Exported programs have one number format; on a CPU one says enough.
+        single = file.endswith(".pt2") or setting.small
+        formats = tuple(p for p in setting.precisions if p in SINGLE or not single)
+        lines += against_double(case, name, formats)
     return lines
 
 
