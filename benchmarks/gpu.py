@@ -25,6 +25,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
@@ -32,6 +33,7 @@ import torch
 from gpu_rows import Row, rows
 from gpu_tables import tables
 
+import isochunk
 from isochunk.host.files import write_atomically
 
 RUNNER = Path(__file__).with_name("gpu_rows.py")
@@ -53,6 +55,7 @@ class Runner:
     def __init__(self, work: Path, *, small: bool) -> None:
         """Start none yet."""
         self.command = [sys.executable, str(RUNNER), str(work), "small" if small else "full"]
+        self.work = work
         self.process: subprocess.Popen[str] | None = None
 
     def carry_out(self, name: str, limit_s: float) -> Result:
@@ -97,6 +100,7 @@ class Runner:
                 stdout=subprocess.PIPE,
                 text=True,
                 start_new_session=True,
+                env=environment(self.work),
             )
         return self.process
 
@@ -139,6 +143,22 @@ def measure(
             yield row, {**result, "took_s": time.monotonic() - begun}
     finally:
         runner.close()
+
+
+def environment(work: Path) -> dict[str, str]:
+    """Return the variables of a process; records of a target want an isochunk that is installed.
+
+    From a checkout that is only on the path, it is given what an installation says of itself.
+    """
+    try:
+        version("isochunk")
+    except PackageNotFoundError:
+        said = work / "installed" / f"isochunk-{isochunk.__version__}.dist-info" / "METADATA"
+        said.parent.mkdir(parents=True, exist_ok=True)
+        said.write_text(f"Metadata-Version: 2.1\nName: isochunk\nVersion: {isochunk.__version__}\n")
+        path = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(said.parents[1]))))
+        return {**os.environ, "PYTHONPATH": path}
+    return dict(os.environ)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from gpu_networks import FACTOR, SPACING, SRUNET_Z4, TINY, Subject
 from numpy.typing import NDArray
 from torch import Tensor
 
-from isochunk.core.geometry import Box, Factor, Spacing, Triple, triple
+from isochunk.core.geometry import Box, Factor, Spacing, Triple, ceil_div, triple
 from isochunk.core.job import Precision
 from isochunk.core.limits import DEVICE_ELEMENTS
 from isochunk.core.spec import Intensity, LevelSpec, ModelSpec, VolumeSpec
@@ -32,6 +32,9 @@ from isochunk.models.load import Runtime, describe, examine, load
 from isochunk.models.predictor import TorchPredictor
 from isochunk.models.tiling import Engine
 from isochunk.storage.open import create_volume
+
+PATTERN: Triple = (64, 256, 256)
+"""Voxels of a source that are made; larger ones repeat them."""
 
 SINGLE: tuple[Precision, ...] = ("fp32", "tf32")
 """Precisions whose weights are float32."""
@@ -52,8 +55,8 @@ class Case:
     """Of the source."""
     trust: bool = False
     """Whether it may run code of its own."""
-    lo: Triple = field(default=(0, 0, 0))
-    """Where the box begins."""
+    shape: Triple | None = None
+    """Of the box; None for one that double precision on a CPU takes seconds for."""
 
     @cached_property
     def spec(self) -> ModelSpec:
@@ -66,10 +69,12 @@ class Case:
     @cached_property
     def write(self) -> Box:
         """Target voxels that are compared."""
+        if self.shape is not None:
+            return Box.from_shape(self.shape)
         shape = (8, 16, 16) if self.setting.small else (32, 64, 64)
         if self.spec.plane == "xy":  # whole sections, each finer
             shape = (1, 32, 32) if self.setting.small else (4, 128, 128)
-        return Box.from_shape(shape, self.lo)
+        return Box.from_shape(shape)
 
     @cached_property
     def read(self) -> Box:
@@ -79,7 +84,10 @@ class Case:
     @cached_property
     def source(self) -> Voxels:
         """Voxels of ``read``."""
-        voxels: Voxels = synthetic_em(self.read.shape, 2, SPACING, self.read.lo)
+        small = triple(map(min, self.read.shape, PATTERN))
+        counts = triple(map(ceil_div, self.read.shape, small))
+        voxels: Voxels = np.tile(synthetic_em(small, 2, SPACING, self.read.lo), counts)
+        voxels = np.ascontiguousarray(voxels[Box.from_shape(self.read.shape).slices((0, 0, 0))])
         return voxels if self.dtype == "uint8" else voxels.astype(np.uint16) * 257
 
     @property
@@ -220,7 +228,8 @@ def users_networks(setting: Setting) -> list[Line]:
 def out_of_memory(setting: Setting) -> list[Line]:
     """Take memory away: the tile must be halved, and the answer stay what it is."""
     subject = TINY[1] if setting.small else SRUNET_Z4
-    case = Case(setting, subject.model(setting.work))
+    shape = (8, 16, 16) if setting.small else (128, 256, 256)
+    case = Case(setting, subject.model(setting.work), shape=shape)
     whole = case.write.shape
     predictor = case.predictor("fp32", whole)
     wanted = case.predicted(predictor)
@@ -333,8 +342,7 @@ def large_tensor(setting: Setting) -> list[Line]:
     detail = f"tile {tile}, {cost.elements / 2**31:.2f} x 2^31 elements, {cost.bytes / GIB:.0f} GiB"
     if 1.3 * cost.bytes > free:
         raise NotHereError(f"{detail} do not fit {free / GIB:.0f} GiB")
-    whole = replace(case)
-    whole.__dict__["write"] = Box.from_shape(tile)
+    whole = replace(case, shape=tile)
     predictor = whole.predictor("fp16", tile)
     try:
         one = whole.predicted(predictor)

@@ -213,6 +213,7 @@ def watched_gpu(setting: Setting) -> Iterator[list[tuple[float, float]]]:
             if text.strip().isdigit():
                 seen.append((time.perf_counter(), int(text) / 100))
                 answered.set()
+        answered.set()  # it will not
 
     listener = threading.Thread(target=listen, daemon=True)
     listener.start()

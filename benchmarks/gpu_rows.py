@@ -109,7 +109,7 @@ def compared(subjects: Iterable[Subject]) -> Iterator[Row]:
     """Yield comparisons with double precision."""
     for subject in subjects:
         run = partial(correctness.network, subject=subject)
-        yield Row(f"correctness of {subject.name}", "correctness", run, least_s=15)
+        yield Row(f"correctness of {subject.name}", "correctness", run, least_s=15, most_s=120)
 
 
 def others() -> Iterator[Row]:

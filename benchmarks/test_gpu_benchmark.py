@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import replace
+from importlib.metadata import Distribution, PackageNotFoundError
+from pathlib import Path
 
 import pytest
-from gpu import Runner, chosen_rows, measure, written
+from gpu import Runner, chosen_rows, environment, measure, written
 from gpu_machine import PRECISIONS, Setting
 from gpu_networks import TINY
 from gpu_rows import Row, rows
 from gpu_tables import GOALS, NOT_MEASURED, goals_table, lines_of, tables
+
+import isochunk
 
 LEFT_OUT = "a tensor above 2^31 elements"
 """The one row that the CPU form does not have."""
@@ -132,3 +137,14 @@ def test_goals_of_made_up_figures():
     assert "| srunet-z4 | fp16 | a (planned) |  | 1000.0 | 9.0 | 9.5 | 10.0 | 0.90 | 0.95 |" in (
         tables(found)
     )
+
+
+def test_a_checkout_that_is_not_installed_says_its_version(tmp_path, monkeypatch):
+    def absent(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    assert environment(tmp_path).get("PYTHONPATH") == os.environ.get("PYTHONPATH")
+    monkeypatch.setattr("gpu.version", absent)
+    found = environment(tmp_path)["PYTHONPATH"].split(os.pathsep)
+    (said,) = Path(found[-1]).glob("*.dist-info")
+    assert Distribution.at(said).version == isochunk.__version__
