@@ -107,6 +107,8 @@ def on_cluster(setting: Setting, subject: Subject, precision: Precision) -> list
 
         return torch.cuda.max_memory_allocated() / 2**30, torch.cuda.max_memory_reserved() / 2**30
 
+    if not setting.small:
+        torch.cuda.empty_cache()  # this process shares the GPU with the worker's
     with isochunk.start_cluster(kind, workers) as client:
         client.wait_for_workers(1)
         line = carried_out(setting, plan, client)
