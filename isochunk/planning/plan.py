@@ -163,8 +163,13 @@ class Plan:
             "padded_because": self.model.padded_because,
             "worker_memory_bytes": self.worker_memory_bytes(),
             "exact": self.model.exact,
-            "identical_to_fp32": self.worth and self.worth.identical_to_fp32,
+            "identical_to_fp32": self._identical(),
         }
+
+    def _identical(self) -> float | None:
+        """Return the share of voxels expected as in fp32; None where that is not known."""
+        known = self.precision == "fp32" or self.model.residual
+        return self.worth.identical_to_fp32 if known and self.worth else None
 
     @property
     def worth(self) -> Worth | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -134,6 +135,17 @@ def test_the_seam_is_held_to_what_the_precision_is_worth(precision, tmp_path):
         "max_difference": WORTH[precision].seam_difference,
         "kept": True,
     }
+
+
+def test_nothing_is_expected_of_a_network_that_answers_by_itself(tmp_path):
+    save(tmp_path / "m", SRUNet(SRUNetConfig.compact(2, 2, 1)), Card("m", "CC0-1.0", ""))
+    source = write_source(f"file://{tmp_path}/in", synthetic_em((8, 32, 32), seed=0))
+    job = isochunk.Job(source=source, target=f"{tmp_path}/out", model=f"{tmp_path}/m")
+    expected = [
+        isochunk.plan(replace(job, precision=precision)).summary()["identical_to_fp32"]
+        for precision in ("fp32", "fp16")
+    ]
+    assert expected == [1.0, None]
 
 
 def test_a_seam_that_is_larger_than_promised_is_told():
