@@ -38,6 +38,9 @@ MIN_TILE = 8
 DEVICE_ELEMENTS = 2**31 - 1
 """Most elements of a tensor on a GPU: as far as many CUDA kernels count."""
 
+DEVICE_PAGE = 2 << 20
+"""Bytes by which torch takes memory of a GPU for a large tensor."""
+
 LARGEST_BLOCK = 1024
 """Most target voxels of a block along an axis, unless one object is larger."""
 

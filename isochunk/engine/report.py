@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from heapq import nlargest
 from itertools import pairwise
@@ -115,6 +116,8 @@ class Report:
     """The first errors."""
     seam: Seam | None = None
     """Measured after the run; None if nothing could be compared."""
+    device: Mapping[str, Any] | None = None
+    """The GPUs it ran on, and versions of what computed there; None on CPUs."""
     neuroglancer_url: str = ""
     """Where to look at the result."""
 
@@ -177,6 +180,7 @@ class Report:
             ],
             "seam": self.seam.summary() if self.seam and self.seam.voxels else None,
             "errors": list(self.errors),
+            "device": None if self.device is None else dict(self.device),
             "neuroglancer_url": self.neuroglancer_url,
         }
 
