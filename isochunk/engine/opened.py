@@ -20,7 +20,14 @@ from isochunk.errors import ModelError
 from isochunk.host.allocator import keep_memory
 from isochunk.models.gpus import seen_gpus
 from isochunk.models.interface import Predictor, predict
-from isochunk.models.load import Runtime, device_of, limit_device, limit_threads, load
+from isochunk.models.load import (
+    Runtime,
+    device_of,
+    limit_device,
+    limit_threads,
+    load,
+    use_device,
+)
 from isochunk.planning.plan import Plan
 from isochunk.planning.seats import Seat
 from isochunk.planning.tiles import device_tile
@@ -45,9 +52,17 @@ class OpenJob:
     """Tells where there is nothing to compute."""
     device: Mapping[str, Any] | None = None
     """What a report says of the GPU that computes; None on a CPU."""
+    seat: Seat | None = None
+    """Which of the GPUs that this process sees computes; None for torch's own choice, or a CPU."""
+
+    def use_device(self) -> None:
+        """Have what the calling thread does with a GPU take no memory of another."""
+        if self.seat is not None:
+            use_device(_cuda(self.seat))
 
     def predict(self, box: Box) -> Voxels:
         """Predict a stored target box straight from the source, as one tile."""
+        self.use_device()
         anchored = self.plan.anchored(box)
         read = self.plan.model.read_box(anchored)
         predicted = predict(self.predictor, read_reflected(self.source, read), read, anchored)
@@ -84,6 +99,7 @@ def open_job(plan: Plan, threads: Sequence[int] = (), seat: Seat | None = None) 
         target=open_target(plan.target, access),
         mask=open_volume(plan.mask.url, access) if plan.mask else None,
         device=_told(seat or Seat()) if plan.on_gpu else None,
+        seat=seat if plan.on_gpu else None,
     )
 
 
@@ -95,7 +111,12 @@ def _told(seat: Seat) -> Mapping[str, Any] | None:
 
 def _device(plan: Plan, seat: Seat | None) -> str:
     """Return torch's name of the device that this process computes on."""
-    return f"cuda:{seat.index}" if plan.on_gpu and seat is not None else plan.device
+    return _cuda(seat) if plan.on_gpu and seat is not None else plan.device
+
+
+def _cuda(seat: Seat) -> str:
+    """Return torch's name of a GPU."""
+    return f"cuda:{seat.index}"
 
 
 def _load_model(plan: Plan, seat: Seat | None) -> Predictor:

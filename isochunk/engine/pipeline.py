@@ -25,6 +25,7 @@ from isochunk.engine.report import Seam
 from isochunk.errors import DeviceError, StorageError, may_pass
 from isochunk.host.allocator import computing_thread, give_back_memory
 from isochunk.host.ceiling import MemoryCeiling
+from isochunk.models.interface import Launched, Staged
 from isochunk.planning.block import REPORT_DTYPE, Block, BlockReport, BlockTask, Reports
 from isochunk.planning.layout import (
     block_bounds,
@@ -243,6 +244,12 @@ class Pipeline:
         if plan.stages[block.stage].reads is not None:
             return source, 0.0
         box, write = plan.read_box(block), plan.anchored(block.write)
+        self.job.use_device()
         staged = self.job.predictor.stage(source, box, write)
-        launched = self._compute.submit(staged.launch).result()
+        launched = self._compute.submit(self._launch, staged).result()
         return launched.fetch(), launched.compute_s()
+
+    def _launch(self, staged: Staged) -> Launched:
+        """Compute a block, in the computing thread."""
+        self.job.use_device()
+        return staged.launch()

@@ -229,6 +229,20 @@ def limit_device(wanted: str, share: float) -> int | None:
     return min(free, int(share * total))
 
 
+def use_device(wanted: str) -> None:
+    """Make a GPU the current one of the calling thread.
+
+    CUDA makes each thread begin on the first GPU, and torch goes back to a thread's current one
+    after each use of a stream: hundreds of MiB would be held there, by each process.
+
+    Args:
+        wanted: cuda, with a number.
+    """
+    import torch
+
+    torch.cuda.set_device(torch.device(wanted))
+
+
 def device_of(wanted: str) -> torch.device:
     """Choose where to run.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import pytest
 from jobs import noise, write_source
 
 import isochunk
+from isochunk.core.geometry import Box
 from isochunk.core.spec import ModelSpec
 from isochunk.engine import opened
 from isochunk.engine.events import EventLog
@@ -97,3 +99,27 @@ def test_a_process_opens_the_device_that_was_planned(
     assert [runtime.device for runtime in loaded] == [asked[0]]
     assert made.device == (None if asked[0] == "cpu" else DEVICE)
     assert isinstance(made.predictor.spec, ModelSpec)
+
+
+def test_every_thread_that_computes_is_on_the_gpu_of_the_process(
+    job: isochunk.Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else each would hold memory of the first GPU, too."""
+    used: set[tuple[str, str]] = set()
+    monkeypatch.setattr(
+        opened, "use_device", lambda name: used.add((name, threading.current_thread().name[:13]))
+    )
+    plan = isochunk.plan(job)
+    prepare_target(plan)
+    with Pipeline(replace(open_job(plan), seat=Seat(3, 2))) as pipeline:
+        assert pipeline.submit(0, 0).result().error is None
+        pipeline.compare(Box.from_shape((8, 8, 8)))
+    assert used == {
+        ("cuda:3", "isochunk-bloc"),
+        ("cuda:3", "isochunk-comp"),
+        ("cuda:3", "MainThread"),
+    }
+    used.clear()
+    with Pipeline(open_job(plan)) as pipeline:
+        assert pipeline.submit(0, 0).result().error is None
+    assert not used, "there is nothing to choose on a CPU"
