@@ -130,8 +130,10 @@ def _workers(job: Job, *, network: bool) -> tuple[Workers, FoundDevice | None]:
     asked = network and job.device != "cpu" and (here or job.device == "cuda")
     gpus = seen_gpus().gpus if asked else ()
     count = job.workers if here else None
-    if here and job.cluster == "cuda" and gpus:
-        count = min(count or len(gpus), len(gpus))  # one a GPU; more are refused later
+    if here and job.cluster == "cuda":
+        # One a GPU; more are refused later. Interpolations do not ask how many there are: what
+        # their workers have is asked of them.
+        count = max(1, min(count or len(gpus), len(gpus)))
     memory = job.memory
     if memory is None:
         memory = (usable_memory_bytes() or FALLBACK_MEMORY_BYTES) // (count or 1)
