@@ -29,6 +29,7 @@ VoxelType: TypeAlias = Literal["uint8", "uint16"]
 Precision: TypeAlias = Literal["fp32", "tf32", "fp16", "bf16"]
 Missing: TypeAlias = Literal["auto", "background", "error"]
 Device: TypeAlias = Literal["auto", "cpu", "cuda"]
+FoundDevice: TypeAlias = Literal["cpu", "cuda"]
 AxialPlane: TypeAlias = Literal["xz", "yz", "xz+yz"]
 
 

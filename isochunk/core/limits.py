@@ -24,6 +24,10 @@ ALLOCATOR_SLACK = 1.6
 users' networks and tiles of 128^3 and 256^3, since the heap that keeps memory has gaps; what is
 beyond is given back, see ``host.ceiling``."""
 
+DEVICE_SLACK = 1.25
+"""The same on a GPU: what torch's own allocator loses to gaps, and cuDNN takes as workspace. Not
+measured yet; where it is too little a tile is halved."""
+
 TRACER_BYTES = 200 << 20
 """What a process holds besides once it has traced a user's network."""
 
@@ -36,7 +40,10 @@ MIN_TILE = 8
 """Smallest extent of a tile in target voxels: below, a network computes mostly halo."""
 
 DEVICE_ELEMENTS = 2**31 - 1
-"""Most elements of a tensor on a GPU: as far as many CUDA kernels count."""
+"""Most elements that a call on a GPU may see: as far as many CUDA kernels count."""
+
+DEVICE_PAGE = 2 << 20
+"""Bytes by which torch takes memory of a GPU for a large tensor."""
 
 LARGEST_BLOCK = 1024
 """Most target voxels of a block along an axis, unless one object is larger."""

@@ -21,9 +21,11 @@ from isochunk.core.geometry import Box, Triple, triple
 from isochunk.core.voxels import Voxels, checksum, convert, pool
 from isochunk.engine.mask import masked_blocks
 from isochunk.engine.opened import OpenJob
-from isochunk.errors import StorageError, may_pass
+from isochunk.engine.report import Seam
+from isochunk.errors import DeviceError, StorageError, may_pass
 from isochunk.host.allocator import computing_thread, give_back_memory
 from isochunk.host.ceiling import MemoryCeiling
+from isochunk.models.interface import Launched, Staged
 from isochunk.planning.block import REPORT_DTYPE, Block, BlockReport, BlockTask, Reports
 from isochunk.planning.layout import (
     block_bounds,
@@ -106,6 +108,8 @@ class Pipeline:
             self._ceiling = MemoryCeiling(job.plan.worker_memory_bytes())
         self._blocks = ThreadPoolExecutor(job.plan.depth, "isochunk-block")
         self._zeros: dict[Triple, int] = {}
+        self.lost: DeviceError | None = None
+        """How its GPU was lost to this process, if it was: nothing is computed here any more."""
         self.task_slots = threading.Semaphore(2)
         """Held by a task while it runs here; the second keeps the pipeline full between tasks."""
 
@@ -169,12 +173,34 @@ class Pipeline:
     def _run(self, block: Block) -> BlockReport:
         report = BlockReport(block.stage, block.index, voxels=block.write.size)
         try:
+            if self.lost is not None:  # nothing need be read to fail
+                raise self.lost
             return self._attempt(block, report)
         except Exception as error:
+            self._notice(error)
             log.debug("block %d of stage %d failed", block.index, block.stage, exc_info=True)
             where = f"block {block.index} {block.write}"
             reason = f"{where}: {type(error).__name__}: {error}"
             return replace(report, error=reason, transient=may_pass(error))
+
+    def compare(self, box: Box) -> Seam:
+        """Compare a stored target box with its prediction; see :meth:`OpenJob.compare`.
+
+        Raises:
+            StorageError: the source or the target cannot be read.
+            DeviceError: the GPU is lost to this process.
+        """
+        try:
+            return self.job.compare(box)
+        except DeviceError as error:
+            self._notice(error)
+            raise
+
+    def _notice(self, error: Exception) -> None:
+        """Note that a GPU is lost; the first error says most."""
+        if isinstance(error, DeviceError) and self.lost is None:
+            self.lost = error
+            log.error("%s", error)
 
     def _attempt(self, block: Block, report: BlockReport) -> BlockReport:
         start = time.perf_counter()
@@ -218,6 +244,12 @@ class Pipeline:
         if plan.stages[block.stage].reads is not None:
             return source, 0.0
         box, write = plan.read_box(block), plan.anchored(block.write)
+        self.job.use_device()
         staged = self.job.predictor.stage(source, box, write)
-        launched = self._compute.submit(staged.launch).result()
+        launched = self._compute.submit(self._launch, staged).result()
         return launched.fetch(), launched.compute_s()
+
+    def _launch(self, staged: Staged) -> Launched:
+        """Compute a block, in the computing thread."""
+        self.job.use_device()
+        return staged.launch()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from heapq import nlargest
 from itertools import pairwise
@@ -123,6 +124,8 @@ class Report:
     """Measured after the run; None if nothing could be compared."""
     promised: Worth | None = None
     """What the seam should be at most; None for a model that is not tiled exactly."""
+    device: Mapping[str, Any] | None = None
+    """The GPUs it ran on, and versions of what computed there; None on CPUs."""
     neuroglancer_url: str = ""
     """Where to look at the result."""
 
@@ -185,6 +188,7 @@ class Report:
             ],
             "seam": self._seam(),
             "errors": list(self.errors),
+            "device": None if self.device is None else dict(self.device),
             "neuroglancer_url": self.neuroglancer_url,
         }
 

@@ -59,6 +59,7 @@ RUN = {
     "bytes_written",
     "stages_s",
     "seam",
+    "device",
     "neuroglancer_url",
 }
 BLOCKS = {"total", "done", "resumed", "empty", "failed"}

@@ -241,11 +241,11 @@ def test_a_share_of_a_device_that_is_none(job: isochunk.Job, value: str) -> None
 
 def test_tiles_fit_the_device_whatever_the_host_has(job: isochunk.Job) -> None:
     large = replace(job, block="256,256,256", chunk="256,256,256", memory="100GiB")
-    on_host = isochunk.plan(large)
-    made = isochunk.plan(replace(large, device="cuda", memory=on_host.worker_memory_bytes()))
-    assert made.worker_memory_bytes() == (
-        on_host.worker_memory_bytes() - on_host.tile_bytes(on_host.tile)
-    )
+    roomy = isochunk.plan(replace(large, device="cuda"))
+    blocks_alone = roomy.worker_memory_bytes(tile_bytes=0)
+    assert roomy.worker_memory_bytes() == blocks_alone
+    made = isochunk.plan(replace(large, device="cuda", memory=blocks_alone))
+    assert made.depth == roomy.depth
     assert made.tile == block_tile(made), "host memory does not cut what lies on a device"
     sizes = [2**n for n in range(18, 40)]
     tiles = [device_tile(made, size) for size in sizes]
