@@ -201,11 +201,13 @@ def on_cluster(
 ) -> Row:
     """Convert on a cluster that is there already, as a user's script does."""
     from isochunk.cluster.backend import fit_to_workers
+    from isochunk.cluster.devices import ask_devices
 
     plan, planning = planned(job(work, target, model, **options))
     with cluster() as client:
         workers = len(client.nthreads())
-        fitted = fit_to_workers(plan, client)  # as run does before it sends the job
+        # As run does before it sends the job.
+        fitted = fit_to_workers(plan, client, ask_devices(plan, client))
         row = carried_out(plan, client)
         peak = max(client.run(peak_gib).values())
     return {**row, **planning, **foreseen(fitted), "peak_gib": peak, "processes": workers}

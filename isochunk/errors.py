@@ -28,6 +28,10 @@ class PredictionError(IsochunkError):
     """A model ran but its answer cannot be stored (NaN, wrong shape)."""
 
 
+class DeviceError(IsochunkError):
+    """A GPU is lost to this process; another process may use it, or another GPU."""
+
+
 class StorageError(IsochunkError):
     """Reading or writing storage failed after retries."""
 
@@ -54,4 +58,5 @@ class ClusterError(IsochunkError):
 
 def may_pass(error: Exception) -> bool:
     """Tell whether what failed may succeed when it is tried again later."""
-    return isinstance(error, (StorageError, MemoryError)) and not isinstance(error, UsageError)
+    passing = isinstance(error, (StorageError, MemoryError, DeviceError))
+    return passing and not isinstance(error, UsageError)

@@ -16,7 +16,7 @@ from isochunk.cli.options import (
     add_fields,
     given,
 )
-from isochunk.core.job import Job
+from isochunk.core.job import Job, Precision
 from isochunk.evaluation.config import Baseline, EvaluateConfig
 
 READING = ("source_spacing", "timeout_s", "requests")
@@ -35,6 +35,9 @@ EVALUATED = (
     "trust",
 )
 """Fields of an evaluation that take one value."""
+
+CHOICES = {"reference": get_args(Baseline), "precision": get_args(Precision)[1:]}
+"""Words that options which may be repeated take; fp32 is always evaluated."""
 
 
 def train_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,13 +83,14 @@ def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         ("model", "repeat for more"),
         ("prediction", "volume restored elsewhere, on the truth's grid; repeat for more"),
         ("reference", "published method; repeat for more"),
+        ("precision", "arithmetic that networks are evaluated in besides fp32; repeat for more"),
     ):
         parser.add_argument(
             f"--{name}",
             dest=f"{name}s",
             action="append",
             default=[],
-            choices=get_args(Baseline) if name == "reference" else None,
+            choices=CHOICES.get(name),
             help=text,
         )
     add_fields(parser, EvaluateConfig, EVALUATED)
@@ -103,6 +107,7 @@ def evaluate(options: argparse.Namespace) -> Result:
         tuple(options.models),
         tuple(options.predictions),
         tuple(options.references),
+        tuple(options.precisions),
         **given(options, EvaluateConfig, EVALUATED),
     )
     return measure(config, Access(**access_arguments(options))).summary(), DONE

@@ -19,6 +19,7 @@ from typing import Any
 from distributed import Client, Future, KilledWorker, as_completed, secede
 from distributed.comm.addressing import get_address_host
 
+from isochunk.cluster.devices import WorkerDevices, ask_devices, warn_if_unequal
 from isochunk.cluster.metrics import WorkerMetrics
 from isochunk.cluster.plugin import (
     HoldingPlugin,
@@ -30,6 +31,7 @@ from isochunk.cluster.plugin import (
 from isochunk.cluster.start import connected
 from isochunk.cluster.window import TaskWindow, Work
 from isochunk.core.geometry import Box
+from isochunk.core.limits import MAX_DEPTH
 from isochunk.engine.events import Notify
 from isochunk.engine.opened import open_job
 from isochunk.engine.pipeline import Pipeline
@@ -40,41 +42,49 @@ from isochunk.host.cores import usable_cores
 from isochunk.host.memory import usable_memory_bytes
 from isochunk.models.threads import candidates
 from isochunk.planning.block import EMPTY_REPORTS, BlockReport, BlockTask, Reports
+from isochunk.planning.blocks import Workers, fit_workers
 from isochunk.planning.plan import Plan
-from isochunk.planning.tiles import fit_memory
+from isochunk.planning.seats import Seating
 
 log = logging.getLogger(__name__)
 
 WORKER_SHARE = 0.75
 """Share of a worker's memory limit that is planned with: at 0.8 Dask pauses it."""
 
-UNEQUAL = 0.9
-"""Least memory over most, below which workers are called unequal."""
-
 
 class JobPlugin(HoldingPlugin[tuple[Pipeline, WorkerMetrics]]):
     """Holds the open job in a worker process, and counts what it has done there."""
 
-    def __init__(self, name: str, plan: Plan, sharing: Mapping[str, int]) -> None:
+    def __init__(
+        self, name: str, plan: Plan, sharing: Mapping[str, int], seating: Seating | None = None
+    ) -> None:
         """Take the job; it is opened on the worker.
 
         Args:
             name: of the job.
             plan: what to do.
             sharing: how many workers there are on each host.
+            seating: who computes on which GPU; None on CPUs.
         """
         super().__init__(name)
         self.plan = plan
         self.sharing = sharing
+        self.seating = seating
 
     def open(self, worker: Any) -> tuple[Pipeline, WorkerMetrics]:
         """Open the job, with as many threads as are fastest here."""
         here = self.sharing.get(get_address_host(worker.address))
         threads = candidates(worker.state.nthreads, usable_cores(), here)
-        pipeline = Pipeline(open_job(self.plan, threads))
+        seat = None if self.seating is None else self.seating.of(str(worker.name))
+        pipeline = Pipeline(open_job(self.plan, threads, seat))
         metrics = WorkerMetrics(self.name)
         metrics.register()
         return pipeline, metrics
+
+    def unusable(self, held: tuple[Pipeline, WorkerMetrics]) -> str | None:
+        """Tell of a GPU that is lost to this process."""
+        lost = held[0].lost
+        return None if lost is None else str(lost)
 
     def close(self, held: tuple[Pipeline, WorkerMetrics]) -> None:
         """Drop what is not at work."""
@@ -100,7 +110,7 @@ def run_task(name: str, task: BlockTask) -> Reports:
 def run_compare(name: str, box: Box) -> Seam:
     """Compare a box on a worker."""
     pipeline: Pipeline = held_here(name)[0]
-    return pipeline.job.compare(box)
+    return pipeline.compare(box)
 
 
 def took_time(reports: Reports) -> bool:
@@ -108,16 +118,34 @@ def took_time(reports: Reports) -> bool:
     return bool(reports.failed) or not reports.done["empty"].all()
 
 
-def fit_to_workers(plan: Plan, client: Client) -> Plan:
-    """Fit tile and depth to the workers there are, where the job leaves memory open.
+def fit_to_workers(plan: Plan, client: Client, devices: WorkerDevices) -> Plan:
+    """Fit tile and depth to the workers there are, and to what they compute on.
 
-    A worker may use what its own limit says, and its share of what is free on its host.
+    Host memory is what the job says; where it leaves that open, a worker may use what its own limit
+    says, and its share of what is free on its host.
+
+    Args:
+        plan: as planned before there were workers.
+        client: of the cluster.
+        devices: what workers compute on, of :func:`ask_devices`.
 
     Raises:
         UsageError: not even one block and one small tile fit.
     """
-    if plan.job.memory is not None:
+    if plan.job.device == "auto" and plan.found_device != devices.found:
+        plan = replace(plan, found_device=devices.found)
+    elif plan.job.memory is not None and not plan.on_gpu:
         return plan
+    memory = worker_memory_bytes(client) if plan.job.memory is None else plan.job.memory
+    if memory is None:
+        if not plan.on_gpu:
+            return plan
+        memory = replace(plan, depth=MAX_DEPTH).worker_memory_bytes()
+    return fit_workers(plan, Workers(memory, devices.device_bytes))
+
+
+def worker_memory_bytes(client: Client) -> int | None:
+    """Return the host memory of the worker that has least; None where they cannot tell."""
     limits = {
         address: int(WORKER_SHARE * worker["memory_limit"])
         for address, worker in client.scheduler_info(n_workers=-1)["workers"].items()
@@ -125,20 +153,15 @@ def fit_to_workers(plan: Plan, client: Client) -> Plan:
     }
     free = client.run(usable_memory_bytes, on_error="ignore")
     hosts = Counter(get_address_host(address) for address in free)
-    usable = [
+    usable: list[int] = [
         min(limits.get(address, size), size // hosts[get_address_host(address)])
         for address, size in free.items()
         if size is not None
     ]
     if not usable:
-        return plan
-    if min(usable) < UNEQUAL * max(usable):
-        log.warning(
-            "workers have %.1f to %.1f GiB of memory; tiles are made for the least",
-            min(usable) / 2**30,
-            max(usable) / 2**30,
-        )
-    return fit_memory(plan, min(usable))
+        return None
+    warn_if_unequal("memory", min(usable), max(usable))
+    return min(usable)
 
 
 class DaskBackend:
@@ -148,16 +171,18 @@ class DaskBackend:
         """Send the job to every worker, present and future.
 
         Raises:
-            UsageError: no worker came, or a worker could not open the job.
+            UsageError: no worker came, a worker could not open the job, or only some have a GPU.
         """
         self.client = client
         self.plan = plan
         self.timeouts = timeouts
         self.name = f"isochunk-{plan.model.sha256[:8]}-{time.time_ns():x}"
         wait_for_a_worker(client, timeouts)
-        self.plan = fit_to_workers(plan, client)
+        devices = ask_devices(plan, client)
+        self.device = devices.summary
+        self.plan = fit_to_workers(plan, client, devices)
         sharing = Counter(get_address_host(worker) for worker in client.nthreads())
-        send_plugin(client, JobPlugin(self.name, self.plan, dict(sharing)))
+        send_plugin(client, JobPlugin(self.name, self.plan, dict(sharing), devices.seating))
 
     def __enter__(self) -> DaskBackend:
         """Return itself."""

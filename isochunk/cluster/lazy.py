@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +23,8 @@ class LazyJob:
 
     def __init__(self, plan: Plan) -> None:
         """Take the job; nothing is opened yet."""
-        self.plan = plan
+        # Planned in one process and opened in others, which may have other devices.
+        self.plan = replace(plan, found_device=None)
         self._opened: OpenJob | None = None
         self._opening = threading.Lock()
 

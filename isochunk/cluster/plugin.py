@@ -6,7 +6,7 @@ import asyncio
 import logging
 from abc import ABC, abstractmethod
 from importlib.metadata import version
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 from distributed import Client, Reschedule, WorkerPlugin, get_worker
 
@@ -41,6 +41,11 @@ class HoldingPlugin(WorkerPlugin, ABC, Generic[Held]):
     def close(self, held: Held) -> None:
         """Drop what is not at work."""
 
+    def unusable(self, held: Held) -> str | None:
+        """Return why what is held cannot be used any more; None if it can."""
+        del held
+        return None
+
     async def setup(self, worker: Any) -> None:
         """Open in the worker's process.
 
@@ -64,16 +69,36 @@ def held_here(name: str) -> Any:
     """Return what is open in this worker process.
 
     A worker that came later and could not open the job stays in the cluster all the same, and
-    would fail every task it is given at once. It leaves, and another worker gets the task.
+    would fail every task it is given at once. It leaves for good, and another worker gets the task.
+    Where what is open is broken, as a GPU's context is after an error of CUDA, only the process
+    ends: its nanny, if it has one, starts another under the same name.
     """
     worker = get_worker()
     plugin = worker.plugins[name]
     assert isinstance(plugin, HoldingPlugin)
     if plugin.held is None:
         log.error("worker %s could not open the job and leaves", worker.address)
-        worker.loop.add_callback(worker.close, nanny=True, reason="the job could not be opened")
-        raise Reschedule
+        leave(worker, "the job could not be opened", nanny=True)
+    broken = plugin.unusable(plugin.held)
+    if broken is not None:
+        log.error("worker %s leaves: %s", worker.address, broken)
+        leave(worker, broken, nanny=False)
     return plugin.held
+
+
+def leave(worker: Any, reason: str, *, nanny: bool) -> NoReturn:
+    """Have a worker leave the cluster, and its task go to another.
+
+    Args:
+        worker: this process's.
+        reason: for its log.
+        nanny: its nanny leaves too, so that no other process takes its place.
+
+    Raises:
+        Reschedule: always.
+    """
+    worker.loop.add_callback(worker.close, nanny=nanny, reason=reason)
+    raise Reschedule
 
 
 def wait_for_a_worker(client: Client, timeouts: Timeouts) -> None:

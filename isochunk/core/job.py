@@ -26,9 +26,10 @@ from isochunk.errors import UsageError
 TargetFormat: TypeAlias = Literal["precomputed", "ome-zarr"]
 Encoding: TypeAlias = Literal["raw", "jpeg", "png", "zstd", "blosc", "gzip"]
 VoxelType: TypeAlias = Literal["uint8", "uint16"]
-Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
+Precision: TypeAlias = Literal["fp32", "tf32", "fp16", "bf16"]
 Missing: TypeAlias = Literal["auto", "background", "error"]
 Device: TypeAlias = Literal["auto", "cpu", "cuda"]
+FoundDevice: TypeAlias = Literal["cpu", "cuda"]
 AxialPlane: TypeAlias = Literal["xz", "yz", "xz+yz"]
 
 
@@ -102,7 +103,8 @@ class Job(RunOptions):
     missing: Missing = "auto"
     """What an absent source object means: ``background``, ``error``, or as the format says."""
     precision: Precision = "fp32"
-    """Arithmetic of networks."""
+    """Arithmetic of a network's layers; what their answer is added to stays in single precision.
+    ``tf32`` is a GPU's; a CPU then computes in ``fp32``."""
     plane: AxialPlane | None = None
     """Slices that an axial network runs on, ``xz+yz`` for the mean of both; default: its own."""
     allow_inexact: bool = False

@@ -24,6 +24,10 @@ ALLOCATOR_SLACK = 1.6
 users' networks and tiles of 128^3 and 256^3, since the heap that keeps memory has gaps; what is
 beyond is given back, see ``host.ceiling``."""
 
+DEVICE_SLACK = 1.25
+"""The same on a GPU: what torch's own allocator loses to gaps, and cuDNN takes as workspace. Not
+measured yet; where it is too little a tile is halved."""
+
 TRACER_BYTES = 200 << 20
 """What a process holds besides once it has traced a user's network."""
 
@@ -36,7 +40,10 @@ MIN_TILE = 8
 """Smallest extent of a tile in target voxels: below, a network computes mostly halo."""
 
 DEVICE_ELEMENTS = 2**31 - 1
-"""Most elements of a tensor on a GPU: as far as many CUDA kernels count."""
+"""Most elements that a call on a GPU may see: as far as many CUDA kernels count."""
+
+DEVICE_PAGE = 2 << 20
+"""Bytes by which torch takes memory of a GPU for a large tensor."""
 
 LARGEST_BLOCK = 1024
 """Most target voxels of a block along an axis, unless one object is larger."""
@@ -44,7 +51,7 @@ LARGEST_BLOCK = 1024
 CPU_MACS_PER_S = 40e9
 """Multiply-adds a second of a worker on a CPU: two cores with AVX2, 45% of their peak, measured."""
 
-GPU_MACS_PER_S = {"fp32": 1e13, "bf16": 1e14, "fp16": 1e14}
+GPU_MACS_PER_S = {"fp32": 1e13, "tf32": 5e13, "fp16": 1e14, "bf16": 1e14}
 """The same on a GPU, by precision: a third of what data sheets say."""
 
 STORAGE_BYTES_PER_S = 200e6
@@ -64,6 +71,10 @@ MAX_SPLIT = 16
 
 PIXELS_AT_ONCE = 1 << 18
 """Pixels of slices that pass through a network together: memory does not grow with the tile."""
+
+DEVICE_PIXELS_AT_ONCE = 1 << 22
+"""The same on a GPU: fewer are computed before the next are launched. The paper's niiv holds 5 GiB
+of them in half precision."""
 
 INTERPOLATED_VOXELS = 1 << 20
 """Target voxels interpolated at a time, so that intermediates stay in cache."""

@@ -177,6 +177,8 @@ class ModelSpec:
     """Least and largest factor along z that it was trained for; None where none is recorded."""
     sha256: str = ""
     """Digest over what defines the model's answers."""
+    residual: bool = field(default=False, metadata={"stored_as": None})
+    """Whether its answer is added to an interpolation; half precision then costs few voxels."""
     padded_because: str = field(default="", metadata={"stored_as": None})
     """Why tiles of a user's network are padded and cropped; empty where they are not."""
 

@@ -8,7 +8,7 @@ follows from four: one tile, and that one longer along each axis.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -116,6 +116,12 @@ class TileCosts:
         grown = np.asarray(rim, np.float64) + 1
         values = [np.array([[v * grown.prod(), *(1 / grown)]]) for v in (macs, bytes, elements)]
         return cls(np.ones(3), values[0], values[1], values[2])
+
+    def with_pixels(self, pixels: int) -> TileCosts:
+        """Return the costs where more or fewer pixels of slices pass together."""
+        if self.slices is None:
+            return self
+        return replace(self, slices=replace(self.slices, pixels=pixels))
 
     def of(self, tile: Triple) -> TileCost:
         """Return what a tile of a shape costs."""

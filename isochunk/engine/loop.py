@@ -12,12 +12,13 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from isochunk.core.geometry import Box, Triple, triple
+from isochunk.core.gpus import wrong_cudnn
 from isochunk.core.limits import RECORD_S
 from isochunk.engine.events import EventLog, Notify
 from isochunk.engine.ledger import Ledger
 from isochunk.engine.report import Report, Seam
 from isochunk.engine.timeouts import Timeouts
-from isochunk.errors import AccessError, ClusterError, StorageError
+from isochunk.errors import AccessError, ClusterError, DeviceError, StorageError
 from isochunk.planning.block import EMPTY_REPORTS, BlockTask, Reports
 from isochunk.planning.layout import blocks_over, finer_box
 from isochunk.planning.plan import Plan
@@ -43,6 +44,11 @@ class Backend(Protocol):
     @property
     def workers(self) -> int:
         """Worker processes now."""
+        ...
+
+    @property
+    def device(self) -> Mapping[str, Any] | None:
+        """The GPUs that blocks run on, of :func:`~isochunk.core.gpus.device_summary`, if any."""
         ...
 
     def map(self, tasks: Iterator[BlockTask], notify: Notify) -> Iterator[Reports]:
@@ -151,10 +157,12 @@ def execute(
     Raises:
         StorageError: what is done cannot be recorded.
         ClusterError: the cluster went away.
+        DeviceError: a GPU is lost to the only process there is.
     """
+    warn_of_cudnn(plan, backend)
     started, ledger = time.monotonic(), recorder.ledger
     resumed = ledger.count()
-    report = Report(total=plan.total_blocks, resumed=resumed, done=resumed)
+    report = Report(plan.total_blocks, resumed=resumed, done=resumed, device=backend.device)
     recorder.event(
         "started", {"blocks": report.total, "resumed": resumed, "workers": backend.workers}
     )
@@ -175,12 +183,32 @@ def execute(
         raise
     # Blocks that never ran because one they read failed are not done either.
     report = replace(report, failed=report.total - report.done)
-    report = replace(report, seam=measure_seam(plan, ledger, backend))
+    report = replace(report, seam=measure_seam(plan, ledger, backend), promised=plan.worth)
+    if report.seam and report.promised and not report.seam.keeps(report.promised):
+        log.warning(
+            "across seams %.4f%% of the voxels are the same, and the largest difference is %d grey "
+            "levels; look at the result closely",
+            100 * report.seam.identical / report.seam.voxels,
+            report.seam.max_difference,
+        )
     report = report.after(EMPTY_REPORTS, time.monotonic() - started)
     recorder.event("ended", progress_of(report))
     recorder.finish()
     watch(report)
     return report
+
+
+def warn_of_cudnn(plan: Plan, backend: Backend) -> None:
+    """Say that a cuDNN is there which computes 3D convolutions wrongly, or refuses them."""
+    wrong = wrong_cudnn(backend.device, plan.precision)
+    if wrong is not None:
+        log.warning(
+            "cuDNN %s computes some 3D convolutions in %s wrongly, or refuses them (issues 163539, "
+            "166122 and 166643 of PyTorch); install a torch with cuDNN 9.15 or later, or choose "
+            "--precision tf32 or fp32",
+            wrong,
+            plan.precision,
+        )
 
 
 def run_stage(
@@ -219,7 +247,7 @@ def measure_seam(plan: Plan, ledger: Ledger, backend: Backend) -> Seam | None:
         return None
     try:
         return sum(backend.compare(boxes), Seam())
-    except (StorageError, ClusterError) as error:
+    except (StorageError, ClusterError, DeviceError) as error:
         log.warning("the seam could not be measured: %s", error)
         return None
 

@@ -21,10 +21,11 @@ from isochunk.core.geometry import Box, Triple, triple
 from isochunk.core.voxels import Voxels, checksum, convert, pool
 from isochunk.engine.mask import masked_blocks
 from isochunk.engine.opened import OpenJob
-from isochunk.errors import StorageError, may_pass
+from isochunk.engine.report import Seam
+from isochunk.errors import DeviceError, StorageError, may_pass
 from isochunk.host.allocator import computing_thread, give_back_memory
 from isochunk.host.ceiling import MemoryCeiling
-from isochunk.models.interface import Predictor
+from isochunk.models.interface import Launched, Staged
 from isochunk.planning.block import REPORT_DTYPE, Block, BlockReport, BlockTask, Reports
 from isochunk.planning.layout import (
     block_bounds,
@@ -69,20 +70,13 @@ def read_block(job: OpenJob, block: Block) -> Voxels | None:
     return read_reflected(job.source, plan.read_box(block))
 
 
-def compute_block(plan: Plan, predictor: Predictor, source: Voxels, block: Block) -> list[Voxels]:
-    """Compute a block's voxels at every level it writes. Pure.
-
-    Raises:
-        PredictionError: the model answered with NaN.
-    """
+def block_arrays(plan: Plan, block: Block, finest: Voxels) -> list[Voxels]:
+    """Return what a block stores at every level it writes, of what was predicted or read. Pure."""
     reads = plan.stages[block.stage].reads
     if reads is None:
-        predicted = predictor(source, plan.read_box(block), plan.anchored(block.write))
-        finest = convert(predicted, plan.target.dtype)
-    else:
-        levels = plan.target.levels
-        finest = pool(source, pooling_between(levels[reads], levels[reads + 1]))
-    return pyramid(plan, block, finest)
+        return pyramid(plan, block, convert(finest, plan.target.dtype))
+    levels = plan.target.levels
+    return pyramid(plan, block, pool(finest, pooling_between(levels[reads], levels[reads + 1])))
 
 
 def write_block(plan: Plan, target: WritableVolume, block: Block, arrays: list[Voxels]) -> int:
@@ -114,6 +108,8 @@ class Pipeline:
             self._ceiling = MemoryCeiling(job.plan.worker_memory_bytes())
         self._blocks = ThreadPoolExecutor(job.plan.depth, "isochunk-block")
         self._zeros: dict[Triple, int] = {}
+        self.lost: DeviceError | None = None
+        """How its GPU was lost to this process, if it was: nothing is computed here any more."""
         self.task_slots = threading.Semaphore(2)
         """Held by a task while it runs here; the second keeps the pipeline full between tasks."""
 
@@ -177,12 +173,34 @@ class Pipeline:
     def _run(self, block: Block) -> BlockReport:
         report = BlockReport(block.stage, block.index, voxels=block.write.size)
         try:
+            if self.lost is not None:  # nothing need be read to fail
+                raise self.lost
             return self._attempt(block, report)
         except Exception as error:
+            self._notice(error)
             log.debug("block %d of stage %d failed", block.index, block.stage, exc_info=True)
             where = f"block {block.index} {block.write}"
             reason = f"{where}: {type(error).__name__}: {error}"
             return replace(report, error=reason, transient=may_pass(error))
+
+    def compare(self, box: Box) -> Seam:
+        """Compare a stored target box with its prediction; see :meth:`OpenJob.compare`.
+
+        Raises:
+            StorageError: the source or the target cannot be read.
+            DeviceError: the GPU is lost to this process.
+        """
+        try:
+            return self.job.compare(box)
+        except DeviceError as error:
+            self._notice(error)
+            raise
+
+    def _notice(self, error: Exception) -> None:
+        """Note that a GPU is lost; the first error says most."""
+        if isinstance(error, DeviceError) and self.lost is None:
+            self.lost = error
+            log.error("%s", error)
 
     def _attempt(self, block: Block, report: BlockReport) -> BlockReport:
         start = time.perf_counter()
@@ -195,8 +213,9 @@ class Pipeline:
                 checksum=self._zeros_checksum(block.write.shape),
                 read_s=read - start,
             )
-        arrays, compute_s = self._compute.submit(self._timed, source, block).result()
+        found, compute_s = self._predicted(source, block)
         computed = time.perf_counter()
+        arrays = block_arrays(self.job.plan, block, found)
         crc = write_block(self.job.plan, self.job.target, block, arrays)
         return replace(
             report,
@@ -216,7 +235,21 @@ class Pipeline:
             self._zeros[shape] = checksum(np.zeros(shape, self.job.plan.target.dtype))
         return self._zeros[shape]
 
-    def _timed(self, source: Voxels, block: Block) -> tuple[list[Voxels], float]:
-        start = time.perf_counter()
-        arrays = compute_block(self.job.plan, self.job.predictor, source, block)
-        return arrays, time.perf_counter() - start
+    def _predicted(self, source: Voxels, block: Block) -> tuple[Voxels, float]:
+        """Return what the model makes of a block, and the seconds of that.
+
+        The computing thread only launches: while a device computes, it is told of the next block.
+        """
+        plan = self.job.plan
+        if plan.stages[block.stage].reads is not None:
+            return source, 0.0
+        box, write = plan.read_box(block), plan.anchored(block.write)
+        self.job.use_device()
+        staged = self.job.predictor.stage(source, box, write)
+        launched = self._compute.submit(self._launch, staged).result()
+        return launched.fetch(), launched.compute_s()
+
+    def _launch(self, staged: Staged) -> Launched:
+        """Compute a block, in the computing thread."""
+        self.job.use_device()
+        return staged.launch()

@@ -9,16 +9,19 @@ from importlib.metadata import version
 from typing import Any
 
 from isochunk.core.geometry import Triple
-from isochunk.core.job import Job
+from isochunk.core.job import FoundDevice, Job
 from isochunk.core.spec import Format, Intensity, ModelSpec
 from isochunk.engine.ledger import Ledger, check_same_job, read_job, write_job
 from isochunk.errors import TargetConflictError, UsageError
 from isochunk.host.memory import usable_memory_bytes
-from isochunk.models.load import device_memory_bytes, examine, gpu_count
+from isochunk.models.gpus import seen_gpus
+from isochunk.models.interpolation import INTERPOLATIONS
+from isochunk.models.load import examine
 from isochunk.planning.blocks import Workers
 from isochunk.planning.intensity import measure_intensity
 from isochunk.planning.make import Inputs, make_plan
 from isochunk.planning.plan import Plan
+from isochunk.planning.seats import least_device_bytes, seats_here
 from isochunk.storage.access import Access
 from isochunk.storage.objects import Store
 from isochunk.storage.open import (
@@ -101,31 +104,51 @@ def resolve(job: Job, place: TargetPlace, block: Triple | None = None) -> Plan:
     full = Intensity.full_range(source.spec.dtype)
     # Planned before the source is measured, so that mistakes cost no reading.
     found = Inputs(source.spec, model, full, place.url, place.format, mask)
-    found = replace(found, workers=_workers(job), costs=described.costs, block=block)
+    workers, device = _workers(job, network=model.arch not in INTERPOLATIONS)
+    found = replace(found, workers=workers, device=device, costs=described.costs, block=block)
     plan = make_plan(job, found)
     _warn_beyond_training(plan.model)
     intensity = measure_intensity(source, model.normalisation)
     return replace(plan, intensity=intensity, examined_by=described.examined_by)
 
 
-def _workers(job: Job) -> Workers:
+def _workers(job: Job, *, network: bool) -> tuple[Workers, FoundDevice | None]:
     """Return what workers will have, as far as that can be known here.
 
     Their memory is as asked for, or what is free here over those that share it. Workers elsewhere
     are asked when they are there, see ``cluster.backend``; till then they are taken for machines
     like this.
+
+    Args:
+        job: what to do.
+        network: whether a network computes; else torch is not asked for anything.
+
+    Returns:
+        What they have, and where they compute; None where only they can tell.
     """
     here = job.scheduler is None and job.cluster in ("local", "cuda")
+    asked = network and job.device != "cpu" and (here or job.device == "cuda")
+    gpus = seen_gpus().gpus if asked else ()
     count = job.workers if here else None
     if here and job.cluster == "cuda":
-        count = max(1, min(count or gpu_count(), gpu_count()))  # one a GPU; more are refused later
+        # One a GPU; more are refused later. Interpolations do not ask how many there are: what
+        # their workers have is asked of them.
+        count = max(1, min(count or len(gpus), len(gpus)))
     memory = job.memory
     if memory is None:
         memory = (usable_memory_bytes() or FALLBACK_MEMORY_BYTES) // (count or 1)
-    on_gpu = job.device == "cuda" or (job.device == "auto" and (job.cluster == "cuda"))
-    share = job.device_memory
-    device = int(share * (device_memory_bytes() or FALLBACK_DEVICE_BYTES)) if on_gpu else None
-    return Workers(memory, device, count)
+    device: FoundDevice | None = None if job.device == "auto" else job.device
+    if network and device is None and here:
+        device = "cuda" if gpus or job.cluster == "cuda" else "cpu"
+    if device != "cuda" or not network:
+        return Workers(memory, None, count), device
+    if not gpus:
+        least = int(job.device_memory * FALLBACK_DEVICE_BYTES)
+    else:
+        seats = seats_here(count or 1, (gpu.uuid for gpu in gpus)).seats.values()
+        room = ((seat, gpus[seat.index].total_bytes, None) for seat in seats)
+        least, _ = least_device_bytes(room, job.device_memory)
+    return Workers(memory, least, count), device
 
 
 def _warn_beyond_training(model: ModelSpec) -> None:

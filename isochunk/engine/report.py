@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from heapq import nlargest
 from itertools import pairwise
 from typing import Any
 
+from isochunk.core.precisions import Worth
 from isochunk.planning.block import BlockReport, Reports
 
 KEPT_ERRORS = 20
@@ -37,6 +39,11 @@ class Seam:
             self.identical + other.identical,
             max(self.max_difference, other.max_difference),
         )
+
+    def keeps(self, worth: Worth) -> bool:
+        """Tell whether the difference is no larger than what a number format is worth."""
+        same = self.identical >= worth.seam_identical * self.voxels
+        return same and self.max_difference <= worth.seam_difference
 
     def summary(self) -> dict[str, Any]:
         """Return the figure as JSON."""
@@ -115,6 +122,10 @@ class Report:
     """The first errors."""
     seam: Seam | None = None
     """Measured after the run; None if nothing could be compared."""
+    promised: Worth | None = None
+    """What the seam should be at most; None for a model that is not tiled exactly."""
+    device: Mapping[str, Any] | None = None
+    """The GPUs it ran on, and versions of what computed there; None on CPUs."""
     neuroglancer_url: str = ""
     """Where to look at the result."""
 
@@ -175,10 +186,24 @@ class Report:
                 {"stage": r.stage, "block": r.index, "seconds": round(r.seconds, 3)}
                 for r in self.slowest
             ],
-            "seam": self.seam.summary() if self.seam and self.seam.voxels else None,
+            "seam": self._seam(),
             "errors": list(self.errors),
+            "device": None if self.device is None else dict(self.device),
             "neuroglancer_url": self.neuroglancer_url,
         }
+
+    def _seam(self) -> dict[str, Any] | None:
+        """Return the seam as JSON, with what was promised of it."""
+        if self.seam is None or not self.seam.voxels:
+            return None
+        found = self.seam.summary()
+        if self.promised is not None:
+            found["promised"] = {
+                "identical_fraction": self.promised.seam_identical,
+                "max_difference": self.promised.seam_difference,
+                "kept": self.seam.keeps(self.promised),
+            }
+        return found
 
 
 def _seconds(report: BlockReport) -> float:

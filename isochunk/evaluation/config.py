@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 
 from isochunk.core.degradation import Degradation
 from isochunk.core.geometry import Triple
-from isochunk.core.job import AxialPlane, Device
+from isochunk.core.job import AxialPlane, Device, Precision
 from isochunk.core.text_forms import BoxField, RatioField, ShapeField
 
 Baseline: TypeAlias = Literal["dictionary", "siren", "stitched"]
@@ -30,6 +30,8 @@ class EvaluateConfig:
     references: tuple[Baseline, ...] = ()
     """Published methods: ``dictionary`` and ``siren`` are learnt or fitted on the spot,
     ``stitched`` is the pssr model's tiles joined with blurred seams, as its authors do."""
+    precisions: tuple[Precision, ...] = ()
+    """Arithmetic in which networks are evaluated once more, besides fp32."""
     learn_from: str | None = None
     """URL of the isotropic volume that a dictionary is learnt from."""
     factor: RatioField = Fraction(4)

@@ -101,6 +101,12 @@ def evaluate_volume(
     source = ArrayVolume(degraded_spec(truth.spec, region.degraded, factor), sections)
     restorers: dict[str, Callable[[], Voxels]] = {
         **{name: partial(restore, name, spec, source, config) for name, spec in specs.items()},
+        **{
+            f"{name} in {precision}": partial(restore, name, spec, source, config, precision)
+            for name, spec in specs.items()
+            if name not in INTERPOLATIONS
+            for precision in config.precisions
+        },
         **{name: partial(restore_by_baseline, name, sections, setup) for name in config.references},
         **{url: partial(volume.read, region.degraded) for url, volume in predictions.items()},
     }

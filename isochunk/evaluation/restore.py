@@ -9,11 +9,12 @@ import numpy as np
 
 from isochunk.core.degradation import PHASES, Degradation
 from isochunk.core.geometry import Box, Factor, Triple, cells, target_box
+from isochunk.core.job import Precision
 from isochunk.core.spec import AXIAL, ModelSpec, VolumeSpec
 from isochunk.core.voxels import Voxels
 from isochunk.errors import ModelError, UsageError
 from isochunk.evaluation.config import EvaluateConfig
-from isochunk.models.interface import Predictor
+from isochunk.models.interface import Predictor, predict
 from isochunk.models.interpolation import INTERPOLATIONS, Interpolation, interpolation_spec
 from isochunk.models.load import Runtime, describe, load
 from isochunk.planning.intensity import measure_intensity
@@ -44,7 +45,13 @@ def describe_models(config: EvaluateConfig) -> tuple[dict[str, ModelSpec], Facto
     }, factor
 
 
-def restore(name: str, spec: ModelSpec, source: Volume, config: EvaluateConfig) -> Voxels:
+def restore(
+    name: str,
+    spec: ModelSpec,
+    source: Volume,
+    config: EvaluateConfig,
+    precision: Precision = "fp32",
+) -> Voxels:
     """Load a model and restore all of a volume.
 
     Args:
@@ -52,6 +59,7 @@ def restore(name: str, spec: ModelSpec, source: Volume, config: EvaluateConfig) 
         spec: of the model, its factor resolved.
         source: the degraded volume; its grid starts at zero.
         config: block, device and trust.
+        precision: arithmetic of networks.
 
     Returns:
         All target voxels, (z, y, x), of the source's dtype.
@@ -63,6 +71,7 @@ def restore(name: str, spec: ModelSpec, source: Volume, config: EvaluateConfig) 
         intensity=measure_intensity(source, spec.normalisation),
         dtype=source.spec.dtype,
         device=config.device,
+        precision=precision,
         trust=config.trust,
         allow_inexact=True,  # seams cost what they cost in the figures
         plane=spec.plane if spec.plane in AXIAL else None,
@@ -86,7 +95,9 @@ def predict_volume(predictor: Predictor, source: Volume, block: Triple) -> Voxel
     result = np.empty(target.shape, source.spec.dtype)
     for write in cells(target, block):
         read = spec.read_box(write)
-        result[write.slices(target.lo)] = predictor(read_reflected(source, read), read, write)
+        result[write.slices(target.lo)] = predict(
+            predictor, read_reflected(source, read), read, write
+        )
     return result
 
 

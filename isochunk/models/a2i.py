@@ -108,10 +108,17 @@ class A2I(AxialNetwork):
             nn.init.zeros_(self.last.weight)
             nn.init.zeros_(_bias(self.last))
 
+    @property
+    def entrance(self) -> nn.Module:
+        """The first convolution."""
+        return self.first
+
     def forward(self, x: Tensor) -> Tensor:
         """Refine interpolated slices, (n, 1, z, x); both extents multiples of the alignment."""
         # Maps last in memory, as attention wants them: a fifth faster on a CPU.
-        features = y = self.first(x).contiguous(memory_format=torch.channels_last)
+        features = y = (
+            self.first(x).to(self.last.weight.dtype).contiguous(memory_format=torch.channels_last)
+        )
         skips = []
         for level, down in enumerate(self.down):
             y = self.encoder[level](y)

@@ -16,7 +16,13 @@ import torch
 from torch import Tensor
 
 from isochunk.core.geometry import Box
-from isochunk.core.limits import AXIAL_COST_SLICES, AXIAL_COST_TILE, PIXELS_AT_ONCE, WORKSPACE
+from isochunk.core.limits import (
+    AXIAL_COST_SLICES,
+    AXIAL_COST_TILE,
+    DEVICE_PIXELS_AT_ONCE,
+    PIXELS_AT_ONCE,
+    WORKSPACE,
+)
 from isochunk.core.spec import Grid, ModelSpec, Phase
 from isochunk.models.counting import Cost, Recorder
 from isochunk.models.network import Corner, Geometry, Network
@@ -28,6 +34,7 @@ class AxialNetwork(Network):
     """A network on slices, (n, 1, z, x)."""
 
     passes_slices = True
+    memory_format = torch.channels_last  # a fifth faster for A2I on a CPU, a twelfth for niiv
     halo: int
     """Pixels needed beyond an aligned slice on each side, along both of its axes."""
     alignment: int
@@ -84,6 +91,7 @@ class AxialNetwork(Network):
 
     def engine(self, spec: ModelSpec) -> Engine:
         """Return what runs it on the planes of a spec."""
+        self.in_fastest_layout()
         return PlanesEngine(AxialEngine(self, spec.resolved_factor[0], spec.phase), spec.plane)
 
     def cost(self) -> Cost:
@@ -140,10 +148,15 @@ def volume(restored: Tensor) -> Tensor:
 
 
 def few_at_a_time(x: Tensor, pixels: int) -> tuple[Tensor, ...]:
-    """Cut a batch of slices so that at most ``PIXELS_AT_ONCE`` pixels are worked on together.
+    """Cut a batch of slices so that no more pixels are worked on together than the device likes.
 
     Args:
         x: (n, c, z, x).
         pixels: pixels that a network makes of each.
     """
-    return torch.split(x, max(1, PIXELS_AT_ONCE // (pixels * x.shape[2] * x.shape[3])))
+    return torch.split(x, max(1, pixels_at_once(x) // (pixels * x.shape[2] * x.shape[3])))
+
+
+def pixels_at_once(x: Tensor) -> int:
+    """Return how many pixels pass through a network together where a tensor is."""
+    return DEVICE_PIXELS_AT_ONCE if x.is_cuda else PIXELS_AT_ONCE

@@ -115,6 +115,7 @@ def read_spec(folder: Path) -> ModelSpec:
             trained_on=str(card["trained_on"]),
             trained_factors=_trained_factors(card["training"]),
             sha256=_digest(model),
+            residual=model["config"].get("residual", "none") not in (False, "none"),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise _unreadable(folder / MODEL_FILE, error) from error

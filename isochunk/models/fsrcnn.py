@@ -107,12 +107,17 @@ class FSRCNN(TiledNetwork):
         if config.residual != "none":
             zero_for_residual(self.expand)
 
+    @property
+    def entrance(self) -> nn.Module:
+        """The first convolution."""
+        return self.convs[0]
+
     def run(self, x: Placed, padding: Padding, want: Box | None = None) -> Placed:
         """Apply to (b, 1, z, y, x) source voxels; returns (b, 1, z, y, x) target voxels."""
         source = x
         for layer, slope in zip(self.convs, self.slopes, strict=True):
             assert isinstance(layer, nn.Conv3d)
-            x = padding.conv(x, layer)
+            x = padding.conv(x, layer).to(slope.dtype)
             x = Placed(functional.prelu(x.data, slope), x.origin)
         x = padding.transposed(x, self.expand, want)
         return with_residual(x, source, self.config, padding)

@@ -6,6 +6,7 @@ What torch needs of it is in :mod:`isochunk.models.torch_interpolation`.
 from __future__ import annotations
 
 import hashlib
+import time
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal, TypeAlias
@@ -76,8 +77,12 @@ class Interpolation:
         """No tile is ever halved."""
         return 0
 
-    def __call__(self, source: Voxels, read: Box, write: Box) -> Voxels:
-        """Interpolate the target box ``write``; see :class:`Predictor`."""
+    def stage(self, source: Voxels, read: Box, write: Box) -> WaitingBlock:
+        """Take a block; see :class:`isochunk.models.interface.Predictor`."""
+        return WaitingBlock(self, source, read, write)
+
+    def restore(self, source: Voxels, read: Box, write: Box) -> Voxels:
+        """Interpolate the target box ``write``; arguments as :meth:`stage`."""
         taps = [
             axis_taps(self.spec.arch, (lo, hi), r, origin, self.spec.phase)
             for lo, hi, r, origin in zip(
@@ -95,6 +100,44 @@ class Interpolation:
             values = resample(lateral, z.part(slab), axis=0)
             result[slab] = quantise(values, source.dtype)
         return result
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingBlock:
+    """A block that is interpolated when it is launched."""
+
+    model: Interpolation
+    """How."""
+    source: Voxels
+    """Source voxels of ``read``."""
+    read: Box
+    """Source box."""
+    write: Box
+    """Target box."""
+
+    def launch(self) -> InterpolatedBlock:
+        """Interpolate."""
+        begun = time.perf_counter()
+        voxels = self.model.restore(self.source, self.read, self.write)
+        return InterpolatedBlock(voxels, time.perf_counter() - begun)
+
+
+@dataclass(frozen=True, slots=True)
+class InterpolatedBlock:
+    """A block that is done."""
+
+    voxels: Voxels
+    """Target voxels."""
+    took_s: float
+    """Seconds that they took."""
+
+    def fetch(self) -> Voxels:
+        """Return the target voxels."""
+        return self.voxels
+
+    def compute_s(self) -> float:
+        """Return the seconds that they took."""
+        return self.took_s
 
 
 @dataclass(frozen=True, slots=True)

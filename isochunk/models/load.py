@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from isochunk.core.geometry import Factor, Triple, triple
-from isochunk.core.job import Device, Precision
+from isochunk.core.job import Precision
 from isochunk.core.limits import COST_TILE, DEFAULT_TILE, WORKSPACE
 from isochunk.core.spec import Intensity, ModelSpec, Plane
 from isochunk.core.tile_costs import TileCosts
@@ -39,8 +39,8 @@ class Runtime:
     """What stored values mean to a network."""
     dtype: str = "uint8"
     """numpy name of the source's voxel type."""
-    device: Device = "auto"
-    """Where networks run; auto takes a GPU if there is one."""
+    device: str = "auto"
+    """Where networks run, as :func:`device_of` takes it; auto takes a GPU if there is one."""
     precision: Precision = "fp32"
     """Number format of weights and layers."""
     tile: Triple = DEFAULT_TILE
@@ -191,7 +191,7 @@ def checkpoint_folder(name: str) -> Path:
     )
 
 
-def limit_threads(numbers: Sequence[int], device: Device) -> None:
+def limit_threads(numbers: Sequence[int], device: str) -> None:
     """Set how many threads of this process compute.
 
     Args:
@@ -206,11 +206,11 @@ def limit_threads(numbers: Sequence[int], device: Device) -> None:
         choose_threads(numbers if device_of(device).type == "cpu" else numbers[:1])
 
 
-def limit_device(wanted: Device, share: float) -> int | None:
+def limit_device(wanted: str, share: float) -> int | None:
     """Bound what this process takes of its GPU.
 
     Args:
-        wanted: where networks run.
+        wanted: where networks run, as :func:`device_of` takes it.
         share: of the GPU's memory, more than 0 and at most 1.
 
     Returns:
@@ -229,6 +229,20 @@ def limit_device(wanted: Device, share: float) -> int | None:
     return min(free, int(share * total))
 
 
+def use_device(wanted: str) -> None:
+    """Make a GPU the current one of the calling thread.
+
+    CUDA makes each thread begin on the first GPU, and torch goes back to a thread's current one
+    after each use of a stream: hundreds of MiB would be held there, by each process.
+
+    Args:
+        wanted: cuda, with a number.
+    """
+    import torch
+
+    torch.cuda.set_device(torch.device(wanted))
+
+
 def device_of(wanted: str) -> torch.device:
     """Choose where to run.
 
@@ -242,28 +256,24 @@ def device_of(wanted: str) -> torch.device:
 
     there = torch.cuda.is_available()
     if wanted == "auto":
-        return torch.device("cuda" if there else "cpu")
-    if wanted == "cuda" and not there:
-        raise ModelError(
-            "--device cuda, but torch sees no GPU; use --device cpu, or install torch with CUDA"
-        )
+        wanted = "cuda" if there else "cpu"
     try:
-        return torch.device(wanted)
+        device = torch.device(wanted)
     except RuntimeError:
         raise ModelError(f"device {wanted!r} is unknown; choose one of auto, cpu, cuda") from None
-
-
-def gpu_count() -> int:
-    """Return how many GPUs this process sees."""
-    import torch
-
-    return torch.cuda.device_count()
-
-
-def device_memory_bytes() -> int | None:
-    """Return the memory of the first GPU that this process sees; None where there is none."""
-    import torch
-
-    if not torch.cuda.is_available():
-        return None
-    return torch.cuda.get_device_properties(0).total_memory
+    if device.type != "cuda":
+        return device
+    if not there:
+        raise ModelError(
+            f"--device {wanted}, but torch sees no GPU; use --device cpu, install torch with CUDA, "
+            "or a driver that is new enough for this one (nvidia-smi says which there is)"
+        )
+    # What torch asks of a device it asks by number.
+    index = torch.cuda.current_device() if device.index is None else device.index
+    count = torch.cuda.device_count()
+    if index >= count:
+        raise ModelError(
+            f"device {wanted}, but torch sees {count} GPU(s), from cuda:0 on; see what nvidia-smi "
+            "and CUDA_VISIBLE_DEVICES say, which must be the same for all workers of a host"
+        )
+    return torch.device("cuda", index)

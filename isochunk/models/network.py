@@ -193,7 +193,30 @@ class Network(nn.Module, ABC):
         """Return parameters by how far they are from the input, where rates differ by that."""
         return [list(self.parameters())]
 
+    @property
+    @abstractmethod
+    def entrance(self) -> nn.Module:
+        """The layer that sees the voxels."""
+
+    def in_format(self, dtype: torch.dtype) -> Self:
+        """Keep weights in a number format, but those of the first layer in float32.
+
+        Stored voxels are no numbers of half precision once they are normalised: rounding them
+        costs as many grey levels as all layers together. Returns the network itself.
+        """
+        entrance = [p.detach().clone() for p in self.entrance.parameters()]
+        self.to(dtype)
+        self.entrance.float()
+        for rounded, exact in zip(self.entrance.parameters(), entrance, strict=True):
+            rounded.data.copy_(exact)
+        return self
+
     def in_fastest_layout(self) -> Self:
         """Lay weights out in memory as is fastest; returns the network itself."""
         self.to(memory_format=self.memory_format)  # type: ignore[call-overload]
         return self
+
+
+def in_format(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Keep the weights of any module in a number format; see :meth:`Network.in_format`."""
+    return module.in_format(dtype) if isinstance(module, Network) else module.to(dtype)

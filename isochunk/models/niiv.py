@@ -35,7 +35,7 @@ from isochunk.models.axial import (
 from isochunk.models.interpolation import axis_taps
 from isochunk.models.network import Corner, NetworkConfig
 from isochunk.models.placed import Placed
-from isochunk.models.torch_interpolation import blended
+from isochunk.models.torch_interpolation import blended, on_device_of
 
 PERIODS = (1, 2)
 """Waves of the positional encoding per training tile."""
@@ -111,9 +111,14 @@ class NIIV(AxialNetwork):
             nn.init.zeros_(self.last.weight)
             nn.init.zeros_(self.last.bias)
 
+    @property
+    def entrance(self) -> nn.Module:
+        """The first convolution."""
+        return self.head
+
     def encode(self, x: Tensor) -> Tensor:
         """Make features by valid convolutions: (n, 1, z, x) to (n, c, z - 2m, x - 2m)."""
-        first: Tensor = self.head(x)
+        first: Tensor = self.head(x).to(self.tail.weight.dtype)
         x = first
         for block in self.body.children():
             x = x[..., 2:-2, 2:-2] + block(x)
@@ -167,9 +172,9 @@ class NIIV(AxialNetwork):
         """
         taps = axis_taps("linear", asked.rows, asked.factor, asked.top, asked.phase)
         value = blended(values, taps)
-        where = positions(asked, self.config.tile).to(features)
-        where = where.expand(len(features), -1, -1, -1)
-        x = torch.cat([blended(features, taps), value, where], 1).movedim(1, -1)  # (n, z, x, c)
+        where = positions(asked, self.config.tile, features).expand(len(features), -1, -1, -1)
+        known = [blended(features, taps), value.to(features), where]
+        x = torch.cat(known, 1).movedim(1, -1)  # (n, z, x, c)
         for layer in self.field.children():
             x = torch.relu(layer(x))
         answer: Tensor = self.last(x).movedim(-1, 1)
@@ -194,17 +199,22 @@ class Query:
     """Where row 0 and column 0 are taken to lie, for positions alone."""
 
 
-def positions(asked: Query, tile: int) -> Tensor:
+def positions(asked: Query, tile: int, like: Tensor) -> Tensor:
     """Encode the centres of target pixels, measured in training tiles.
 
+    Args:
+        asked: which pixels.
+        tile: pixels of a training tile.
+        like: of the device and number format that is returned.
+
     Returns:
-        float32 (8, z, x): sine and cosine of each period, of z and then of x.
+        (8, z, x): sine and cosine of each period, of z and then of x.
     """
     waves = []
     for span, shift in zip((asked.rows, asked.columns), asked.corner, strict=True):
         # Whole turns are taken out in integers: far from the origin nothing is lost.
         turn = 2 * math.pi * ((2 * (np.arange(*span) + shift) + 1) % (2 * tile)) / (2 * tile)
         waves.append([wave(period * turn) for period in PERIODS for wave in (np.sin, np.cos)])
-    z, x = (torch.from_numpy(np.array(w, np.float32)) for w in waves)
+    z, x = (on_device_of(like, np.array(w, np.float32)).to(like.dtype) for w in waves)
     size = (-1, z.shape[1], x.shape[1])
     return torch.cat([z[:, :, None].expand(*size), x[:, None].expand(*size)])

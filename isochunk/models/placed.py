@@ -29,6 +29,10 @@ class Placed:
         inside = self.box & box
         return Placed(self.data[(..., *inside.slices(self.origin))], inside.lo)
 
+    def to(self, dtype: torch.dtype) -> Placed:
+        """Return it in another number format."""
+        return Placed(self.data.to(dtype), self.origin)
+
     def kept(self, box: Box) -> Placed:
         """Return the part inside ``box`` in memory of its own, so that the rest can go."""
         part = self.crop(box)

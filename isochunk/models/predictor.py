@@ -3,25 +3,39 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from isochunk.core.geometry import Box, Triple, ceil_div, triple
 from isochunk.core.job import Precision
 from isochunk.core.spec import Intensity, ModelSpec
 from isochunk.core.voxels import Voxels
-from isochunk.errors import PredictionError, UsageError
+from isochunk.errors import DeviceError, PredictionError, UsageError
+from isochunk.models.network import in_format
 from isochunk.models.tiling import Engine
+from isochunk.models.transfers import STORED, Download, Upload, transfers_of
 
 log = logging.getLogger(__name__)
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES: dict[Precision, torch.dtype] = {
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+"""Number formats of weights and layers; ``tf32`` is how a GPU multiplies float32."""
 
-_NO_MEMORY = re.compile(r"DefaultCPUAllocator: (can't allocate|not enough) memory|_ALLOC_FAILED\b")
+_NO_MEMORY = re.compile(
+    r"DefaultCPUAllocator: (can't allocate|not enough) memory|_ALLOC_FAILED\b"
+    r"|CUDA error: out of memory"
+    r"|unable to find an engine to execute this computation"  # cuDNN, for want of its workspace
+)
 """What errors say that are of a more general type."""
 
 
@@ -60,26 +74,46 @@ class TorchPredictor:
         self.tile = tile
         self.halvings = 0
         """How often the tile was halved because memory ran out."""
-        engine.module.to(device)
-        if precision != "fp32":
-            engine.module.to(DTYPES[precision])
+        self.transfers = transfers_of(device)
+        set_arithmetic(device, precision)
+        in_format(engine.module, DTYPES[precision]).to(device)
         self._black_stays: bool | None = None
 
-    def __call__(self, source: Voxels, read: Box, write: Box) -> Voxels:
-        """Predict the target box ``write`` from the source box ``read``.
+    def stage(self, source: Voxels, read: Box, write: Box) -> StagedBlock:
+        """Send a block's voxels to the device; see :class:`isochunk.models.interface.Predictor`.
 
-        Raises:
-            PredictionError: NaN, a wrong shape, or too little memory for the smallest tile.
+        Where the device has no memory left, that is tried again when the block is launched.
         """
         if source.shape != read.shape or self.spec.read_box(write) not in read:
             raise UsageError(
                 f"target box {write} needs source box {self.spec.read_box(write)} but got "
                 f"{read} as an array of {source.shape}"
             )
-        with torch.inference_mode(), _full_precision(self.device):
-            while (result := self._by_tiles(source, read, write)) is None:
-                self._halve(write)
-        return result
+        try:
+            upload = self.transfers.upload(source)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise device_error(error, self.device) from error
+            upload = None
+        return StagedBlock(self, source, read, write, upload)
+
+    def launch(self, block: StagedBlock) -> LaunchedBlock:
+        """Compute a block, or tell the device to.
+
+        Raises:
+            PredictionError: a wrong shape, or too little memory for the smallest tile.
+            DeviceError: the device is lost to this process.
+        """
+        while True:
+            try:
+                with torch.inference_mode():
+                    return self._by_tiles(block)
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise device_error(error, self.device) from error
+                said = str(error).partition("\n")[0]
+            # Leaving the clause freed the tensors that the traceback held.
+            self._halve(block.write, said)
 
     def tiles(self, write: Box) -> Iterator[Box]:
         """Cut a target box into tiles of nearly equal size that start on the alignment."""
@@ -109,21 +143,28 @@ class TorchPredictor:
             step.append(ceil_div(cells, count) * cell[axis])
         return triple(step)
 
-    def _by_tiles(self, source: Voxels, read: Box, write: Box) -> Voxels | None:
-        """Predict tile by tile; None where memory ran out."""
-        result = np.empty(write.shape, source.dtype)
-        try:
-            for want in self.tiles(write):
-                part = source[self.engine.needs(want).slices(read.lo)]
-                result[want.slices(write.lo)] = self._tile(part, want)
-        except (RuntimeError, MemoryError) as error:
-            if not _out_of_memory(error):
-                raise
-            return None  # leaving this frees the tensors that the traceback held
-        return result
+    def _by_tiles(self, block: StagedBlock) -> LaunchedBlock:
+        """Compute tile by tile."""
+        source, begun = self.transfers.begin(block.upload or self.transfers.upload(block.source))
+        target = self.transfers.room(block.write.shape, block.source.dtype)
+        checked, finite = [], []
+        for want in self.tiles(block.write):
+            part = self.engine.needs(want).slices(block.read.lo)
+            into = want.slices(block.write.lo)
+            if not block.source[part].any() and self._keeps_black(block.source.dtype):
+                target[into].zero_()
+                continue
+            target[into], known = self._tile(source[part], want, block.source.dtype)
+            checked.append(want)
+            finite.append(known)
+        return LaunchedBlock(self, self.transfers.download(target, finite, begun), checked)
 
-    def _halve(self, write: Box) -> None:
+    def _halve(self, write: Box, said: str) -> None:
         """Halve the tile along its longest axis, and say so.
+
+        Args:
+            write: target box that is cut into tiles.
+            said: what the error said.
 
         Raises:
             PredictionError: it cannot be made smaller.
@@ -134,7 +175,7 @@ class TorchPredictor:
             raise PredictionError(
                 f"model {self.spec.name!r} ran out of memory on {self.device} in a tile of {step} "
                 f"target voxels (z, y, x), and {why}; give workers more memory, or on a GPU try "
-                "--precision bf16 or --device cpu"
+                f"--precision bf16 or --device cpu ({said})"
             )
         axis = max((a for a in range(3) if step[a] > cell[a]), key=lambda a: step[a])
         half = ceil_div(step[axis] // cell[axis], 2) * cell[axis]
@@ -150,45 +191,123 @@ class TorchPredictor:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _tile(self, part: Voxels, want: Box) -> Voxels:
-        if not part.any() and self._keeps_black(part.dtype):
-            return np.zeros(want.shape, part.dtype)
-        return self._predict(part, want)
+    def _tile(
+        self, source: Tensor, want: Box, dtype: np.dtype[np.unsignedinteger]
+    ) -> tuple[Tensor, Tensor]:
+        """Compute a tile.
 
-    def _predict(self, part: Voxels, want: Box) -> Voxels:
-        limits = np.iinfo(part.dtype)
-        tile = torch.from_numpy(np.ascontiguousarray(part)).to(self.device).to(torch.float32)
-        tile = ((tile - self.intensity.offset) / self.intensity.scale)[None, None]
-        answer = self.engine(tile.to(DTYPES[self.precision]), want).float()
+        Args:
+            source: stored voxels (z, y, x) that the engine needs for ``want``.
+            want: target box.
+            dtype: as what voxels are stored.
+
+        Returns:
+            (z, y, x) to be stored, and whether all answers were finite.
+        """
+        limits = np.iinfo(dtype)
+        tile = (source.to(torch.float32) - self.intensity.offset) / self.intensity.scale
+        answer = self.engine(tile[None, None], want)[0, 0].float()
         # One NaN or infinity makes the sum one.
-        if not bool(torch.isfinite(answer.sum(dtype=torch.float64))):
-            raise PredictionError(
-                f"model {self.spec.name!r} answered NaN or infinity in target box {want}; its "
-                f"weights or --precision {self.precision} do not suit this volume's values"
-            )
+        finite = torch.isfinite(answer.sum(dtype=torch.float64))
         values = answer * self.intensity.scale + self.intensity.offset
-        values = values.round_().clamp_(limits.min, limits.max)
-        stored = values.to(torch.uint8 if part.dtype == np.uint8 else torch.uint16)
-        voxels: Voxels = stored.cpu().numpy()[0, 0]
-        return voxels
+        return values.round_().clamp_(limits.min, limits.max).to(STORED[dtype]), finite
 
     def _keeps_black(self, dtype: np.dtype[np.unsignedinteger]) -> bool:
         """Tell whether the network answers all 0 with 0; asked once, over one cell of its grid."""
         if self._black_stays is None:
             want = Box.from_shape(self._cell())
-            black = np.zeros(self.engine.needs(want).shape, dtype)
-            self._black_stays = not self._predict(black, want).any()
+            black = torch.zeros(self.engine.needs(want).shape, device=self.device)
+            answer, finite = self._tile(black, want, dtype)
+            self._black_stays = bool(finite) and not answer.cpu().numpy().any()
         return self._black_stays
 
 
-def _out_of_memory(error: Exception) -> bool:
+@dataclass(frozen=True, slots=True)
+class StagedBlock:
+    """A block whose voxels are on their way to the device."""
+
+    predictor: TorchPredictor
+    """What computes it."""
+    source: Voxels
+    """Source voxels of ``read``."""
+    read: Box
+    """Source box."""
+    write: Box
+    """Target box."""
+    upload: Upload | None
+    """The same voxels on their way; None where there was no memory for them."""
+
+    def launch(self) -> LaunchedBlock:
+        """Compute it, or tell the device to; see :meth:`TorchPredictor.launch`."""
+        return self.predictor.launch(self)
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchedBlock:
+    """A block that is computed, or being computed."""
+
+    predictor: TorchPredictor
+    """What computes it."""
+    download: Download
+    """Its voxels on their way home."""
+    checked: list[Box]
+    """Tiles that may hold NaN."""
+
+    def fetch(self) -> Voxels:
+        """Wait for its voxels; see :class:`isochunk.models.interface.Launched`."""
+        predictor = self.predictor
+        try:
+            voxels, finite = self.download.wait()
+        except RuntimeError as error:
+            raise device_error(error, predictor.device) from error
+        for want, known in zip(self.checked, finite, strict=True):
+            if not known:
+                raise PredictionError(
+                    f"model {predictor.spec.name!r} answered NaN or infinity in target box {want}; "
+                    f"{ADVICE[predictor.precision]}"
+                )
+        return voxels
+
+    def compute_s(self) -> float:
+        """Return the seconds of computing."""
+        return self.download.compute_s()
+
+
+ADVICE: dict[Precision, str] = {
+    "fp32": "its weights do not suit this volume's values",
+    "tf32": "its weights do not suit this volume's values",
+    "bf16": "its weights do not suit this volume's values; see whether --precision fp32 helps",
+    "fp16": "fp16 ends at 65504, which its layers may exceed; choose --precision bf16 or fp32",
+}
+"""What to do about NaN, by precision."""
+
+
+def out_of_memory(error: Exception) -> bool:
     """Tell whether an error says that the device or the host has no memory left."""
     known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
     return known or _NO_MEMORY.search(str(error)) is not None
 
 
-def _full_precision(device: torch.device) -> AbstractContextManager[None]:
-    """Keep a GPU from rounding float32 to TF32's 10 bits, and from summing in random order."""
+def device_error(error: Exception, device: torch.device) -> Exception:
+    """Return what an error of CUDA means; any other error as it is.
+
+    After most of them no call to CUDA of this process succeeds.
+    """
+    if "CUDA error: " not in str(error):
+        return error
+    first = str(error).partition("\n")[0]
+    return DeviceError(f"{device} is lost to process {os.getpid()}: {first}")
+
+
+def set_arithmetic(device: torch.device, precision: Precision) -> None:
+    """Say for this process how a GPU multiplies float32, and that it sums in one order.
+
+    These are flags of the process. They are set when a predictor is made, and not around each
+    call: threads that compute beside one another would undo each other's.
+    """
     if device.type != "cuda":
-        return nullcontext()
-    return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+        return
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"

@@ -11,19 +11,21 @@ import copy
 from dataclasses import dataclass
 from fractions import Fraction
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from isochunk.core.geometry import Box, Triple, ceil_div
-from isochunk.core.limits import PIXELS_AT_ONCE
 from isochunk.core.spec import ModelSpec, Phase
 from isochunk.errors import ModelError, UsageError
+from isochunk.models.axial import pixels_at_once
 from isochunk.models.counting import Cost
 from isochunk.models.network import Corner, Geometry, Network, NetworkConfig
 from isochunk.models.placed import Placed
 from isochunk.models.probe import Probe, Reach, measured_cost
 from isochunk.models.tiling import Engine
+from isochunk.models.torch_interpolation import on_device_of
 
 FACTOR = 4
 """Target pixels per source pixel, along y and x."""
@@ -154,11 +156,16 @@ class PSSR(Network):
         self.end = nn.ModuleList(nn.Conv2d(whole, whole, 3, padding=1) for _ in range(2))
         self.last = nn.Conv2d(whole, 1, 1)
 
+    @property
+    def entrance(self) -> nn.Module:
+        """The first convolution."""
+        return self.stem[0]
+
     def forward(self, x: Tensor) -> Tensor:
         """Apply to the sections of a tile that have all their neighbours."""
         frames = x[0, 0].unfold(0, 2 * self.config.sections + 1, 1).movedim(3, 1)  # (z, f, y, x)
         pixels = FACTOR**2 * x.shape[3] * x.shape[4]
-        parts = torch.split(frames, max(1, PIXELS_AT_ONCE // pixels))
+        parts = torch.split(frames, max(1, pixels_at_once(x) // pixels))
         return torch.cat([self.sharpen(part) for part in parts])[:, 0][None, None]
 
     def sharpen(self, frames: Tensor) -> Tensor:
@@ -168,9 +175,15 @@ class PSSR(Network):
         """
         x = functional.interpolate(frames, scale_factor=FACTOR, mode="bilinear")
         if self.config.sections == 0:
-            mean, std = (x.new_tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
+            statistics = np.array([IMAGENET_MEAN, IMAGENET_STD], np.float32)
+            mean, std = on_device_of(x, statistics)[..., None, None]
             x = (x - mean) / std  # one section becomes three channels
-        y = self.stem(x)
+        trunk = self.last.weight.dtype
+        conv, *others = self.stem
+        y = conv(x).to(trunk)
+        for layer in others:
+            y = layer(y)
+        x = x.to(trunk)
         skips, y = [y], self.pool(y)
         for stage in self.stages:
             y = stage(y)
@@ -204,9 +217,9 @@ class PSSR(Network):
 
     def cost(self) -> Cost:
         """Count multiply-adds and peak memory on a small input."""
-        mine, sections = copy.deepcopy(self).eval(), self.config.sections
+        hollow, sections = copy.deepcopy(self).to("meta").eval(), self.config.sections
         rims = (0, 0, 0, 0, sections, sections)
-        probe = Probe(lambda x: mine(functional.pad(x, rims)), self.factor)
+        probe = Probe(lambda x: hollow(functional.pad(x.to("meta"), rims)), self.factor)
         return measured_cost(probe, Reach(self.halo, self.alignment))
 
     def parameter_groups(self) -> list[list[nn.Parameter]]:

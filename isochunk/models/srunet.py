@@ -206,6 +206,11 @@ class SRUNet(TiledNetwork):
         if config.residual != "none":
             zero_for_residual(self.last)
 
+    @property
+    def entrance(self) -> nn.Module:
+        """The first convolution."""
+        return next(_conv_layers(self.encoder[0]))
+
     def run(self, x: Placed, padding: Padding, want: Box | None = None) -> Placed:
         """Apply to (b, 1, z, y, x) source voxels; returns (b, 1, z, y, x) target voxels."""
         source, wanted = x, self._wanted(want)
@@ -237,7 +242,7 @@ class SRUNet(TiledNetwork):
         for part in [x] if wanted is None else conv_slabs(x, layers, ENCODED_SLABS, stride[0]):
             y = part
             for layer in layers:
-                y = _activated(y, layer, padding)
+                y = _activated(y, layer, padding).to(self.last.weight.dtype)
             pooled.append(padding.pool(y, stride))
             skips.append(self._needed(y, 0, wanted))
         below = along_z(pooled)

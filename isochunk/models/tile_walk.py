@@ -14,6 +14,7 @@ from isochunk.core.limits import PIXELS_AT_ONCE
 from isochunk.core.spec import ModelSpec
 from isochunk.core.tile_costs import Slices, TileCosts, Walk
 from isochunk.models.counting import Recorder
+from isochunk.models.network import in_format
 from isochunk.models.tiling import Engine, PlanesEngine
 
 WALKED = 64
@@ -63,9 +64,9 @@ def tile_costs(engine: Engine, spec: ModelSpec, dtype: torch.dtype) -> TileCosts
         *(triple(long[a] if a == axis else base[a] for a in range(3)) for axis in range(3)),
     ]
     try:
-        hollow = _hollow(engine)
-        walks = [_walk(hollow, Box.from_shape(tile), dtype) for tile in tiles]
-        check = _walk(hollow, Box.from_shape(triple(long)), dtype)
+        hollow = _hollow(engine, dtype)
+        walks = [_walk(hollow, Box.from_shape(tile)) for tile in tiles]
+        check = _walk(hollow, Box.from_shape(triple(long)))
     except (RuntimeError, NotImplementedError, TypeError, ValueError):
         return None  # it cannot be run without data
     costs = TileCosts.of_walks(tiles, walks, slices)
@@ -87,24 +88,25 @@ def _normal(plane: str) -> str:
     return next(axis for axis in "zyx" if axis not in plane)
 
 
-def _hollow(engine: Engine) -> Engine:
+def _hollow(engine: Engine, dtype: torch.dtype) -> Engine:
     """Return an engine whose network holds no data."""
     if isinstance(engine, PlanesEngine):
-        return replace(engine, engine=_hollow(engine.engine))
+        return replace(engine, engine=_hollow(engine.engine, dtype))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own, of graphs that are copied
-        module = copy.deepcopy(engine.module).to("meta")
+        module = in_format(copy.deepcopy(engine.module).to("meta"), dtype)
     hollow: Engine = replace(engine, module=module)  # type: ignore[type-var]
     return hollow
 
 
 @torch.no_grad()
-def _walk(engine: Engine, want: Box, dtype: torch.dtype) -> Walk:
+def _walk(engine: Engine, want: Box) -> Walk:
     """Do to a tile what a predictor does."""
     with Recorder() as recorder:
         source = torch.empty(1, 1, *engine.needs(want).shape, device="meta")
-        answer = engine(source.to(dtype), want).float()
+        answer = engine(source, want)
         del source
+        answer = answer.float()
         values = answer * 1.0
         values.to(torch.uint8)
     walk: Walk = recorder.walk

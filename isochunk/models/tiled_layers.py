@@ -27,6 +27,7 @@ from isochunk.models.interpolation import INTERPOLATIONS, Kernel
 from isochunk.models.kernels import (
     convolved,
     makes_one_map,
+    max_pooled,
     transposed,
     upsampled_to_one_map,
 )
@@ -87,7 +88,7 @@ class Same:
     def pool(self, x: Placed, stride: Triple) -> Placed:
         """Pool; the size must be whole cells."""
         origin = triple(o // s for o, s in zip(x.origin, stride, strict=True))
-        return Placed(functional.max_pool3d(x.data, stride), origin)
+        return Placed(max_pooled(x.data, stride), origin)
 
     def interpolate(self, x: Placed, factor: int, kernel: Kernel, phase: Phase) -> Placed:
         """Interpolate the tile continued by half-sample reflection along z."""
@@ -128,7 +129,7 @@ class Valid:
         lo = triple(map(ceil_div, x.box.lo, stride))
         hi = triple(b // s for b, s in zip(x.box.hi, stride, strict=True))
         whole = x.crop(Box(_scaled(lo, stride), _scaled(hi, stride)))
-        return Placed(functional.max_pool3d(whole.data, stride), lo)
+        return Placed(max_pooled(whole.data, stride), lo)
 
     def interpolate(self, x: Placed, factor: int, kernel: Kernel, phase: Phase) -> Placed:
         """Interpolate where all taps are known."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -35,8 +36,17 @@ class Engine(Protocol):
         ...
 
     def __call__(self, tile: Tensor, want: Box) -> Tensor:
-        """Predict ``want`` from the source voxels ``needs(want)``, both (1, 1, z, y, x)."""
+        """Predict ``want`` from the source voxels ``needs(want)``, both (1, 1, z, y, x).
+
+        Voxels are float32 whatever the network's number format; so is what is added to its answer.
+        """
         ...
+
+
+def number_format(module: nn.Module) -> torch.dtype:
+    """Return in what a network computes: the format of its first weights."""
+    weights = (p.dtype for p in module.parameters() if p.is_floating_point())
+    return next(weights, torch.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +82,7 @@ class SameSizeEngine:
         if self.shape is not None:
             rims = [n for a, b in zip(self.shape, got, strict=True) for n in (a - b, 0)]
             tile = functional.pad(tile, rims[::-1])
-        answer = self.module(tile)
+        answer = self.module(tile.to(number_format(self.module)))
         factor = triple(self.spec.resolved_factor)
         wanted = (1, 1, *(n * f for n, f in zip(tile.shape[2:], factor, strict=True)))
         if not isinstance(answer, Tensor) or tuple(answer.shape) != wanted:

@@ -50,6 +50,7 @@ from isochunk.models.steps import (
     slabs_from,
     with_cuts,
 )
+from isochunk.models.tiling import number_format
 
 TOLERANCE = 1e-4
 """Largest difference from the network itself that counts as rounding, as a share of the largest
@@ -88,7 +89,7 @@ class TracedEngine:
         """Predict ``want`` from the source voxels ``needs(want)``, both (1, 1, z, y, x)."""
         after = demanded(self.finest, {self.answer: _spans(want)})
         demands = demanded(self.steps, dict(after))
-        values: dict[fx.Node, Any] = {self.source: tile}
+        values: dict[fx.Node, Any] = {self.source: tile.to(number_format(self.module))}
         self._run(self.steps, values, demands, after)
         if not self.finest:
             whole: Tensor = values[self.answer]

@@ -30,6 +30,7 @@ from isochunk.core.limits import COST_TILE, WORKSPACE
 from isochunk.core.spec import ModelSpec, Plane
 from isochunk.errors import ModelError
 from isochunk.models.counting import Cost
+from isochunk.models.kernels import lay_out_channels_last
 from isochunk.models.probe import (
     ALIGNMENTS,
     Probe,
@@ -83,7 +84,7 @@ class UserModel:
         Raises:
             ModelError: an exported program is asked for another precision.
         """
-        if self.program is not None and precision != "fp32":
+        if self.program is not None and precision not in ("fp32", "tf32"):
             raise ModelError(
                 f"{self.spec.name} was exported in one precision; use --precision fp32, or export "
                 f"it in {precision} with float32 at its ends"
@@ -91,7 +92,9 @@ class UserModel:
         if self.traced is not None:
             return self.traced
         module = self.module
-        if self.program is not None and device.type != "cpu":
+        if self.program is None:
+            lay_out_channels_last(module)  # faster on a CPU, and what some cuDNN get right alone
+        elif device.type != "cpu":
             module = move_to_device_pass(copy.deepcopy(self.program), device).module()
         return SameSizeEngine(module, spec, self.shape)
 

@@ -21,7 +21,7 @@ from isochunk.core.limits import (
 )
 from isochunk.errors import UsageError
 from isochunk.planning.plan import Plan
-from isochunk.planning.tiles import block_macs, device_tile, fit_memory
+from isochunk.planning.tiles import block_macs, fit_device, fit_memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +64,16 @@ def choose_block(made: Callable[[Triple | None], Plan], workers: Workers) -> Pla
 
 
 def fit_workers(made: Plan, workers: Workers) -> Plan:
-    """Choose tile and depth of a plan; see :func:`~isochunk.planning.tiles.fit_memory`."""
-    if made.on_gpu and workers.device_bytes is not None:
-        made = replace(made, tile=device_tile(made, workers.device_bytes))
-    return fit_memory(made, workers.memory_bytes)
+    """Choose tile and depth of a plan.
+
+    Host memory decides first how many blocks are in flight, see
+    :func:`~isochunk.planning.tiles.fit_memory`, and then that of a GPU
+    (:func:`~isochunk.planning.tiles.fit_device`).
+    """
+    fitted = fit_memory(made, workers.memory_bytes)
+    if fitted.on_gpu and workers.device_bytes is not None:
+        return fit_device(fitted, workers.device_bytes)
+    return fitted
 
 
 def larger_blocks(made: Plan) -> Iterator[Triple]:

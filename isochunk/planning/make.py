@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 from isochunk.core.geometry import AXES, Box, Triple, factor_between, sub, target_box, triple
-from isochunk.core.job import Job, Precision
+from isochunk.core.job import FoundDevice, Job, Precision
 from isochunk.core.limits import MAX_DEPTH
 from isochunk.core.spec import DTYPES, Format, Intensity, ModelSpec, VolumeSpec
 from isochunk.core.tile_costs import TileCosts
@@ -35,6 +35,8 @@ class Inputs:
     """The mask as found."""
     workers: Workers = field(default_factory=lambda: Workers(4 << 30))
     """What workers have."""
+    device: FoundDevice | None = None
+    """Where they were found to compute; None where that is not known, or was not asked."""
     block: Triple | None = None
     """The block by which the target was begun, if it was; taken up where the job asks for none."""
     costs: Callable[[ModelSpec, Precision], TileCosts | None] | None = None
@@ -92,6 +94,7 @@ def make_plan(job: Job, found: Inputs) -> Plan:
             tile=stages[0].block,
             depth=MAX_DEPTH,
             costs=costs,
+            found_device=found.device,
         )
 
     def chosen(workers: Workers) -> Plan:

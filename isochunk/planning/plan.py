@@ -21,9 +21,12 @@ from numpy.typing import NDArray
 
 from isochunk.core.codec import to_json
 from isochunk.core.geometry import Box, Triple, sub, triple
-from isochunk.core.job import Job, Precision
+from isochunk.core.job import Device, FoundDevice, Job, Precision
 from isochunk.core.limits import (
     ALLOCATOR_SLACK,
+    DEVICE_PAGE,
+    DEVICE_PIXELS_AT_ONCE,
+    DEVICE_SLACK,
     PROCESS_BYTES,
     TASK_BLOCKS,
     TASK_VOXELS,
@@ -31,8 +34,10 @@ from isochunk.core.limits import (
     TRACER_BYTES,
     WORKSPACE,
 )
+from isochunk.core.precisions import INTERPOLATED, WORTH, Worth
 from isochunk.core.spec import Intensity, ModelSpec, VolumeSpec
 from isochunk.core.tile_costs import TileCost, TileCosts
+from isochunk.models.interpolation import INTERPOLATIONS
 from isochunk.planning.block import Block, BlockTask
 from isochunk.planning.layout import Stage, block_box, block_count
 
@@ -84,6 +89,11 @@ class Plan:
     examined_by: str = field(default="", compare=False, repr=False, metadata={"stored_as": None})
     """Version of the torch that examined the model when this was planned; empty for a plan read
     from its record, whose model is examined again."""
+    found_device: FoundDevice | None = field(
+        default=None, compare=False, repr=False, metadata={"stored_as": None}
+    )
+    """What workers were found to have, for a job that leaves it open; None where they have not been
+    asked. Never stored: whoever takes the job up may have other machines."""
 
     def block(self, stage: int, index: int) -> Block:
         """Return block ``index`` of ``stage``."""
@@ -161,7 +171,20 @@ class Plan:
             "padded_because": self.model.padded_because,
             "worker_memory_bytes": self.worker_memory_bytes(),
             "exact": self.model.exact,
+            "identical_to_fp32": self._identical(),
         }
+
+    def _identical(self) -> float | None:
+        """Return the share of voxels expected as in fp32; None where that is not known."""
+        known = self.precision == "fp32" or self.model.residual
+        return self.worth.identical_to_fp32 if known and self.worth else None
+
+    @property
+    def worth(self) -> Worth | None:
+        """What the arithmetic is worth; None for a model that is not tiled exactly."""
+        if not self.model.exact:
+            return None
+        return WORTH[self.precision] if self.is_network else INTERPOLATED
 
     def _alternative(self) -> dict[str, Any] | None:
         if self.with_twice_the_memory is None:
@@ -171,15 +194,41 @@ class Plan:
 
     def block_bytes(self) -> int:
         """Return the host bytes that one block of the first stage holds while in flight."""
-        write = math.prod(self.stages[0].block)
-        read = math.prod(self.model.read_box(Box.from_shape(self.stages[0].block)).shape)
-        return self.source.itemsize * (2 * read + math.ceil(write * 8 / 7))
+        read, write = self._block_voxels()
+        size = self.source.itemsize
+        pinned = 0
+        if self.on_gpu:
+            # Pinned memory, by which a block gets to a GPU and back, is kept in powers of two.
+            pinned = power_of_two(size * read) + power_of_two(size * write)
+        return size * (2 * read + math.ceil(write * 8 / 7)) + pinned
+
+    def block_device_bytes(self) -> int:
+        """Return the bytes of a GPU that one block of the first stage holds while in flight."""
+        return sum(
+            math.ceil(self.source.itemsize * voxels / DEVICE_PAGE) * DEVICE_PAGE
+            for voxels in self._block_voxels()
+        )
+
+    def _block_voxels(self) -> tuple[int, int]:
+        """Return the source voxels that a block of the first stage reads, and those it makes."""
+        block = self.stages[0].block
+        read = math.prod(self.model.read_box(Box.from_shape(block)).shape)
+        return read, math.prod(block)
+
+    @property
+    def is_network(self) -> bool:
+        """Whether a network computes; interpolations need neither torch nor a device."""
+        return self.model.arch not in INTERPOLATIONS
+
+    @property
+    def device(self) -> Device:
+        """Where the network runs; ``auto`` where that is not known yet."""
+        return self.found_device or "auto" if self.job.device == "auto" else self.job.device
 
     @property
     def on_gpu(self) -> bool:
-        """Whether networks are known to run on a GPU."""
-        job = self.job
-        return job.device == "cuda" or (job.device == "auto" and job.cluster == "cuda")
+        """Whether a network is known to run on a GPU."""
+        return self.is_network and self.device == "cuda"
 
     def worker_memory_bytes(self, tile_bytes: int | None = None) -> int:
         """Return the peak host memory of one worker; a tile on a GPU is none of it.
@@ -211,9 +260,12 @@ class Plan:
             (n,) each.
         """
         if self.costs is not None:
-            macs, size, elements = self.costs.of_many(tiles)
+            costs, slack = self.costs, ALLOCATOR_SLACK
+            if self.on_gpu:
+                costs, slack = costs.with_pixels(DEVICE_PIXELS_AT_ONCE), DEVICE_SLACK
+            macs, size, elements = costs.of_many(tiles)
             # Whole bytes, so that what is planned fits what was planned with to the last one.
-            return macs, np.ceil(np.rint(size) * ALLOCATOR_SLACK), elements
+            return macs, np.ceil(np.rint(size) * slack), elements
         voxels = np.prod(tiles, axis=1).astype(np.float64)
         size = voxels * self.model.bytes_per_voxel / WORKSPACE
         return voxels * self.model.macs_per_voxel, np.ceil(size * ALLOCATOR_SLACK), size / 4
@@ -267,3 +319,8 @@ class Plan:
                 along.append((read.lo[axis], read.hi[axis]))
             intervals.append(along)
         return tuple(intervals)
+
+
+def power_of_two(number: int) -> int:
+    """Return the least power of two that is no less than a number."""
+    return 1 << max(0, number - 1).bit_length()

@@ -14,6 +14,9 @@ from isochunk.core.spec import ModelSpec
 from isochunk.errors import UsageError
 from isochunk.planning.plan import Plan
 
+SLAB_BYTES = 4 * DEVICE_ELEMENTS
+"""Of the largest slab of a tensor that is too large for one call on a GPU."""
+
 MACS_PER_BYTE = 0.5
 """Multiply-adds in the time in which one of a tile's bytes is written and read."""
 
@@ -48,6 +51,10 @@ class Tiles:
         """Return the first tile of those that fit."""
         return triple(self.shapes[fits.argmax()].tolist()) if fits.any() else None
 
+    def smallest(self) -> Triple:
+        """Return the tile that needs least memory."""
+        return triple(self.shapes[self.bytes.argmin()].tolist())
+
 
 def fit_memory(made: Plan, memory: int) -> Plan:
     """Choose the tile of least work that fits a worker's memory, and the deepest pipeline with it.
@@ -56,7 +63,8 @@ def fit_memory(made: Plan, memory: int) -> Plan:
     where nothing else fits.
 
     Args:
-        made: a plan of any depth; its tile is kept where it computes on a GPU.
+        made: a plan of any depth; its tile is kept where it computes on a GPU, which
+            :func:`fit_device` fits it to.
         memory: bytes of one worker.
 
     Raises:
@@ -83,11 +91,48 @@ def fit_memory(made: Plan, memory: int) -> Plan:
     )
 
 
-def device_tile(made: Plan, device_bytes: int) -> Triple:
-    """Return the tile of least work that fits a GPU, or the smallest there is."""
+def fit_device(made: Plan, device_bytes: int) -> Plan:
+    """Choose the tile of least work that fits a GPU beside blocks in flight, and their number.
+
+    As in :func:`fit_memory`, one block alone is in flight only where nothing else fits. Where even
+    that does not, the tile is the smallest there is: a worker halves it no further, and says so.
+
+    Args:
+        made: a plan as deep as host memory lets it be.
+        device_bytes: what a worker has of a GPU.
+    """
     tiles = Tiles.of(made)
-    fits = (tiles.elements <= DEVICE_ELEMENTS) & (tiles.bytes <= device_bytes)
-    return tiles.first(fits) or triple(tiles.shapes[tiles.bytes.argmin()].tolist())
+    each = made.block_device_bytes()
+    for least in (min(2, made.depth), 1):
+        tile = tiles.first(_fits_device(made, tiles, device_bytes - least * each))
+        if tile is not None:
+            room = int(device_bytes - made.tile_bytes(tile)) // each
+            return replace(made, tile=tile, depth=max(least, min(made.depth, room)))
+    return replace(made, tile=tiles.smallest(), depth=1)
+
+
+def device_tile(made: Plan, device_bytes: int) -> Triple:
+    """Return the tile of least work that fits a GPU beside the blocks in flight, or the smallest.
+
+    Args:
+        made: a plan whose depth stays.
+        device_bytes: what this worker has of a GPU.
+    """
+    tiles = Tiles.of(made)
+    rest = device_bytes - made.depth * made.block_device_bytes()
+    return tiles.first(_fits_device(made, tiles, rest)) or tiles.smallest()
+
+
+def _fits_device(made: Plan, tiles: Tiles, device_bytes: int) -> NDArray[np.bool_]:
+    """Tell which tiles fit a GPU's memory, and what its kernels can count.
+
+    Our own networks pass larger tensors on in slabs (``models.large_calls``), of which one is there
+    beside the whole.
+    """
+    large = tiles.elements > DEVICE_ELEMENTS
+    if made.model.arch == "module":
+        return ~large & (tiles.bytes <= device_bytes)
+    return tiles.bytes + large * SLAB_BYTES <= device_bytes
 
 
 def block_macs(made: Plan) -> float:

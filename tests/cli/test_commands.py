@@ -59,6 +59,7 @@ RUN = {
     "bytes_written",
     "stages_s",
     "seam",
+    "device",
     "neuroglancer_url",
 }
 BLOCKS = {"total", "done", "resumed", "empty", "failed"}
@@ -127,6 +128,7 @@ def test_plan_run_status_audit_repair(run: Command, source: str, tmp_path: Path)
     assert report["voxels"] == 36 * 64 * 70
     assert report["bytes_written"] == plan["bytes_written"]
     assert report["seam"]["identical_fraction"] == 1
+    assert report["seam"]["promised"]["identical_fraction"] == plan["identical_to_fp32"] == 1
     objects = [f for f in Path(target).rglob("*") if f.suffix == ".shard" or "_16" in f.name]
     assert len(objects) <= plan["objects_written"]
 

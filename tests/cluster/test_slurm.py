@@ -29,7 +29,9 @@ from isochunk.engine.target import status
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm, pytest.mark.timeout(500)]
 
-DEPLOY = Path(__file__).resolve().parents[2] / "deploy" / "slurm"
+ROOT = Path(__file__).resolve().parents[2]
+DEPLOY = ROOT / "deploy" / "slurm"
+CERTIFICATES = ROOT / "examples" / "certificates.py"
 
 MODEL = '''
 import time, zlib
@@ -295,6 +297,33 @@ def test_workers_that_are_jobs(site: Slurm, tmp_path: Path, source: str, check: 
         assert report["blocks"]["failed"] == 0
         assert len(site.jobs(name)) == 2
         check(case, what, after, done, case.calls())
+    site.wait(site.idle, 20)
+
+
+def test_one_job_for_all(site: Slurm, tmp_path: Path, source: str, good: Good) -> None:
+    """Scheduler, workers and client of one job, with TLS; here without GPUs."""
+    case = Case(tmp_path / "one", source)
+    case.make_fast()
+    text = (DEPLOY / "one_job.sh").read_text()
+    for old, new in (("dask cuda worker", "dask worker"), (" --device-memory-limit 0", "")):
+        assert text.count(old) == 1 or old == "dask cuda worker"
+        text = text.replace(old, new)
+    script = case.folder / "one_job.sh"
+    script.write_text(text)
+    small = ("--gres=none", "--cpus-per-task=2", "--mem=2G", f"--chdir={case.folder}")
+
+    bare = site.submit(*small, str(script), *case.arguments)
+    assert ended(site, bare, 60) == "FAILED"
+    assert "certificates.py" in Path(site.job(bare)["StdOut"]).read_text()
+    assert not case.target.exists()
+
+    subprocess.run([sys.executable, CERTIFICATES, tmp_path / "tls"], check=True)
+    site.environment["DASK_CONFIG"] = str(tmp_path / "tls")
+    number = site.submit(*small, str(script), *case.arguments)
+    said = Path(site.job(number)["StdOut"])
+    assert ended(site, number, 150) == "COMPLETED", said.read_text()
+    assert "listens beyond this machine without TLS" not in said.read_text()
+    assert tree_digest(case.target) == good.digest
     site.wait(site.idle, 20)
 
 

@@ -14,6 +14,7 @@ from jobs import noise, write_source
 
 import isochunk
 from isochunk.cluster.backend import WORKER_SHARE, dask_backend, fit_to_workers
+from isochunk.cluster.devices import ask_devices
 from isochunk.engine.timeouts import Timeouts
 from isochunk.errors import UsageError
 
@@ -68,7 +69,7 @@ def test_tiles_are_made_for_the_least_and_the_log_says_so(
     least = int(WORKER_SHARE * 2 * GIB)
     assert plan.worker_memory_bytes() > least
     with caplog.at_level(logging.WARNING, "isochunk.cluster.backend"):
-        fitted = fit_to_workers(plan, unequal)
+        fitted = fit_to_workers(plan, unequal, ask_devices(plan, unequal))
     assert least / 2 < fitted.worker_memory_bytes() <= least
     assert fitted.stages == plan.stages
     (said,) = [r.getMessage() for r in caplog.records if "workers have" in r.getMessage()]
@@ -77,7 +78,7 @@ def test_tiles_are_made_for_the_least_and_the_log_says_so(
 
 def test_memory_asked_for_goes_before_what_workers_have(unequal: Client, job: isochunk.Job) -> None:
     plan = isochunk.plan(replace(job, memory="16GiB"))
-    assert fit_to_workers(plan, unequal) is plan
+    assert fit_to_workers(plan, unequal, ask_devices(plan, unequal)) is plan
 
 
 def test_workers_in_which_nothing_fits_are_refused_with_what_does(

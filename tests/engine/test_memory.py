@@ -28,6 +28,7 @@ from isochunk.core.limits import MIN_TILE
 from isochunk.core.spec import Intensity, ModelSpec
 from isochunk.core.voxels import Voxels
 from isochunk.errors import PredictionError, UsageError
+from isochunk.models.interface import predict
 from isochunk.models.predictor import TorchPredictor
 from isochunk.models.tiling import SameSizeEngine
 from isochunk.planning.tiles import block_tile, device_tile
@@ -207,16 +208,16 @@ def test_any_limit_gives_the_answer_or_an_error(limit, halo, alignment, corner, 
     smallest = (alignment + 2 * halo) ** 3
     if limit < smallest:
         with pytest.raises(PredictionError, match="that is its smallest"):
-            predictor(source, read, write)
+            predict(predictor, source, read, write)
         assert predictor.tile == (4 * alignment, alignment, alignment) or not predictor.halvings
         return
-    got = predictor(source, read, write)
+    got = predict(predictor, source, read, write)
     along = [np.arange(a, b) for a, b in zip(write.lo, write.hi, strict=True)]
     index = [along[0] // 4 - read.lo[0], along[1] - read.lo[1], along[2] - read.lo[2]]
     np.testing.assert_array_equal(got, source[np.ix_(*index)])
     assert predictor.engine.module.largest <= limit
     halvings = predictor.halvings
-    np.testing.assert_array_equal(predictor(source, read, write), got)
+    np.testing.assert_array_equal(predict(predictor, source, read, write), got)
     assert predictor.halvings == halvings, "the smaller tile is kept"
 
 
@@ -225,7 +226,7 @@ def test_one_shape_only_cannot_be_halved() -> None:
     write = Box.from_shape((32, 8, 8))
     read = predictor.spec.read_box(write)
     with pytest.raises(PredictionError, match="it takes inputs of one shape only"):
-        predictor(noise(read.shape), read, write)
+        predict(predictor, noise(read.shape), read, write)
 
 
 # What a device has
@@ -240,11 +241,11 @@ def test_a_share_of_a_device_that_is_none(job: isochunk.Job, value: str) -> None
 
 def test_tiles_fit_the_device_whatever_the_host_has(job: isochunk.Job) -> None:
     large = replace(job, block="256,256,256", chunk="256,256,256", memory="100GiB")
-    on_host = isochunk.plan(large)
-    made = isochunk.plan(replace(large, device="cuda", memory=on_host.worker_memory_bytes()))
-    assert made.worker_memory_bytes() == (
-        on_host.worker_memory_bytes() - on_host.tile_bytes(on_host.tile)
-    )
+    roomy = isochunk.plan(replace(large, device="cuda"))
+    blocks_alone = roomy.worker_memory_bytes(tile_bytes=0)
+    assert roomy.worker_memory_bytes() == blocks_alone
+    made = isochunk.plan(replace(large, device="cuda", memory=blocks_alone))
+    assert made.depth == roomy.depth
     assert made.tile == block_tile(made), "host memory does not cut what lies on a device"
     sizes = [2**n for n in range(18, 40)]
     tiles = [device_tile(made, size) for size in sizes]

@@ -22,4 +22,4 @@ def predict(model: Interpolation, volume: np.ndarray, bounds: Box, write: Box) -
         reflected(*ends) - ends[2]
         for ends in zip(read.lo, read.hi, bounds.lo, bounds.hi, strict=True)
     ]
-    return model(volume[np.ix_(*index)], read, write)
+    return model.restore(volume[np.ix_(*index)], read, write)

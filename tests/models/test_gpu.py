@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +16,7 @@ from jobs import command, noise, read_all, start, tree_digest, write_source
 
 import isochunk
 from isochunk.api import calibrate
+from isochunk.cluster.devices import ask_devices
 from isochunk.core.voxels import Voxels
 
 pytestmark = [
@@ -107,6 +112,97 @@ def test_memory_of_the_device_runs_out(tmp_path: Path) -> None:
     assert process.returncode == 0, err
     assert err.count("ran out of memory on cuda") == json.loads(out)["tile_halvings"] == 2
     np.testing.assert_array_equal(read_all(f"{tmp_path}/out"), voxels.repeat(4, axis=0))
+
+
+def test_asking_takes_no_memory_of_a_gpu() -> None:
+    code = """
+import torch
+from isochunk.models.gpus import free_bytes, seen_gpus
+seen = seen_gpus()
+assert len(seen.gpus) == torch.cuda.device_count() and seen.torch == torch.__version__
+assert len({gpu.uuid for gpu in seen.gpus}) == len(seen.gpus)
+assert seen.cuda and seen.cudnn and int(seen.cudnn.split(".")[0]) >= 9
+assert not any(torch._C._cuda_hasPrimaryContext(n) for n in range(len(seen.gpus)))
+for n, gpu in enumerate(seen.gpus):
+    assert 0 < free_bytes(n) < gpu.total_bytes
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_gpu_that_is_here_is_found(source: str, tmp_path: Path) -> None:
+    job = isochunk.Job(source=source, target=f"{tmp_path}/plan", model=MODEL)
+    plan = isochunk.plan(job)
+    assert (plan.device, plan.on_gpu) == ("cuda", True)
+    assert not isochunk.plan(replace(job, device="cpu")).on_gpu
+    found = command("run", source, f"{tmp_path}/out", "--model", MODEL, *FLAGS)["device"]
+    assert torch.cuda.get_device_name(0) in found["name"]
+    assert found["torch"] == torch.__version__
+    assert found["cuda"] == torch.version.cuda
+
+
+def test_two_processes_for_each_gpu_share_its_memory(source: str, tmp_path: Path) -> None:
+    count = torch.cuda.device_count()
+    here = run(source, tmp_path / "here", "--device=cuda")
+    shared = run(source, tmp_path / "shared", f"--workers={2 * count}")
+    np.testing.assert_array_equal(here, shared)
+    job = isochunk.Job(source=source, target=f"{tmp_path}/plan", model=MODEL, workers=2 * count)
+    with isochunk.start_cluster("local", 2 * count) as client:
+        devices = ask_devices(isochunk.plan(job), client)
+    assert devices.seating is not None
+    assert {seat.sharing for seat in devices.seating.seats.values()} == {2}
+    total = min(torch.cuda.get_device_properties(n).total_memory for n in range(count))
+    assert devices.device_bytes is not None
+    assert devices.device_bytes <= total * job.device_memory / 2
+
+
+SPOILT = '''
+import os
+from pathlib import Path
+import torch
+
+MARKER = Path({marker!r})
+
+class Spoilt(torch.nn.Module):
+    """Repeats sections; the first process that computes a block reads beyond a tensor's end."""
+
+    factor = (4, 1, 1)
+    halo = (1, 1, 1)
+
+    def forward(self, x):
+        if bool(x.isfinite().all()) and x.is_cuda and x.shape[2:] == (10, 34, 34):
+            try:
+                os.close(os.open(MARKER, os.O_CREAT | os.O_EXCL))
+                MARKER.write_text(str(os.getpid()))
+                x = x + x.flatten()[torch.full((1,), 1 << 40, device=x.device)]
+            except FileExistsError:
+                pass
+        return x.repeat_interleave(4, dim=2)
+
+def make():
+    return Spoilt()
+'''
+
+
+def test_an_error_of_cuda_costs_its_process_and_no_block(tmp_path: Path) -> None:
+    marker = tmp_path / "spoilt"
+    (tmp_path / "spoilt.py").write_text(SPOILT.format(marker=str(marker)))
+    voxels = noise((16, 96, 96))
+    job = isochunk.Job(
+        source=write_source(f"file://{tmp_path}/in", voxels),
+        target=f"{tmp_path}/out",
+        model=f"{tmp_path}/spoilt.py:make",
+        trust=True,
+        device="cuda",
+        chunk="32,32,32",
+        shard="none",
+        block="32,32,32",
+    )
+    with isochunk.start_cluster("local", 2) as client:
+        report = isochunk.run(isochunk.plan(job), client)
+        assert report.complete, report.errors
+        assert report.retries >= 1
+        assert int(marker.read_text()) not in client.run(os.getpid).values()
+    np.testing.assert_array_equal(read_all(job.target), voxels.repeat(4, axis=0))
 
 
 def test_one_worker_a_gpu(source: str, tmp_path: Path) -> None:

@@ -213,7 +213,7 @@ def test_residual_interpolation_is_isochunks_own(name, factor, phase):
     same = SAME.interpolate(x, factor, name, phase)
     torch.testing.assert_close(same.crop(valid.box).data, valid.data)
     spec = interpolation_spec(name, phase).for_factor((factor, 1, 1))
-    wanted = Interpolation(spec)(voxels, x.box, valid.box)
+    wanted = Interpolation(spec).restore(voxels, x.box, valid.box)
     got = valid.data[0, 0].round().clamp(0, 255).numpy()
     assert np.abs(got - wanted).max() <= 1  # float32 there, float64 here
     assert (got == wanted).mean() > 0.99

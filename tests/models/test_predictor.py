@@ -19,6 +19,7 @@ from isochunk.core.geometry import Box, Spacing, cells, target_box, triple
 from isochunk.core.spec import Intensity, LevelSpec, ModelSpec, VolumeSpec
 from isochunk.core.voxels import Voxels
 from isochunk.errors import ModelError, PredictionError, UsageError
+from isochunk.models import interface
 from isochunk.models.checkpoint import Card, save
 from isochunk.models.fsrcnn import FSRCNNConfig
 from isochunk.models.interface import Predictor
@@ -74,7 +75,7 @@ def predictor_of(config, dtype, tile=(64, 64, 64), intensity=None) -> TorchPredi
 
 def predict(predictor: Predictor, volume: Memory, write: Box) -> Voxels:
     read = predictor.spec.read_box(write)
-    return predictor(read_reflected(volume, read), read, write)
+    return interface.predict(predictor, read_reflected(volume, read), read, write)
 
 
 def by_blocks(predictor: Predictor, volume: Memory, whole: Box, block) -> Voxels:
@@ -209,7 +210,9 @@ def test_nan_fails_with_the_box():
 
 def test_too_little_source_is_refused():
     with pytest.raises(UsageError, match="needs source box"):
-        PREDICTOR(np.zeros((2, 8, 8), np.uint8), Box.from_shape((2, 8, 8)), Box((0,) * 3, (8,) * 3))
+        PREDICTOR.stage(
+            np.zeros((2, 8, 8), np.uint8), Box.from_shape((2, 8, 8)), Box((0,) * 3, (8,) * 3)
+        )
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

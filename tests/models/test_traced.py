@@ -21,6 +21,7 @@ from isochunk.core.geometry import Box, cells, reflected, triple
 from isochunk.errors import ModelError
 from isochunk.models import user_model
 from isochunk.models.counting import Recorder
+from isochunk.models.interface import predict
 from isochunk.models.load import Runtime, describe, load
 from isochunk.models.probe import Probe
 from isochunk.models.steps import for_slabs
@@ -57,7 +58,7 @@ def predicted(predictor, source, write: Box):
     index = (
         reflected(lo, hi, 0, n) for lo, hi, n in zip(read.lo, read.hi, source.shape, strict=True)
     )
-    return predictor(source[np.ix_(*index)], read, write)
+    return predict(predictor, source[np.ix_(*index)], read, write)
 
 
 @pytest.mark.parametrize("name", TRACED)

@@ -17,6 +17,7 @@ from plans import volume
 
 from isochunk.core.geometry import Box, triple
 from isochunk.core.job import Job
+from isochunk.core.limits import MAX_DEPTH
 from isochunk.core.spec import Intensity, VolumeSpec
 from isochunk.core.tile_costs import TileCosts
 from isochunk.errors import UsageError
@@ -25,7 +26,7 @@ from isochunk.models.tile_walk import _hollow, _walk
 from isochunk.planning.blocks import Workers, larger_blocks
 from isochunk.planning.make import Inputs, make_plan
 from isochunk.planning.plan import Plan
-from isochunk.planning.tiles import block_macs, tile_steps
+from isochunk.planning.tiles import block_macs, device_tile, tile_steps
 
 GIB = 1 << 30
 NETWORKS = ("fsrcnn-z4", "srunet-z4-small", "srunet-z8-skip", "niiv-z2-10")
@@ -113,6 +114,40 @@ def test_interpolations_and_blocks_asked_for_stay() -> None:
         assert asked.stages[0].block == (512, 256, 512)
 
 
+def test_a_block_in_flight_on_a_gpu_is_counted_on_both_sides() -> None:
+    """Pinned memory is kept in powers of two, and a GPU holds the block as stored."""
+    options = {"shard": "256,256,256", "block": "256,256,256"}
+    host = planned("fsrcnn-z4", Workers(64 * GIB), **options)
+    made = planned("fsrcnn-z4", Workers(64 * GIB, 64 * GIB), device="cuda", **options)
+    read = math.prod(made.model.read_box(Box.from_shape(made.stages[0].block)).shape)
+    assert 2**22 < read < 2**23, "a source box of 64 sections with its halo"
+    assert host.block_bytes() == 2 * read + math.ceil(2**24 * 8 / 7)
+    assert made.block_bytes() == host.block_bytes() + 2**23 + 2**24
+    assert read + 2**24 <= made.block_device_bytes() < read + 2**24 + (2 << 20)
+    assert made.worker_memory_bytes() == (600 << 20) + made.depth * made.block_bytes()
+
+
+@pytest.mark.parametrize("size", [6 << 20, 80 << 20, 200 << 20, GIB, 4 * GIB, 64 * GIB])
+def test_what_lies_on_a_gpu_fits_it(size: int) -> None:
+    made = planned("fsrcnn-z4", Workers(64 * GIB, size), device="cuda", block="256,256,256")
+    used = made.tile_bytes(made.tile) + made.depth * made.block_device_bytes()
+    assert used <= size or (made.depth == 1 and size < 80 << 20), "else the smallest there is"
+    if size >= GIB:
+        assert made.depth == MAX_DEPTH
+    least = replace(made, depth=1)
+    assert device_tile(made, size) == made.tile
+    assert math.prod(device_tile(least, size)) >= math.prod(made.tile)
+
+
+def test_little_host_memory_makes_a_gpus_pipeline_shallow_and_not_its_tile_small() -> None:
+    options = {"device": "cuda", "block": "256,256,256"}
+    roomy = planned("fsrcnn-z4", Workers(64 * GIB, 8 * GIB), **options)
+    needed = (600 << 20) + 2 * roomy.block_bytes()
+    tight = planned("fsrcnn-z4", Workers(needed, 8 * GIB), **options)
+    assert (tight.depth, roomy.depth) == (2, MAX_DEPTH)
+    assert math.prod(tight.tile) >= math.prod(roomy.tile)
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_an_error_names_the_least_memory_that_works(name: str) -> None:
     with pytest.raises(UsageError, match="raise --memory") as refused:
@@ -130,8 +165,8 @@ def test_windows_of_attention_do_not_hide_what_a_slice_costs(side: int) -> None:
     """Its tensors grow by whole windows of 64 pixels, and not with every voxel of a tile."""
     one, tile = Fraction(1), (side, 1, side)
     spec = examined("a2i-z2-10").spec.for_factor((Fraction(5), one, one))
-    hollow = _hollow(examined("a2i-z2-10").engine(spec))  # type: ignore[misc]
-    walk, found = _walk(hollow, Box.from_shape(tile), torch.float32), costs("a2i-z2-10", 5)
+    hollow = _hollow(examined("a2i-z2-10").engine(spec), torch.float32)  # type: ignore[misc]
+    walk, found = _walk(hollow, Box.from_shape(tile)), costs("a2i-z2-10", 5)
     got = found.of(tile)
     assert got.macs == pytest.approx(sum(walk.macs), rel=0.1)
     assert got.bytes == pytest.approx(np.cumsum(walk.bytes).max(), rel=0.1)
@@ -145,10 +180,10 @@ def test_costs_are_those_of_a_walk(name: str) -> None:
     step = tile_steps(spec)
     tiles = [triple(n * s for n, s in zip(m, step, strict=True)) for m in ((3, 5, 7), (9, 4, 6))]
     tiles.append(triple(-(-n // s) * s for n, s in zip((128, 160, 96), step, strict=True)))
-    hollow = _hollow(examined(name).engine(spec))  # type: ignore[misc]
+    hollow = _hollow(examined(name).engine(spec), torch.float32)  # type: ignore[misc]
     found = costs(name, 4)
     for number, tile in enumerate(tiles):
-        walk = _walk(hollow, Box.from_shape(tile), torch.float32)
+        walk = _walk(hollow, Box.from_shape(tile))
         got = found.of(tile)
         alive = max(np.cumsum(walk.bytes))
         assert got.macs == pytest.approx(sum(walk.macs), rel=1e-9)
