@@ -29,25 +29,23 @@ SMALL = 20480
 def convolved(
     x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[int] = (0, 0, 0)
 ) -> Tensor:
-    """Convolve in 3D; 1x1x1 kernels as a matrix product, 7x faster on a CPU for one map.
-
-    Computes in the weights' number format.
-    """
+    """Convolve in 3D, in the weights' number format."""
     x = x.to(weight.dtype)
+    most, maps = most_elements(x), weight.shape[0]
+    if most is None or padding[0] or max(x.shape[1], maps) * x[:, 0].numel() <= most:
+        return _convolved(x, weight, bias, padding)
+    return convolved_in_slabs(
+        lambda part: _convolved(part, weight, bias, padding), x, maps, weight.shape[2], most
+    )
+
+
+def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[int]) -> Tensor:
+    """Convolve; 1x1x1 kernels as a matrix product, 7x faster on a CPU for one map."""
     if weight.shape[2:] == ONES and not any(padding):
         return functional.linear(x.movedim(1, -1), weight.flatten(1), bias).movedim(-1, 1)
     if left_to_slow_code(x):
         return torch.mkldnn_convolution(*laid_out(x, weight, bias), padding, ONES, ONES, 1)
-    most, maps = most_elements(x), weight.shape[0]
-    if most is None or padding[0] or max(x.shape[1], maps) * x[:, 0].numel() <= most:
-        return functional.conv3d(x, weight, bias, padding=padding)
-    return convolved_in_slabs(
-        lambda part: functional.conv3d(part, weight, bias, padding=padding),
-        x,
-        maps,
-        weight.shape[2],
-        most,
-    )
+    return functional.conv3d(x, weight, bias, padding=padding)
 
 
 def transposed(

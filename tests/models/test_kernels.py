@@ -93,7 +93,7 @@ def counting_little(monkeypatch):
         return noted
 
     monkeypatch.setattr(kernels, "most_elements", lambda x: MOST)
-    for name in ("conv3d", "conv_transpose3d", "max_pool3d"):
+    for name in ("conv3d", "linear", "conv_transpose3d", "max_pool3d"):
         monkeypatch.setattr(functional, name, noting(getattr(functional, name)))
     return seen
 
@@ -102,7 +102,7 @@ MOST = 8000
 
 
 @pytest.mark.parametrize("innermost", [True, False])
-@pytest.mark.parametrize("kernel", [(3, 3, 3), (1, 3, 2), (4, 2, 2)])
+@pytest.mark.parametrize("kernel", [(3, 3, 3), (1, 3, 2), (4, 2, 2), (1, 1, 1)])
 def test_large_tensors_are_convolved_in_slabs(counting_little, kernel, innermost):
     x, weight, bias = drawn(1, 3, 61, 11, 9), drawn(5, 3, *kernel), drawn(5)
     if innermost:
