@@ -93,7 +93,8 @@ class TorchPredictor:
             upload = self.transfers.upload(source)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
-                raise device_error(error, self.device) from error
+                check_device(error, self.device)
+                raise
             upload = None
         return StagedBlock(self, source, read, write, upload)
 
@@ -110,7 +111,8 @@ class TorchPredictor:
                     return self._by_tiles(block)
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
-                    raise device_error(error, self.device) from error
+                    check_device(error, self.device)
+                    raise
                 said = str(error).partition("\n")[0]
             # Leaving the clause freed the tensors that the traceback held.
             self._halve(block.write, said)
@@ -259,7 +261,8 @@ class LaunchedBlock:
         try:
             voxels, finite = self.download.wait()
         except RuntimeError as error:
-            raise device_error(error, predictor.device) from error
+            check_device(error, predictor.device)
+            raise
         for want, known in zip(self.checked, finite, strict=True):
             if not known:
                 raise PredictionError(
@@ -288,15 +291,15 @@ def out_of_memory(error: Exception) -> bool:
     return known or _NO_MEMORY.search(str(error)) is not None
 
 
-def device_error(error: Exception, device: torch.device) -> Exception:
-    """Return what an error of CUDA means; any other error as it is.
+def check_device(error: Exception, device: torch.device) -> None:
+    """Look whether an error means that the device is lost; other errors are the caller's.
 
-    After most of them no call to CUDA of this process succeeds.
+    Raises:
+        DeviceError: it is CUDA's: after most of them no call to it of this process succeeds.
     """
-    if "CUDA error: " not in str(error):
-        return error
-    first = str(error).partition("\n")[0]
-    return DeviceError(f"{device} is lost to process {os.getpid()}: {first}")
+    if "CUDA error: " in str(error):
+        first = str(error).partition("\n")[0]
+        raise DeviceError(f"{device} is lost to process {os.getpid()}: {first}") from error
 
 
 def set_arithmetic(device: torch.device, precision: Precision) -> None:
