@@ -160,8 +160,11 @@ def test_overflow_in_half_precision_is_named():
 def test_a_gpu_has_a_number(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert device_of("cuda") == device_of("auto") == torch.device("cuda", 1)
     assert device_of("cuda:0") == torch.device("cuda", 0)
+    with pytest.raises(ModelError, match=r"sees 2 GPU\(s\)"):
+        device_of("cuda:2")
     assert device_of("cpu") == torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert device_of("auto") == torch.device("cpu")
