@@ -25,6 +25,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ from isochunk.engine import audit as audits
 from isochunk.engine import opened
 from isochunk.engine.auditor import Auditor, open_auditor
 from isochunk.engine.holes import Hole
-from isochunk.models.interface import Predictor
+from isochunk.models.interface import Launched, Predictor, Staged
 from isochunk.planning import plan as planning
 from isochunk.planning.block import Block
 from isochunk.storage.open import create_volume
@@ -78,11 +79,22 @@ class Sleeper:
     def spec(self) -> ModelSpec:
         return self.inner.spec
 
-    def __call__(self, source: Voxels, read: Box, write: Box) -> Voxels:
+    def stage(self, source: Voxels, read: Box, write: Box) -> SleepingBlock:
+        return SleepingBlock(self.inner.stage(source, read, write), self.seconds)
+
+
+@dataclass(frozen=True)
+class SleepingBlock:
+    """A block whose computing takes its time."""
+
+    inner: Staged
+    seconds: float
+
+    def launch(self) -> Launched:
         # The comparison of seams after the run is not what is simulated.
         if threading.current_thread().name.startswith("isochunk-compute"):
             time.sleep(self.seconds)
-        return self.inner(source, read, write)
+        return self.inner.launch()
 
 
 class SleepingAuditor(Auditor):

@@ -21,6 +21,6 @@ def test_a_block_of_128(benchmark: Any, name: str, factor: Fraction) -> None:
     write = Box.from_shape((128, 128, 128))
     read = model.spec.read_box(write)
     source = np.random.default_rng(0).integers(0, 256, read.shape, "uint8")
-    result = benchmark(model, source, read, write)
+    result = benchmark(model.restore, source, read, write)
     assert result.shape == write.shape
     benchmark.extra_info["voxels"] = write.size
