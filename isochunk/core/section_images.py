@@ -8,7 +8,8 @@ correlation takes one image, and counts frequencies that hold noise alone as muc
 from __future__ import annotations
 
 import math
-from typing import TypeAlias
+from collections.abc import Iterator
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,14 +39,25 @@ def tissue_of(windows: Voxels) -> Mask:
 
     That is everywhere but in voxels of 0, as padding and missing tiles are stored, and in areas of
     one grey level (saturated, painted over, empty resin as some pipelines write it): voxels that
-    equal all four neighbours. Single saturated voxels are tissue.
+    equal all four neighbours, and those neighbours. Single saturated voxels are tissue.
     """
-    padded = np.pad(windows, ((0, 0), (1, 1), (1, 1)), mode="edge")
-    flat = padded[:, 2:, 1:-1] == windows
-    for neighbour in (padded[:, :-2, 1:-1], padded[:, 1:-1, 2:], padded[:, 1:-1, :-2]):
+    flat = np.ones(windows.shape, bool)
+    for neighbour in _neighbours(windows):
         flat &= neighbour == windows
-    mask: Mask = ~flat & (windows != 0)
+    rim = flat.copy()
+    for neighbour in _neighbours(flat):
+        rim |= neighbour
+    mask: Mask = ~rim & (windows != 0)
     return mask
+
+
+def _neighbours(windows: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """Yield what lies above, below, left and right of each voxel; edges are repeated."""
+    padded = np.pad(windows, ((0, 0), (1, 1), (1, 1)), mode="edge")
+    yield padded[:, :-2, 1:-1]
+    yield padded[:, 2:, 1:-1]
+    yield padded[:, 1:-1, :-2]
+    yield padded[:, 1:-1, 2:]
 
 
 def pooled(windows: Voxels, mask: Mask, by: int) -> tuple[Grey, Mask]:

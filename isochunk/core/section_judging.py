@@ -15,7 +15,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from isochunk.core.section_profile import LAGS, SectionProfile
+from isochunk.core.section_profile import SectionProfile
 from isochunk.core.sections import Section
 
 Numbers: TypeAlias = NDArray[np.float64]
@@ -43,8 +43,8 @@ LEAST_SHIFT, LEAST_SHIFT_READ = 1.5, 0.25
 is aligned by whole pixels, as slices of an ion beam often are, has displacements of 1."""
 LEAST_SECTIONS = 5
 """Sections with tissue below which there is nothing usual."""
-LEAST_TILES = 4
-"""Tiles in which contrast must be comparable."""
+LEAST_TILES = 8
+"""Tiles in which contrast must be comparable: fewer do not tell how much they scatter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ def judge_sections(
     padding = tuple(p.z for p in profiles if not first <= p.z <= last)
     if len(used) >= LEAST_SECTIONS:
         lost |= _half_blank(used)
-        lost |= _damaged(used)
+        lost |= _damaged(profiles)
     good = [p for p in used if p.z not in lost]
     return Findings(
         tuple(Section(z, lost=True, why=why) for z, why in sorted(lost.items())),
@@ -131,9 +131,9 @@ def _half_blank(used: Sequence[SectionProfile]) -> dict[int, str]:
     return found
 
 
-def _damaged(used: Sequence[SectionProfile]) -> dict[int, str]:
+def _damaged(profiles: Sequence[SectionProfile]) -> dict[int, str]:
     """Find sections that do not agree with their neighbours as these do with each other."""
-    table = np.array([(*p.before, *[math.nan] * (LAGS - len(p.before))) for p in used])
+    table = np.array([p.before for p in profiles])
     usual = np.stack([_around(column, AROUND) for column in table.T], 1)
     spread = np.array([_spread(column) for column in (table - usual).T])
     low = (table < AGREES * usual) & (table < usual - UNUSUAL * spread)
@@ -141,20 +141,22 @@ def _damaged(used: Sequence[SectionProfile]) -> dict[int, str]:
     clear = usual > 2 * spread
     found: dict[int, str] = {}
     i = 1
-    while i < len(used) - 1:
-        if i + 2 < len(used) and _swapped(table, usual, i):
+    while i < len(profiles) - 1:
+        if i + 2 < len(profiles) and _swapped(table, usual, i):
             for one, other in ((i, i + 1), (i + 1, i)):
-                found[used[one].z] = f"seems to have changed places with section {used[other].z}"
+                found[profiles[one].z] = (
+                    f"seems to have changed places with section {profiles[other].z}"
+                )
             i += 2
         elif low[i, 0] and low[i + 1, 0] and near[i + 1, 1]:
             with_them, between = max(table[i, 0], table[i + 1, 0]), table[i + 1, 1]
-            found[used[i].z] = (
+            found[profiles[i].z] = (
                 f"agrees {with_them:.2f} with its neighbours, usual is {usual[i, 0]:.2f}; "
                 f"they agree {between:.2f} with each other"
             )
             i += 1
         elif (
-            i + 2 < len(used)
+            i + 2 < len(profiles)
             and low[i, 0]
             and low[i + 2, 0]
             and low[i + 1, 1]
@@ -163,7 +165,7 @@ def _damaged(used: Sequence[SectionProfile]) -> dict[int, str]:
             and clear[i + 2, 2]
         ):
             for one, link in ((i, i), (i + 1, i + 2)):
-                found[used[one].z] = (
+                found[profiles[one].z] = (
                     f"agrees {table[link, 0]:.2f} with the section beside this pair, usual is "
                     f"{usual[link, 0]:.2f}; those on its sides agree {table[i + 2, 2]:.2f}"
                 )
@@ -195,8 +197,8 @@ def _correction(good: Sequence[SectionProfile], i: int, suspects: set[int]) -> S
     """Return what makes the contrast of a section that of those beside it; None if it is so.
 
     Structures change one tile or another; illumination and staining change all of them. How much
-    the tiles disagree on the change says how much of it structures explain. A gain changes noise
-    and fine detail as well, which blur and added noise do not.
+    the tiles disagree on the change says how much of it structures explain. A gain changes steps
+    between pixels as much as contrast; blur changes them more, and noise the other way.
     """
     own = good[i]
     near = [j for j in range(max(0, i - BESIDE), min(len(good), i + BESIDE + 1)) if j != i]
@@ -205,7 +207,7 @@ def _correction(good: Sequence[SectionProfile], i: int, suspects: set[int]) -> S
     means, deviations = np.array(own.tile_means), np.array(own.tile_deviations)
     means_beside = np.array([p.tile_means for p in beside])
     enough = (deviations > 0) & (np.sum(~np.isnan(means_beside), 0) > len(beside) / 2)
-    if np.count_nonzero(enough) < LEAST_TILES:
+    if np.count_nonzero(enough) < LEAST_TILES or not own.roughness > 0:
         return None
     usual = np.nanmedian(means_beside[:, enough], 0)
     contrast = float(np.median([p.deviation for p in beside]))
@@ -213,8 +215,8 @@ def _correction(good: Sequence[SectionProfile], i: int, suspects: set[int]) -> S
     moved = abs(change) > max(LEAST_OFFSET * contrast, CERTAIN * error)
     ratios = np.nanmedian(np.array([p.tile_deviations for p in beside])[:, enough], 0)
     stretch, error = _common(np.log(np.maximum(ratios, 1e-6) / deviations[enough]))
-    fine = math.log(contrast / own.deviation)
-    alike = abs(fine - stretch) < max(LEAST_GAIN / 2, abs(stretch) / 4)
+    fine = math.log(float(np.median([p.roughness for p in beside])) / own.roughness)
+    alike = abs(fine - stretch) < max(LEAST_GAIN, abs(stretch) / 2)
     stretched = abs(stretch) > max(LEAST_GAIN, CERTAIN * error) and alike
     if not moved and not stretched:
         return None
@@ -248,7 +250,7 @@ def _displaced(
     limit = max(LEAST_SHIFT, LEAST_SHIFT_READ * max(pixel), CERTAIN * spread)
     return tuple(
         Shift(used[i + 1].z, float(rest[i, 0]), float(rest[i, 1]))
-        for i in np.flatnonzero(length > limit)
+        for i in np.flatnonzero(length > limit).tolist()
     )
 
 

@@ -21,6 +21,7 @@ from isochunk.core.section_images import (
     NOWHERE,
     Grey,
     Mask,
+    Waves,
     correlation,
     detail_of,
     pooled,
@@ -34,6 +35,8 @@ LAGS = 3
 """Sections before it with which one is compared: bridges two lost ones in a row."""
 TILES = 4
 """Tiles along each side of a section whose contrast is measured one by one."""
+UNLINKED = (math.nan,) * LAGS
+"""The correlations of a section that is compared with none."""
 LEAST_TISSUE = 0.004
 """Share of tissue below which a section is blank and compared with none."""
 
@@ -54,14 +57,16 @@ class SectionProfile:
     """Mean of the tissue in grey levels."""
     deviation: float
     """Standard deviation of the tissue in grey levels, noise included."""
+    roughness: float
+    """Root mean square of the step from a voxel of tissue to the next along x, in grey levels."""
     tile_means: tuple[float, ...]
     """Means of the tissue tile by tile."""
     tile_deviations: tuple[float, ...]
     """Standard deviations of the means of pixels tile by tile."""
     before: tuple[float, ...]
-    """Correlation with the section before, the one before that, and so on; blank ones left out."""
+    """Correlation with the section before, the one before that, and so on; NaN with blank ones."""
     shift: tuple[float, float]
-    """How far y and x it lies from the section before, in its pixels; blank ones left out."""
+    """How far y and x it lies from the section before, in its pixels."""
 
     @property
     def blank(self) -> bool:
@@ -80,43 +85,54 @@ def profile_sections(
         pool: pixels along each side of a square whose mean is compared: about as many as a section
             is thick.
     """
-    recent: deque[tuple[Grey, Mask]] = deque(maxlen=LAGS)
-    waves = None
+    recent: deque[tuple[Grey, Mask] | None] = deque(maxlen=LAGS)
+    waves: Waves | None = None
     for z, voxels in sections:
         windows = voxels.reshape(-1, *voxels.shape[-2:])
         mask = tissue_of(windows)
         means, inside = pooled(windows, mask, pool)
-        tissue = windows[mask].astype(np.float64)
-        mean, deviation = (
-            (float(tissue.mean()), float(tissue.std())) if tissue.size else (math.nan, math.nan)
-        )
+        levels = _levels(windows, mask)
         tiles = _tiles(means, inside)
         shares = (
-            tissue.size / windows.size,
+            float(np.mean(mask)),
             float(np.mean(windows == 0)),
             float(np.mean(windows == np.iinfo(windows.dtype).max)),
         )
         if shares[0] < LEAST_TISSUE:
-            yield SectionProfile(z, *shares, mean, deviation, *tiles, (), NOWHERE)
+            recent.appendleft(None)
+            waves = None
+            yield SectionProfile(z, *shares, *levels, *tiles, UNLINKED, NOWHERE)
             continue
-        before, waves = waves, waves_of(windows, mask, mean)
+        before, waves = waves, waves_of(windows, mask, levels[0])
         y, x = windows.shape[1:]
         shift = NOWHERE if before is None else shift_between(before, waves, (y, x), pool / 2)
         image = (detail_of(means, inside), inside)
         links = _links(recent, image, shift, pool)
         recent.appendleft(image)
-        yield SectionProfile(z, *shares, mean, deviation, *tiles, links, shift)
+        yield SectionProfile(z, *shares, *levels, *tiles, links, shift)
+
+
+def _levels(windows: Voxels, mask: Mask) -> tuple[float, float, float]:
+    """Return mean, deviation and roughness of the tissue."""
+    tissue = windows[mask].astype(np.float64)
+    both = mask[..., 1:] & mask[..., :-1]
+    if not both.any():
+        return math.nan, math.nan, math.nan
+    steps = windows[..., 1:][both].astype(np.float64) - windows[..., :-1][both]
+    return float(tissue.mean()), float(tissue.std()), math.sqrt(float(np.mean(steps * steps)))
 
 
 def _links(
-    recent: deque[tuple[Grey, Mask]],
+    recent: deque[tuple[Grey, Mask] | None],
     image: tuple[Grey, Mask],
     shift: tuple[float, float],
     pool: int,
 ) -> tuple[float, ...]:
     """Correlate a section with those before it, the nearest one also where the shift puts it."""
-    links = [correlation(other, image) for other in recent]
-    if links and not math.isnan(shift[0]):
+    links = list(UNLINKED)
+    for lag, other in enumerate(recent):
+        links[lag] = math.nan if other is None else correlation(other, image)
+    if recent and recent[0] is not None and not math.isnan(shift[0]):
         y, x = (round(s / pool) for s in shift)
         if (y, x) != (0, 0):
             links[0] = float(np.fmax(links[0], correlation(recent[0], image, (y, x))))
