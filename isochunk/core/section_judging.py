@@ -30,6 +30,8 @@ DRIFT = 3
 """Steps on either side that say how structures drift there."""
 PART = 0.75
 """Tissue left, over that on either side, below which a section is half blank."""
+MOSTLY = 0.9
+"""Share of a blank section that says what it is."""
 AGREES = 0.7
 """Agreement, over the usual one, below which two sections do not agree."""
 UNUSUAL, CERTAIN = 3.0, 5.0
@@ -112,9 +114,9 @@ def judge_sections(
 
 
 def _blank(profile: SectionProfile) -> str:
-    if profile.black > 1 / 2:
+    if profile.black > MOSTLY:
         return f"{profile.black:.0%} black"
-    if profile.saturated > 1 / 2:
+    if profile.saturated > MOSTLY:
         return f"{profile.saturated:.0%} saturated"
     return "one grey level"
 
@@ -207,7 +209,8 @@ def _correction(good: Sequence[SectionProfile], i: int, suspects: set[int]) -> S
     means, deviations = np.array(own.tile_means), np.array(own.tile_deviations)
     means_beside = np.array([p.tile_means for p in beside])
     enough = (deviations > 0) & (np.sum(~np.isnan(means_beside), 0) > len(beside) / 2)
-    if np.count_nonzero(enough) < LEAST_TILES or not own.roughness > 0:
+    rough = float(np.median([p.roughness for p in beside]))
+    if np.count_nonzero(enough) < LEAST_TILES or not min(own.roughness, rough) > 0:
         return None
     usual = np.nanmedian(means_beside[:, enough], 0)
     contrast = float(np.median([p.deviation for p in beside]))
@@ -215,7 +218,7 @@ def _correction(good: Sequence[SectionProfile], i: int, suspects: set[int]) -> S
     moved = abs(change) > max(LEAST_OFFSET * contrast, CERTAIN * error)
     ratios = np.nanmedian(np.array([p.tile_deviations for p in beside])[:, enough], 0)
     stretch, error = _common(np.log(np.maximum(ratios, 1e-6) / deviations[enough]))
-    fine = math.log(float(np.median([p.roughness for p in beside])) / own.roughness)
+    fine = math.log(rough / own.roughness)
     alike = abs(fine - stretch) < max(LEAST_GAIN, abs(stretch) / 2)
     stretched = abs(stretch) > max(LEAST_GAIN, CERTAIN * error) and alike
     if not moved and not stretched:
