@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from isochunk.core.geometry import Box, Spacing
 from isochunk.core.job import Job
+from isochunk.core.sections import SectionTable
 from isochunk.engine.timeouts import Timeouts
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
         audit,
         calibrate,
         estimate_cost,
+        inspect,
         isotropic,
         load_model,
         open,
@@ -29,11 +31,13 @@ __version__ = "0.1.0"
 __all__ = [
     "Box",
     "Job",
+    "SectionTable",
     "Spacing",
     "Timeouts",
     "audit",
     "calibrate",
     "estimate_cost",
+    "inspect",
     "isotropic",
     "load_model",
     "open",

@@ -9,15 +9,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from isochunk.cluster.spec import WORDS
-from isochunk.core.geometry import Spacing
+from isochunk.core.geometry import Box, Spacing
 from isochunk.core.job import Job, RunOptions, change
-from isochunk.core.text_forms import read_spacing
+from isochunk.core.text_forms import read_box, read_spacing
 from isochunk.engine import calibrate as calibration
 from isochunk.engine import target as records
 from isochunk.engine.audit import AuditReport, AuditWatch, LocalAudit, audit_target
 from isochunk.engine.auditor import AuditPool, open_auditor, readers
 from isochunk.engine.cost import Calibration, Estimate, estimate, read_prices
 from isochunk.engine.events import EventLog
+from isochunk.engine.inspection import Inspection, inspect_volume
 from isochunk.engine.local import LocalBackend
 from isochunk.engine.loop import Backend, Recorder, execute
 from isochunk.engine.opened import open_job
@@ -57,6 +58,33 @@ def open(url: str, endpoint_url: str | None = None, spacing: Spacing | str | Non
     """
     size = None if spacing is None else read_spacing(spacing, "spacing")
     return open_volume(url, Access(endpoint_url=endpoint_url, spacing=size))
+
+
+def inspect(
+    source: str,
+    box: Box | str | None = None,
+    level: int | None = None,
+    endpoint_url: str | None = None,
+    spacing: Spacing | str | None = None,
+) -> Inspection:
+    """Find sections that are lost, uneven or displaced; each is read coarsely, nothing is written.
+
+    Args:
+        source: a path or URL.
+        box: source voxels to look at; None for all.
+        level: level of the source to read; None for the finest whose sections are small.
+        endpoint_url: as for :func:`open`.
+        spacing: as for :func:`open`.
+
+    Returns:
+        What was found; ``inspection.table`` is the :class:`~isochunk.SectionTable`.
+
+    Raises:
+        UsageError: the source, the box or the level cannot be read.
+        StorageError: storage failed.
+    """
+    where = None if box is None else read_box(box, "box")
+    return inspect_volume(open(source, endpoint_url, spacing), where, level)
 
 
 def plan(job: Job) -> Plan:

@@ -5,7 +5,14 @@ from __future__ import annotations
 import argparse
 
 import isochunk
-from isochunk.cli.options import DONE, Command, Result, add_fields
+from isochunk.cli.options import (
+    DONE,
+    Command,
+    Result,
+    access_arguments,
+    add_fields,
+    given,
+)
 from isochunk.core.job import Job
 
 
@@ -22,6 +29,27 @@ def info(options: argparse.Namespace) -> Result:
     return volume.spec.summary(), DONE
 
 
+def inspect_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``isochunk inspect``."""
+    parser.add_argument("source")
+    parser.add_argument("--out", metavar="FILE", help="section table to write, TOML to be edited")
+    parser.add_argument("--level", type=int, help="level to read; default: the finest small one")
+    add_fields(parser, Job, ("box", "source_spacing", "timeout_s", "requests"))
+
+
+def inspect(options: argparse.Namespace) -> Result:
+    """``isochunk inspect``."""
+    from isochunk.engine.inspection import inspect_volume
+    from isochunk.storage.access import Access
+    from isochunk.storage.open import open_volume
+
+    volume = open_volume(options.source, Access(**access_arguments(options)))
+    found = inspect_volume(volume, given(options, Job, ("box",)).get("box"), options.level)
+    if options.out is not None:
+        found.write(options.out)
+    return found.summary(), DONE
+
+
 def models(options: argparse.Namespace) -> Result:
     """``isochunk models``."""
     from isochunk.models.interpolation import INTERPOLATIONS, interpolation_spec
@@ -34,5 +62,6 @@ def models(options: argparse.Namespace) -> Result:
 
 COMMANDS = (
     Command("info", "what a volume is", info_arguments, info),
+    Command("inspect", "lost, uneven and displaced sections", inspect_arguments, inspect),
     Command("models", "the models that are shipped", lambda _: None, models),
 )

@@ -64,6 +64,7 @@ RUN = {
 }
 BLOCKS = {"total", "done", "resumed", "empty", "failed"}
 AUDIT = {"complete", "expected", "missing", "corrupt"}
+INSPECT = {"url", "sections", "level", "bytes_read", "lost", "corrected", "shifts", "suggestion"}
 MODELS = {
     "name",
     "arch",
@@ -103,6 +104,24 @@ def test_info(run: Command, source: str) -> None:
     assert "shape: 9, 64, 70\n" in out
     assert "shard: -\n" in out
     assert err == ""
+
+
+def test_inspect(run: Command, tmp_path: Path) -> None:
+    voxels = np.repeat(noise((1, 64, 70)), 9, 0)
+    voxels[3] = 0
+    source = write_source(f"file://{tmp_path}/in", voxels, offset=(2, 4, -6))
+    told = run("inspect", source, f"--out={tmp_path}/sections.toml")
+    assert told.keys() == INSPECT
+    assert (told["url"], told["sections"], told["level"]) == (source, 9, 0)
+    assert told["bytes_read"] == voxels.size
+    assert (told["lost"], told["corrected"], told["shifts"]) == ([5], [], [])
+    assert told["suggestion"].keys() == {"degradation", "factor", "reason"}
+    table = isochunk.SectionTable.parse(Path(f"{tmp_path}/sections.toml").read_text())
+    assert [(s.z, s.lost, s.why) for s in table.sections] == [(5, True, "100% black")]
+    table.check_source(source)
+    assert run("inspect", source, "--box=6:11,4:68,-6:64", "--level=0")["sections"] == 5
+    assert "level 1" in run("inspect", source, "--level=1", code=2)["error"]
+    assert "lost: 5\n" in run.text("inspect", source)[0]
 
 
 def test_plan_run_status_audit_repair(run: Command, source: str, tmp_path: Path) -> None:

@@ -1,0 +1,150 @@
+"""Damage made on purpose is found, and nothing else is: the table of docs/real-volumes.md."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import inspect_sections
+import numpy as np
+import pytest
+from inspect_sections import EVERY, KINDS, Kind, clipped, judge, medulla, score
+
+from isochunk.core.geometry import Box
+from isochunk.core.section_judging import Findings
+from isochunk.core.synthetic import synthetic_pair
+from isochunk.storage.open import open_volume
+
+LEAST = {
+    "a wedge of a quarter replaced": 0.0,
+    "two in a row replaced": 0.0,
+    "noise of 60 grey levels": 0.0,
+    "blur of 4 pixels": 0.0,
+    "gain 0.92, around the mean": 0.0,
+    "gain 0.85, around the mean": 0.5,
+    "8 grey levels brighter": 0.5,
+    "displaced by 1 pixel": 0.0,
+    "displaced by 2 pixels": 0.0,
+}
+"""Share of hits in the smaller cube; of the other kinds every one is found."""
+
+
+@pytest.fixture(scope="session")
+def cube(shared_data: Path) -> np.ndarray:
+    """62 sections of 250 x 250 pixels, means of four."""
+    return medulla(250)
+
+
+@pytest.fixture(scope="session")
+def synthetic() -> np.ndarray:
+    """Tissue that is there without the real volumes."""
+    return synthetic_pair((30, 224, 224), 4, seed=3)[0]
+
+
+def named(found: Findings) -> list[object]:
+    return [*found.lost, *found.corrected, *found.shifts]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_damage_to_real_tissue(cube: np.ndarray, kind: Kind) -> None:
+    found = score(kind, cube)
+    assert found.damaged >= 6
+    assert found.hits >= LEAST.get(kind.name, 1.0) * found.damaged
+    assert found.false_alarms == 0
+    if kind.name.startswith(("blur", "noise")):  # no gain mends them
+        assert found.otherwise == 0
+
+
+EVIDENT = [
+    kind
+    for kind in KINDS
+    if kind.name.startswith(("blank", "saturated", "half", "changed", "12 grey", "displaced by 4"))
+]
+
+
+@pytest.mark.parametrize("kind", EVIDENT, ids=lambda kind: kind.name)
+def test_damage_to_synthetic_tissue(synthetic: np.ndarray, kind: Kind) -> None:
+    found = score(kind, synthetic)
+    assert (found.hits, found.false_alarms) == (found.damaged, 0)
+
+
+def test_two_in_a_row_where_sections_three_apart_agree(shared_data: Path) -> None:
+    volume = open_volume(f"{shared_data}/medulla_fibsem_250.ome.zarr")
+    native = volume.read(Box.from_shape((60, 160, 160)))
+    (kind,) = (kind for kind in KINDS if kind.name == "two in a row replaced")
+    places = range(inspect_sections.FIRST, 56, 2 * EVERY)
+    for z in places:
+        kind.damage(native, z, np.random.default_rng(0))
+    found = judge(native, 1)
+    assert {s.z for s in found.lost} == {z + i for z in places for i in range(2)}
+
+
+@pytest.mark.parametrize("name", ["medulla_fibsem_250", "medulla_fibsem_448"])
+@pytest.mark.parametrize("how", ["avg", "skip", "native"])
+def test_nothing_is_found_in_clean_cubes(shared_data: Path, name: str, how: str) -> None:
+    volume = open_volume(f"{shared_data}/{name}.ome.zarr")
+    deep, wide = (90, 160) if how == "native" else (248, 250)
+    lo = volume.spec.box.lo
+    voxels = volume.read(Box.from_shape((deep, wide, wide), lo))
+    if how == "avg":
+        voxels = clipped(voxels.reshape(-1, 4, wide, wide).mean(1))
+    elif how == "skip":
+        voxels = voxels[::4]
+    assert named(judge(voxels, 1 if how == "native" else 4)) == []
+
+
+def test_nothing_is_found_in_synthetic_tissue(synthetic: np.ndarray) -> None:
+    assert named(judge(synthetic)) == []
+
+
+def test_no_lost_section_is_invented_in_real_serial_sections(shared_data: Path) -> None:
+    volume = open_volume(f"{shared_data}/vnc_sstem")
+    assert judge(volume.read(volume.spec.box), 10).lost == ()
+
+
+def test_padding_is_neither_lost_nor_a_measure(cube: np.ndarray) -> None:
+    """Tissue that fills a slanted tenth of the volume, and no section at its ends."""
+    rows, columns = np.mgrid[: cube.shape[1], : cube.shape[2]]
+    padded = cube.copy()
+    for z, section in enumerate(padded):
+        section[(rows + 2 * z > 200) | (columns > 110)] = 0
+    padded[:5] = 0
+    padded[55:] = 0
+    assert np.mean(padded > 0) < 0.25
+    clean = judge(padded)
+    assert named(clean) == []
+    assert clean.padding == (*range(5), *range(55, 62))
+    padded[30] = 0
+    padded[20][padded[20] > 0] = 140
+    found = judge(padded)
+    assert [(s.z, s.why) for s in found.lost] == [(20, "one grey level"), (30, "100% black")]
+    assert named(found) == list(found.lost)
+
+
+def test_a_correction_gives_the_contrast_beside_it(cube: np.ndarray) -> None:
+    changed = cube.copy()
+    changed[30] = clipped((cube[30] - 130.0) * 0.8 + 150)
+    (section,) = judge(changed).corrected
+    assert section.z == 30
+    mended = section.gain * changed[30] + section.offset
+    beside = cube[[28, 29, 31, 32]]
+    assert mended.mean() == pytest.approx(beside.mean(), abs=2.5)
+    assert mended.std() == pytest.approx(beside.std(), rel=0.05)
+    assert section.why.startswith("contrast: mean 149 beside 130")
+
+
+def test_too_few_sections_tell_nothing_but_blank_ones(cube: np.ndarray) -> None:
+    few = cube[:4].copy()
+    few[2] = 0
+    found = judge(few)
+    assert [s.z for s in found.lost] == [2]
+    assert named(found) == list(found.lost)
+    assert judge(np.zeros((3, 64, 64), np.uint8)) == Findings((), (), (), (0, 1, 2))
+
+
+def test_changed_places_are_told_with_the_other(cube: np.ndarray) -> None:
+    swapped = cube.copy()
+    swapped[[20, 21]] = swapped[[21, 20]]
+    assert [(s.z, s.why) for s in judge(swapped).lost] == [
+        (20, "seems to have changed places with section 21"),
+        (21, "seems to have changed places with section 20"),
+    ]
