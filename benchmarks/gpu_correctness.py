@@ -263,13 +263,11 @@ def with_less_memory(case: Case, predictor: TorchPredictor) -> NDArray[np.int64]
 
 
 @dataclass(slots=True)
-class Heard:
-    """An engine whose last answer is kept, as it is before it is rounded."""
+class Around:
+    """An engine that is as another, but for its answers."""
 
     engine: Engine
     """What answers."""
-    answer: Tensor = field(default_factory=lambda: torch.zeros(()))
-    """(z, y, x) of the network's unit."""
 
     @property
     def module(self) -> torch.nn.Module:
@@ -284,6 +282,14 @@ class Heard:
     def needs(self, want: Box) -> Box:
         """Return the source voxels needed."""
         return self.engine.needs(want)
+
+
+@dataclass(slots=True)
+class Heard(Around):
+    """An engine whose last answer is kept, as it is before it is rounded."""
+
+    answer: Tensor = field(default_factory=lambda: torch.zeros(()))
+    """(z, y, x) of the network's unit."""
 
     def __call__(self, tile: Tensor, want: Box) -> Tensor:
         """Predict."""
@@ -292,28 +298,12 @@ class Heard:
         return answer
 
 
-@dataclass(frozen=True, slots=True)
-class Greedy:
+@dataclass(slots=True)
+class Greedy(Around):
     """An engine that has no memory for tiles above a size, as a GPU says it."""
 
-    engine: Engine
-    """What answers for smaller ones."""
     most: int
     """Target voxels."""
-
-    @property
-    def module(self) -> torch.nn.Module:
-        """The network itself."""
-        return self.engine.module
-
-    @property
-    def largest(self) -> Triple | None:
-        """Largest tile of the engine."""
-        return self.engine.largest
-
-    def needs(self, want: Box) -> Box:
-        """Return the source voxels needed."""
-        return self.engine.needs(want)
 
     def __call__(self, tile: Tensor, want: Box) -> Tensor:
         """Predict, or refuse."""

@@ -18,7 +18,6 @@ from isochunk.engine.audit import AuditReport, AuditWatch, LocalAudit, audit_tar
 from isochunk.engine.auditor import AuditPool, open_auditor, readers
 from isochunk.engine.cost import Calibration, Estimate, estimate, read_prices
 from isochunk.engine.events import EventLog
-from isochunk.engine.inspection import Inspection, inspect_volume
 from isochunk.engine.local import LocalBackend
 from isochunk.engine.loop import Backend, Recorder, execute
 from isochunk.engine.opened import open_job
@@ -38,6 +37,8 @@ from isochunk.viewing.neuroglancer import public_link
 if TYPE_CHECKING:
     import dask.array
     from distributed import Client
+
+    from isochunk.engine.inspection import Inspection
 
 Watch: TypeAlias = Callable[[Report], None]
 
@@ -83,6 +84,9 @@ def inspect(
         UsageError: the source, the box or the level cannot be read.
         StorageError: storage failed.
     """
+    # What inspects a volume brings scipy, which takes longer to load than all the rest.
+    from isochunk.engine.inspection import inspect_volume
+
     where = None if box is None else read_box(box, "box")
     return inspect_volume(open(source, endpoint_url, spacing), where, level)
 

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import reliability
 import servers
-from distributed import Client, LocalCluster
+from clusters import local_cluster
+from distributed import Client
 from jobs import Command
 from servers import ObjectServer
 
@@ -111,16 +112,7 @@ def gcs(gcs_server: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.fixture(scope="session")
 def client() -> Iterator[Client]:
     """A cluster of two worker processes."""
-    with (
-        LocalCluster(
-            n_workers=2,
-            threads_per_worker=1,
-            memory_limit=0,
-            dashboard_address="127.0.0.1:0",
-            silence_logs=False,  # else it silences the handlers with which tests read the log
-        ) as cluster,
-        Client(cluster, set_as_default=False) as client,
-    ):
+    with local_cluster(2) as client:
         yield client
 
 

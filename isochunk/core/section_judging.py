@@ -235,7 +235,7 @@ def _common(changes: Numbers) -> tuple[float, float]:
     """Return the change that tiles have in common, and its standard error by their scatter."""
     middle = float(np.median(changes))
     error = math.sqrt(math.pi / 2 / len(changes))  # of a median, over the deviation
-    return middle, error * ROBUST * float(np.median(np.abs(changes - middle)))
+    return middle, error * _spread(changes - middle)
 
 
 def _displaced(

@@ -154,9 +154,5 @@ def few_at_a_time(x: Tensor, pixels: int) -> tuple[Tensor, ...]:
         x: (n, c, z, x).
         pixels: pixels that a network makes of each.
     """
-    return torch.split(x, max(1, pixels_at_once(x) // (pixels * x.shape[2] * x.shape[3])))
-
-
-def pixels_at_once(x: Tensor) -> int:
-    """Return how many pixels pass through a network together where a tensor is."""
-    return DEVICE_PIXELS_AT_ONCE if x.is_cuda else PIXELS_AT_ONCE
+    most = DEVICE_PIXELS_AT_ONCE if x.is_cuda else PIXELS_AT_ONCE
+    return torch.split(x, max(1, most // (pixels * x.shape[2] * x.shape[3])))

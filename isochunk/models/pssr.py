@@ -19,7 +19,7 @@ from torch.nn import functional
 from isochunk.core.geometry import Box, Triple, ceil_div
 from isochunk.core.spec import ModelSpec, Phase
 from isochunk.errors import ModelError, UsageError
-from isochunk.models.axial import pixels_at_once
+from isochunk.models.axial import few_at_a_time
 from isochunk.models.counting import Cost
 from isochunk.models.network import Corner, Geometry, Network, NetworkConfig
 from isochunk.models.placed import Placed
@@ -164,8 +164,7 @@ class PSSR(Network):
     def forward(self, x: Tensor) -> Tensor:
         """Apply to the sections of a tile that have all their neighbours."""
         frames = x[0, 0].unfold(0, 2 * self.config.sections + 1, 1).movedim(3, 1)  # (z, f, y, x)
-        pixels = FACTOR**2 * x.shape[3] * x.shape[4]
-        parts = torch.split(frames, max(1, pixels_at_once(x) // pixels))
+        parts = few_at_a_time(frames, FACTOR**2)
         return torch.cat([self.sharpen(part) for part in parts])[:, 0][None, None]
 
     def sharpen(self, frames: Tensor) -> Tensor:

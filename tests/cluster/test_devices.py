@@ -12,7 +12,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from distributed import Client, LocalCluster
+from clusters import local_cluster
+from distributed import Client
 from jobs import noise, write_source
 
 import isochunk
@@ -54,16 +55,7 @@ def pretend(gpus: Mapping[str, Any], dask_worker: Any) -> None:
 @pytest.fixture(scope="module")
 def three() -> Iterator[Client]:
     """Three workers on one machine, named 0, 1 and 2."""
-    with (
-        LocalCluster(
-            n_workers=3,
-            threads_per_worker=1,
-            memory_limit=0,
-            dashboard_address="127.0.0.1:0",
-            silence_logs=False,
-        ) as cluster,
-        Client(cluster, set_as_default=False) as client,
-    ):
+    with local_cluster(3) as client:
         yield client
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from distributed import Client, LocalCluster
+from clusters import local_cluster
+from distributed import Client
 from jobs import command, noise, read_all, start, wait_until, write_source
 
 import isochunk
@@ -91,16 +92,7 @@ def assert_whole(job: isochunk.Job) -> None:
 @pytest.fixture
 def pair() -> Iterator[Client]:
     """Two workers of their own: one of them is lost."""
-    with (
-        LocalCluster(
-            n_workers=2,
-            threads_per_worker=1,
-            memory_limit=0,
-            dashboard_address="127.0.0.1:0",
-            silence_logs=False,
-        ) as cluster,
-        Client(cluster, set_as_default=False) as client,
-    ):
+    with local_cluster(2) as client:
         yield client
 
 

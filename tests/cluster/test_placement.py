@@ -10,7 +10,8 @@ from pathlib import Path
 
 import clusters
 import pytest
-from distributed import Client, LocalCluster
+from clusters import local_cluster
+from distributed import Client
 from hypothesis import given
 from hypothesis import strategies as st
 from jobs import noise, write_source
@@ -90,21 +91,12 @@ def test_few_blocks_are_shared_evenly(
 def test_a_worker_that_joins_gets_blocks(tmp_path: Path) -> None:
     ran: list[list[int]] = []
     grown: list[Report] = []
-    with (
-        LocalCluster(
-            n_workers=1,
-            threads_per_worker=1,
-            memory_limit=0,
-            dashboard_address="127.0.0.1:0",
-            silence_logs=False,
-        ) as cluster,
-        Client(cluster, set_as_default=False) as client,
-    ):
+    with local_cluster(1) as client:
 
         def grow(report: Report) -> None:
             if report.done and not grown:
                 grown.append(report)
-                cluster.scale(2)
+                client.cluster.scale(2)
                 client.wait_for_workers(2, timeout=120)
             if report.complete and not ran:
                 ran.append(blocks_run(client))

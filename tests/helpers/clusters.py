@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import servers
+from distributed import Client, LocalCluster
 
 TTL_S = 10
 """A worker that is silent for so long is restarted."""
@@ -102,3 +103,19 @@ def end_family(process: subprocess.Popen[bytes]) -> None:
     for child in children:
         if child.is_running():
             child.kill()
+
+
+@contextmanager
+def local_cluster(workers: int) -> Iterator[Client]:
+    """Run a cluster as users start one, of single-threaded processes, until the block ends."""
+    with (
+        LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            memory_limit=0,
+            dashboard_address="127.0.0.1:0",
+            silence_logs=False,  # else it silences the handlers with which tests read the log
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield client

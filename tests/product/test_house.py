@@ -84,6 +84,18 @@ def test_importing_is_light(module):
     assert done.stdout.split() == []
 
 
+def test_what_runs_a_job_loads_no_scipy():
+    """It takes longer to load than all the rest, in each worker too."""
+    code = (
+        "import isochunk.api, isochunk.cli.main, isochunk.cluster.backend, sys; print(*sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert "isochunk.api" in done.stdout.split()
+    assert "scipy" not in done.stdout.split()
+
+
 def test_the_public_names_are_there_and_documented():
     for name in isochunk.__all__:
         assert getattr(isochunk, name).__doc__, name
