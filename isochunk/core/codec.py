@@ -1,7 +1,9 @@
 """Frozen dataclasses to JSON and back, exactly.
 
 Fractions become text (``"23/5"``), tuples become lists. Reading follows the type hints, so a file
-with a missing or unknown key is an error and not a surprise later.
+with a missing or unknown key is an error and not a surprise later. A field added after files were
+written is marked :data:`LATER`: its default is not stored, so that older files stay readable and
+files that make no use of it stay as they were.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import typing
 from contextlib import suppress
 from dataclasses import Field, fields, is_dataclass
 from fractions import Fraction
+from types import MappingProxyType
 from typing import Any, TypeAlias, TypeVar
 
 from isochunk.errors import UsageError
@@ -20,11 +23,15 @@ T = TypeVar("T")
 JsonObject: TypeAlias = dict[str, Any]
 """A parsed JSON object."""
 
+LATER = MappingProxyType({"later": True})
+"""Metadata of a field with a default that is stored only where it differs from it."""
+
 
 def to_json(value: Any) -> Any:
     """Turn a dataclass, or a value inside one, into JSON values."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {_key(f): to_json(getattr(value, f.name)) for f in _stored(value)}
+        held = {f: getattr(value, f.name) for f in _stored(value)}
+        return {_key(f): to_json(v) for f, v in held.items() if not (_later(f) and v == f.default)}
     if isinstance(value, Fraction):
         return str(value)
     if isinstance(value, tuple):
@@ -47,6 +54,11 @@ def _stored(kind: Any) -> list[Field[Any]]:
     return [f for f in fields(kind) if f.metadata.get("stored_as", f.name) is not None]
 
 
+def _later(field: Field[Any]) -> bool:
+    """Tell whether a field is left out where it holds its default."""
+    return bool(field.metadata.get("later"))
+
+
 def _key(field: Field[Any]) -> str:
     """Return the key of a field: its name, or that under which it was stored first."""
     return str(field.metadata.get("stored_as", field.name))
@@ -56,7 +68,8 @@ def _read(kind: Any, data: Any, where: str) -> Any:  # noqa: PLR0911
     if is_dataclass(kind) and isinstance(kind, type):
         hints = typing.get_type_hints(kind)
         names = {_key(f): f.name for f in _stored(kind)}
-        if not isinstance(data, dict) or set(data) != set(names):
+        needed = {_key(f) for f in _stored(kind) if not _later(f)}
+        if not isinstance(data, dict) or not needed <= set(data) <= set(names):
             got = sorted(data) if isinstance(data, dict) else data
             raise UsageError(f"{where} holds {got}; wanted the keys {sorted(names)}")
         return kind(
