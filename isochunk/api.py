@@ -45,19 +45,21 @@ Watch: TypeAlias = Callable[[Report], None]
 TIMEOUTS = Timeouts()
 
 
-def open(url: str, endpoint_url: str | None = None, spacing: Spacing | str | None = None) -> Volume:
+def open(
+    url: str, endpoint_url: str | None = None, source_spacing: Spacing | str | None = None
+) -> Volume:
     """Open a volume for reading.
 
     Args:
         url: a path or URL; the format is detected where it is not named.
         endpoint_url: S3-compatible server; default: ``AWS_ENDPOINT_URL``.
-        spacing: voxel size z, y, x in nm, for volumes that do not say.
+        source_spacing: voxel size z, y, x in nm, for volumes that do not say.
 
     Raises:
         UsageError: the URL cannot be read as a volume.
         StorageError: storage failed.
     """
-    size = None if spacing is None else read_spacing(spacing, "spacing")
+    size = None if source_spacing is None else read_spacing(source_spacing, "source_spacing")
     return open_volume(url, Access(endpoint_url=endpoint_url, spacing=size))
 
 
@@ -66,7 +68,7 @@ def inspect(
     box: Box | str | None = None,
     level: int | None = None,
     endpoint_url: str | None = None,
-    spacing: Spacing | str | None = None,
+    source_spacing: Spacing | str | None = None,
 ) -> Inspection:
     """Find sections that are lost, uneven or displaced; each is read coarsely, nothing is written.
 
@@ -75,7 +77,7 @@ def inspect(
         box: source voxels to look at; None for all.
         level: level of the source to read; None for the finest whose sections are small.
         endpoint_url: as for :func:`open`.
-        spacing: as for :func:`open`.
+        source_spacing: as for :func:`open`.
 
     Returns:
         What was found; ``inspection.table`` is the :class:`~isochunk.SectionTable`.
@@ -88,7 +90,7 @@ def inspect(
     from isochunk.engine.inspection import inspect_volume
 
     where = None if box is None else read_box(box, "box")
-    return inspect_volume(open(source, endpoint_url, spacing), where, level)
+    return inspect_volume(open(source, endpoint_url, source_spacing), where, level)
 
 
 def plan(job: Job) -> Plan:

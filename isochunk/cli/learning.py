@@ -10,6 +10,7 @@ from typing import get_args
 from isochunk.cli.options import (
     DONE,
     INCOMPLETE,
+    READING,
     Command,
     Result,
     access_arguments,
@@ -18,9 +19,6 @@ from isochunk.cli.options import (
 )
 from isochunk.core.job import Job, Precision
 from isochunk.evaluation.config import Baseline, EvaluateConfig
-
-READING = ("source_spacing", "timeout_s", "requests")
-"""Fields of a job that say how volumes are read."""
 
 EVALUATED = (
     "factor",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-import isochunk
 from isochunk.cli.options import (
     DONE,
+    READING,
     Command,
     Result,
     access_arguments,
@@ -19,14 +19,15 @@ from isochunk.core.job import Job
 def info_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``isochunk info``."""
     parser.add_argument("url")
-    add_fields(parser, Job, ("source_spacing",))
+    add_fields(parser, Job, READING)
 
 
 def info(options: argparse.Namespace) -> Result:
     """``isochunk info``."""
-    spacing = getattr(options, "source_spacing", None)
-    volume = isochunk.open(options.url, options.endpoint_url, spacing)
-    return volume.spec.summary(), DONE
+    from isochunk.storage.access import Access
+    from isochunk.storage.open import open_volume
+
+    return open_volume(options.url, Access(**access_arguments(options))).spec.summary(), DONE
 
 
 def inspect_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +35,7 @@ def inspect_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source")
     parser.add_argument("--out", metavar="FILE", help="section table to write, TOML to be edited")
     parser.add_argument("--level", type=int, help="level to read; default: the finest small one")
-    add_fields(parser, Job, ("box", "source_spacing", "timeout_s", "requests"))
+    add_fields(parser, Job, ("box", *READING))
 
 
 def inspect(options: argparse.Namespace) -> Result:

@@ -48,11 +48,10 @@ def read_spacing(value: str | Spacing | Sequence[float | str], name: str) -> Spa
     """Read ``Z,Y,X`` in nm."""
     if isinstance(value, Spacing):
         return value
-    if isinstance(value, str):
-        return Spacing.parse(value)
-    if not isinstance(value, Sequence) or len(value) != 3:  # noqa: PLR2004
+    sizes = value.split(",") if isinstance(value, str) else value
+    if not isinstance(sizes, Sequence) or len(sizes) != 3:  # noqa: PLR2004
         raise UsageError(f"{name} is {value!r}; write Z,Y,X in nm, as 8,8,8")
-    return Spacing(*(exact_nm(v) for v in value))
+    return Spacing(*(exact_nm(size) for size in sizes))
 
 
 def read_bytes(value: str | int, name: str) -> int:

@@ -9,6 +9,7 @@ from fractions import Fraction
 from isochunk.core.geometry import AXES, Box, Triple, factor_between, sub, target_box, triple
 from isochunk.core.job import FoundDevice, Job, Precision
 from isochunk.core.limits import MAX_DEPTH
+from isochunk.core.option_names import option
 from isochunk.core.spec import DTYPES, Format, Intensity, ModelSpec, VolumeSpec
 from isochunk.core.tile_costs import TileCosts
 from isochunk.errors import GeometryError, UsageError
@@ -60,8 +61,8 @@ def make_plan(job: Job, found: Inputs) -> Plan:
     model = found.model.for_factor(factor)
     if not model.exact and not job.allow_inexact:
         raise UsageError(
-            f"model {model.name!r} cannot be tiled exactly; --allow-inexact accepts that, and the "
-            "report then says how much tiles differ at their seams"
+            f"model {model.name!r} cannot be tiled exactly; {option('allow_inexact')} accepts "
+            "that, and the report then says how much tiles differ at their seams"
         )
     anchored = target_box(region, factor, source.box)
     shift, corner = placement(source, anchored, found.target_format, spacing=tuple(spacing))

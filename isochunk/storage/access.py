@@ -14,6 +14,7 @@ from isochunk.core.codec import JsonObject
 from isochunk.core.geometry import Spacing
 from isochunk.core.job import Job
 from isochunk.core.limits import CACHE_BYTES
+from isochunk.core.option_names import option
 from isochunk.errors import (
     AccessError,
     CorruptDataError,
@@ -264,7 +265,7 @@ def storage_error(error: Exception, doing: str, location: Location) -> StorageEr
     if isinstance(error, TimeoutError):
         return StorageTimeoutError(
             f"{where}: no answer within the time allowed; check the storage, or allow more time "
-            "(--timeout)"
+            f"with {option('timeout_s')}"
         )
     if _REFUSED.search(raw):
         hint = CREDENTIALS.get(location.scheme, "the server does not give it to everybody")

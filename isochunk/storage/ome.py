@@ -13,6 +13,7 @@ from fractions import Fraction
 
 from isochunk.core.codec import JsonObject
 from isochunk.core.geometry import AXES, Box, Spacing, exact_nm, triple
+from isochunk.core.option_names import option
 from isochunk.core.spec import LevelSpec, VolumeSpec
 from isochunk.errors import CorruptDataError, UsageError
 from isochunk.storage.arrays import ArrayMeta
@@ -32,7 +33,7 @@ UNITS_NM = {
 }
 """Nanometres per unit of length."""
 
-SPACING_HELP = "give the voxel size in nm with --source-spacing Z,Y,X, as 46,4.6,4.6"
+SPACING_HELP = f"give the voxel size in nm, as 46,4.6,4.6, with {option('source_spacing', 'Z,Y,X')}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -137,7 +137,7 @@ OPTIONS: dict[str, tuple[tuple[str, ...], str]] = {
     "unknown dtype": ((*CUBIC, "--dtype=float32"), r"'float32'.*uint8.*uint16"),
     "no workers": ((*CUBIC, "--workers=0"), r"workers is 0; it must be at least 1"),
     "no levels": ((*CUBIC, "--levels=0"), r"levels is 0; it must be at least 1"),
-    "no time": ((*CUBIC, "--timeout=0"), r"timeout_s is 0.*more than 0"),
+    "no time": ((*CUBIC, "--timeout=0"), r"--timeout is 0.*more than 0"),
     "a number that is none": ((*CUBIC, "--levels=many"), r"levels.*'many'"),
     "an option that is none": ((*CUBIC, "--lvels=2"), r"--lvels"),
     "secrets in the endpoint": (
@@ -251,10 +251,67 @@ def test_voxels_that_are_not_supported(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_voxel_size_that_is_not_known(refused: Refused, tmp_path: Path) -> None:
-    said = refused.job(float_source(tmp_path / "in"), f"{tmp_path}/out", *CUBIC)
-    assert re.search(r"voxel size of .* is not known.*spacing", said)
+def unit_source(folder: Path) -> str:
+    """OME-Zarr whose axes have no unit."""
+    root = zarr.open_group(folder, mode="w", zarr_format=2)
+    root.create_array("s0", shape=SHAPE, chunks=SHAPE, dtype="uint8")[:] = noise(SHAPE)
+    scale = {"type": "scale", "scale": [4.0, 1.0, 1.0]}
+    root.attrs["multiscales"] = [
+        {
+            "version": "0.4",
+            "axes": [{"name": a, "type": "space"} for a in "zyx"],
+            "datasets": [{"path": "s0", "coordinateTransformations": [scale]}],
+        }
+    ]
+    return str(folder)
+
+
+def plain_source(folder: Path) -> str:
+    """An array that stands alone."""
+    zarr.create_array(folder, shape=SHAPE, chunks=SHAPE, dtype="uint8")[:] = noise(SHAPE)
+    return str(folder)
+
+
+READERS = {
+    "info": ("info", "{source}"),
+    "inspect": ("inspect", "{source}"),
+    "plan": ("plan", "{source}", "{out}", *CUBIC),
+    "run": ("run", "{source}", "{out}", *CUBIC),
+    "serve": ("serve", "{source}", *CUBIC),
+    "view": ("view", "{good}", "{source}"),
+    "evaluate": ("evaluate", "--truth={source}"),
+    "train": ("train", "--source={source}", "--out={out}", "--arch=fsrcnn", "--factor=4"),
+}
+"""Every command that reads a volume it did not write."""
+
+
+@pytest.mark.parametrize("make", [plain_source, unit_source])
+@pytest.mark.parametrize("words", READERS.values(), ids=READERS)
+def test_a_voxel_size_that_is_not_known(
+    refused: Refused,
+    source: str,
+    tmp_path: Path,
+    words: tuple[str, ...],
+    make: Callable[[Path], str],
+) -> None:
+    """Each command names its own option, which also Python's users find."""
+    places = {"source": make(tmp_path / "bare"), "out": f"{tmp_path}/out", "good": source}
+    command = [word.format(**places) for word in words]
+    said = refused(*command)
+    assert "--source-spacing Z,Y,X (source_spacing in Python)" in said, said
+    assert "Access" not in said
     assert not (tmp_path / "out").exists()
+    said = refused(*command, "--source-spacing=40")
+    assert "--source-spacing is '40'; write Z,Y,X in nm" in said
+
+
+def test_the_voxel_size_that_an_option_gives(
+    source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for make in (plain_source, unit_source):
+        bare = make(tmp_path / make.__name__)
+        assert main(["info", bare, "--source-spacing=40,10,10", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["spacing_nm"] == [40, 10, 10]
 
 
 def test_a_target_offset_that_is_not_whole(refused: Refused, tmp_path: Path) -> None:
