@@ -23,6 +23,8 @@ Result: TypeAlias = tuple[dict[str, Any] | None, int]
 ACCESS_FIELDS = {
     "endpoint_url": "endpoint_url",
     "source_spacing": "spacing",
+    "channel": "channel",
+    "time": "time",
     "timeout_s": "timeout_s",
     "requests": "requests",
 }

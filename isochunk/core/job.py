@@ -7,12 +7,14 @@ what ``--help`` says.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, TypeAlias, get_type_hints
 
+from isochunk.core.codec import LATER
 from isochunk.core.text_forms import (
     BoxField,
     BytesField,
+    IndexField,
     RateField,
     SecondsField,
     ShapeField,
@@ -82,6 +84,10 @@ class Job(RunOptions):
     """Target voxel size Z,Y,X in nm; default: the model's factor, isotropic where it takes any."""
     source_spacing: SpacingField | None = None
     """Source voxel size Z,Y,X in nm, for sources that do not say."""
+    channel: IndexField | None = field(default=None, metadata=LATER)
+    """Which channel of the source, counting from 0, where it has several."""
+    time: IndexField | None = field(default=None, metadata=LATER)
+    """Which time point of the source, counting from 0, where it has several."""
     box: BoxField | None = None
     """Source voxels to convert, z0:z1,y0:y1,x0:x1; default: all."""
     mask: str | None = None

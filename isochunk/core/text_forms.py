@@ -68,6 +68,15 @@ def read_bytes(value: str | int, name: str) -> int:
     return size
 
 
+def read_index(value: str | int, name: str) -> int:
+    """Read a number that counts from 0."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    digits = isinstance(value, str) and re.fullmatch(r"\d+", value.strip()) is not None
+    if not (whole or digits) or int(value) < 0:
+        raise UsageError(f"{name} is {value!r}; write a whole number, counting from 0")
+    return int(value)
+
+
 def read_seconds(value: str | float, name: str) -> float:
     """Read a number of seconds, more than 0."""
     return _positive(value, name, "seconds, as 120")
@@ -116,6 +125,7 @@ ShardField: TypeAlias = Annotated[Triple | Literal["auto", "none"], read_shard]
 BoxField: TypeAlias = Annotated[Box, read_box]
 SpacingField: TypeAlias = Annotated[Spacing, read_spacing]
 BytesField: TypeAlias = Annotated[int, read_bytes]
+IndexField: TypeAlias = Annotated[int, read_index]
 SecondsField: TypeAlias = Annotated[float, read_seconds]
 RateField: TypeAlias = Annotated[float, read_rate]
 ShareField: TypeAlias = Annotated[float, read_share]

@@ -97,7 +97,7 @@ def open_job(plan: Plan, threads: Sequence[int] = (), seat: Seat | None = None) 
         predictor=_load_model(plan, seat),
         source=open_volume(plan.source.url, access),
         target=open_target(plan.target, access),
-        mask=open_volume(plan.mask.url, access) if plan.mask else None,
+        mask=open_volume(plan.mask.url, access.beside()) if plan.mask else None,
         device=_told(seat or Seat()) if plan.on_gpu else None,
         seat=seat if plan.on_gpu else None,
     )

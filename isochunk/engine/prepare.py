@@ -100,7 +100,7 @@ def resolve(job: Job, place: TargetPlace, block: Triple | None = None) -> Plan:
     check_supported(source.spec)
     described = examine(job.model, trust=job.trust)
     model = described.spec.on_plane(job.plane or described.spec.plane)
-    mask = open_volume(job.mask, access).spec if job.mask else None
+    mask = open_volume(job.mask, access.beside()).spec if job.mask else None
     full = Intensity.full_range(source.spec.dtype)
     # Planned before the source is measured, so that mistakes cost no reading.
     found = Inputs(source.spec, model, full, place.url, place.format, mask)
@@ -240,9 +240,12 @@ def prepare_target(plan: Plan) -> Ledger:
 
 def provenance(plan: Plan) -> dict[str, Any]:
     """Return what is written beside the output of where it comes from."""
+    source = plan.source
+    chosen = {"channel": source.channel, "time": source.time}
     return {
         "software": f"isochunk {version('isochunk')}",
-        "source": plan.source.url,
+        "source": source.url,
+        **{name: number for name, number in chosen.items() if number is not None},
         "region": str(plan.region),
         "factor": [str(r) for r in plan.model.resolved_factor],
         "model": plan.model.name,

@@ -84,13 +84,14 @@ def evaluate_volume(
         factor=factor,
         degradation=config.degradation,
         models=specs,
-        learn_from=open_volume(config.learn_from, access) if config.learn_from else None,
+        learn_from=open_volume(config.learn_from, access.beside()) if config.learn_from else None,
         device=config.device,
     )
     for baseline in config.references:
         check_baseline(baseline, setup)
     predictions = {
-        url: open_prediction(url, truth.spec, config.box, access) for url in config.predictions
+        url: open_prediction(url, truth.spec, config.box, access.beside())
+        for url in config.predictions
     }
     requested = config.box or truth.spec.box
     region = choose_region(truth.spec, requested, factor, config.degradation)

@@ -6,7 +6,7 @@ import os
 import random
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +23,7 @@ from isochunk.errors import (
     StorageTimeoutError,
     UsageError,
 )
+from isochunk.storage.axes import Pick
 from isochunk.storage.url import Location, clean, parse_url
 
 
@@ -45,6 +46,10 @@ class Access:
     """Reads and writes a second, each, that a process starts with; None for no limit."""
     spacing: Spacing | None = None
     """Voxel size (z, y, x) for volumes whose metadata has none."""
+    channel: int | None = None
+    """Which channel to read of volumes that have several."""
+    time: int | None = None
+    """Which time point to read of volumes that have several."""
     missing: Literal["auto", "background", "error"] = "auto"
     """What an absent object means. ``auto``: background where the format says so (zarr, N5, and
     precomputed written by isochunk), an error in other precomputed volumes."""
@@ -67,8 +72,19 @@ class Access:
             requests=job.requests,
             slow_start=job.slow_start,
             spacing=job.source_spacing,
+            channel=job.channel,
+            time=job.time,
             missing=job.missing,
         )
+
+    @property
+    def pick(self) -> Pick:
+        """The channel and the time point that were asked for."""
+        return Pick(self.channel, self.time)
+
+    def beside(self) -> Access:
+        """Return how volumes beside the source are reached: its channel and time are not theirs."""
+        return replace(self, channel=None, time=None)
 
     def endpoint(self, location: Location) -> str | None:
         """Return the S3 endpoint for a location, None for AWS.

@@ -39,7 +39,7 @@ class CloudVolumeSource:
         self._access = access
         self._cloud = cloud
         info = dict(cloud.meta.info)
-        described = precomputed.volume_spec(location.url, info)
+        described = precomputed.volume_spec(location.url, info, access.pick)
         self._spec = replace(described, format="cloudvolume")
         keys = [str(scale["key"]) for scale in info["scales"]]
         self._mips = [keys.index(level.key) for level in described.levels]
@@ -65,7 +65,7 @@ class CloudVolumeSource:
             self._location,
             self._access.timeout_s,
         )  # (x, y, z, c)
-        return np.ascontiguousarray(cutout[..., 0].T)
+        return np.ascontiguousarray(cutout[..., self._spec.channel or 0].T)
 
 
 def open_cloudvolume(location: Location, access: Access) -> CloudVolumeSource:

@@ -150,13 +150,22 @@ def _layout(names: Sequence[str], arrangement: Arrangement) -> JsonObject | str:
 
 def _layer(layer: Layer) -> JsonObject:
     low, high = layer.contrast or (0.0, float(np.iinfo(layer.spec.dtype).max))
+    shown: JsonObject = {"range": [low, high]}
+    place: JsonObject = {}
+    if layer.spec.channel is not None:
+        # Channels of OME-Zarr are places of a dimension of the layer's own, others the shader's.
+        if layer.spec.format in ("zarr2", "zarr3"):
+            place = {"localDimensions": {"c'": [1, ""]}, "localPosition": [layer.spec.channel]}
+        else:
+            shown["channel"] = [layer.spec.channel]
     return {
         "type": "image",
         "name": layer.name,
         "source": _source(layer),
         "opacity": 1,
         "shader": SHADER,
-        "shaderControls": {"normalized": {"range": [low, high]}},
+        "shaderControls": {"normalized": shown},
+        **place,
     }
 
 

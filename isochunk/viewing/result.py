@@ -21,7 +21,7 @@ def view_result(url: str, source: str | None, access: Access) -> RunningViewer:
         UsageError: a volume cannot be opened or shown.
         StorageError: storage failed.
     """
-    result = open_volume(url, access)
+    result = open_volume(url, access.beside())
     beside = as_seen(open_volume(source, access).spec, access) if source else None
     whole = result.spec.box
     middle = triple((a + b) // 2 for a, b in zip(whole.lo, whole.hi, strict=True))

@@ -238,7 +238,7 @@ def rgb_source(folder: Path) -> str:
     [
         (float_source, r"holds float32; uint8 and uint16 of one channel are supported; convert"),
         (signed_source, r"holds int16; uint8 and uint16 of one channel are supported; convert"),
-        (rgb_source, r"has 3 channels; volumes of one channel of uint8 or uint16 are supported"),
+        (rgb_source, r"/in has 3 channels; choose one with --channel N, from 0 to 2"),
     ],
 )
 def test_voxels_that_are_not_supported(
