@@ -46,7 +46,12 @@ TIMEOUTS = Timeouts()
 
 
 def open(
-    url: str, endpoint_url: str | None = None, source_spacing: Spacing | str | None = None
+    url: str,
+    endpoint_url: str | None = None,
+    source_spacing: Spacing | str | None = None,
+    channel: int | None = None,
+    time: int | None = None,
+    requester_pays: str | None = None,
 ) -> Volume:
     """Open a volume for reading.
 
@@ -54,17 +59,27 @@ def open(
         url: a path or URL; the format is detected where it is not named.
         endpoint_url: S3-compatible server; default: ``AWS_ENDPOINT_URL``.
         source_spacing: voxel size z, y, x in nm, for volumes that do not say.
+        channel: which of several, counting from 0.
+        time: which of several time points, counting from 0.
+        requester_pays: Google Cloud project that is billed where the bucket's requester pays.
 
     Raises:
         UsageError: the URL cannot be read as a volume.
         StorageError: storage failed.
     """
     size = None if source_spacing is None else read_spacing(source_spacing, "source_spacing")
-    return open_volume(url, Access(endpoint_url=endpoint_url, spacing=size))
+    access = Access(
+        endpoint_url=endpoint_url,
+        requester_pays=requester_pays,
+        spacing=size,
+        channel=channel,
+        time=time,
+    )
+    return open_volume(url, access)
 
 
 def inspect(
-    source: str,
+    source: str | Volume,
     box: Box | str | None = None,
     level: int | None = None,
     endpoint_url: str | None = None,
@@ -73,7 +88,7 @@ def inspect(
     """Find sections that are lost, uneven or displaced; each is read coarsely, nothing is written.
 
     Args:
-        source: a path or URL.
+        source: a path or URL, or a volume that :func:`open` gave.
         box: source voxels to look at; None for all.
         level: level of the source to read; None for the finest whose sections are small.
         endpoint_url: as for :func:`open`.
@@ -90,7 +105,8 @@ def inspect(
     from isochunk.engine.inspection import inspect_volume
 
     where = None if box is None else read_box(box, "box")
-    return inspect_volume(open(source, endpoint_url, source_spacing), where, level)
+    volume = open(source, endpoint_url, source_spacing) if isinstance(source, str) else source
+    return inspect_volume(volume, where, level)
 
 
 def plan(job: Job) -> Plan:
@@ -222,13 +238,15 @@ def estimate_cost(plan: Plan, measured: Calibration, prices: str | None = None) 
     return estimate(plan, measured, read_prices(prices))
 
 
-def status(target: str, endpoint_url: str | None = None) -> dict[str, Any]:
+def status(
+    target: str, endpoint_url: str | None = None, requester_pays: str | None = None
+) -> dict[str, Any]:
     """Return what the records say of a target, without reading voxels.
 
     Raises:
         NotFoundError: isochunk wrote nothing there.
     """
-    return records.status(target, endpoint_url)
+    return records.status(target, endpoint_url, requester_pays)
 
 
 def audit(
@@ -262,7 +280,9 @@ def audit(
         ClusterError: the cluster went away.
     """
     changes = changes or {}
-    found = records.open_written_target(target, endpoint_url or changes.get("endpoint_url"))
+    found = records.open_written_target(
+        target, endpoint_url or changes.get("endpoint_url"), changes.get("requester_pays")
+    )
     job = change(found.plan.job, changes)
     access = reading(found.store.access, job, changes)
     with open_cluster(job, client) as cluster_client:
@@ -323,7 +343,9 @@ def repair(
         ClusterError: the cluster went away; what is done is recorded.
     """
     changes = changes or {}
-    found = records.open_written_target(target, changes.get("endpoint_url"))
+    found = records.open_written_target(
+        target, changes.get("endpoint_url"), changes.get("requester_pays")
+    )
     made = replace(found.plan, job=change(found.plan.job, changes))
     access = reading(found.store.access, made.job, changes)
     with open_cluster(made.job, client) as cluster_client:

@@ -23,6 +23,7 @@ Result: TypeAlias = tuple[dict[str, Any] | None, int]
 ACCESS_FIELDS = {
     "endpoint_url": "endpoint_url",
     "source_spacing": "spacing",
+    "requester_pays": "requester_pays",
     "channel": "channel",
     "time": "time",
     "timeout_s": "timeout_s",

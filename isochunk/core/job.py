@@ -15,6 +15,7 @@ from isochunk.core.text_forms import (
     BoxField,
     BytesField,
     IndexField,
+    ProjectField,
     RateField,
     SecondsField,
     ShapeField,
@@ -61,6 +62,8 @@ class RunOptions:
     """``local``, ``cuda``, or a TOML file that describes a cluster."""
     endpoint_url: str | None = None
     """S3-compatible server; default: ``AWS_ENDPOINT_URL``."""
+    requester_pays: ProjectField | None = field(default=None, metadata=LATER)
+    """Google Cloud project that is billed for requests to buckets whose requester pays."""
     trust: bool = False
     """Accept a model that runs code of its own."""
 
@@ -139,18 +142,20 @@ class Job(RunOptions):
             raise UsageError(f"{', '.join(missing)} must be given")
         return cls(**values)
 
-    def untrusted(self, endpoint_url: str | None) -> Job:
+    def untrusted(self, endpoint_url: str | None, requester_pays: str | None = None) -> Job:
         """Return the job as read from a target, without what would make this machine run code.
 
         That is a model that brings its own, and a cluster, since a client runs what a scheduler
-        sends it.
+        sends it. Nor is anybody billed who has not said so here.
 
         Args:
             endpoint_url: where this user, not that job, reached the target.
+            requester_pays: whom this user, not that job, has billed.
         """
         return replace(
             self,
             endpoint_url=endpoint_url,
+            requester_pays=requester_pays,
             trust=False,
             scheduler=None,
             cluster="local",

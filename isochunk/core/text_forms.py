@@ -54,6 +54,14 @@ def read_spacing(value: str | Spacing | Sequence[float | str], name: str) -> Spa
     return Spacing(*(exact_nm(size) for size in sizes))
 
 
+def read_project(value: str, name: str) -> str:
+    """Read the ID or the number of a Google Cloud project."""
+    shape = r"(?:[a-z0-9.-]+:)?[a-z][a-z0-9-]{4,28}[a-z0-9]|\d{6,}"
+    if not isinstance(value, str) or re.fullmatch(shape, value) is None:
+        raise UsageError(f"{name} is {value!r}; write the ID of a Google Cloud project")
+    return value
+
+
 def read_bytes(value: str | int, name: str) -> int:
     """Read a size such as ``8GiB``, ``500MB`` or a number of bytes."""
     text = str(value) if isinstance(value, (int, str)) else ""
@@ -126,6 +134,7 @@ BoxField: TypeAlias = Annotated[Box, read_box]
 SpacingField: TypeAlias = Annotated[Spacing, read_spacing]
 BytesField: TypeAlias = Annotated[int, read_bytes]
 IndexField: TypeAlias = Annotated[int, read_index]
+ProjectField: TypeAlias = Annotated[str, read_project]
 SecondsField: TypeAlias = Annotated[float, read_seconds]
 RateField: TypeAlias = Annotated[float, read_rate]
 ShareField: TypeAlias = Annotated[float, read_share]

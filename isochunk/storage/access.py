@@ -46,6 +46,8 @@ class Access:
     """Reads and writes a second, each, that a process starts with; None for no limit."""
     spacing: Spacing | None = None
     """Voxel size (z, y, x) for volumes whose metadata has none."""
+    requester_pays: str | None = None
+    """Google Cloud project that is billed for requests to buckets whose requester pays."""
     channel: int | None = None
     """Which channel to read of volumes that have several."""
     time: int | None = None
@@ -71,6 +73,7 @@ class Access:
             timeout_s=job.timeout_s,
             requests=job.requests,
             slow_start=job.slow_start,
+            requester_pays=job.requester_pays,
             spacing=job.source_spacing,
             channel=job.channel,
             time=job.time,
@@ -178,7 +181,9 @@ def kvstore_json(location: Location, access: Access, *, anonymous: bool = False)
         case "memory":
             return {"driver": "memory", "path": path}
         case "gs":
-            return {"driver": "gcs", "bucket": location.bucket, "path": path, **limited}
+            project = access.requester_pays
+            billed = {"gcs_user_project": {"project_id": project}} if project else {}
+            return {"driver": "gcs", "bucket": location.bucket, "path": path, **limited, **billed}
         case "s3":
             spec: JsonObject = {"driver": "s3", "bucket": location.bucket, "path": path, **limited}
             if anonymous:
@@ -238,12 +243,21 @@ CREDENTIALS = {
 }
 """Where each kind of storage looks for credentials."""
 
+S3_PAYING = (
+    "; if the requester pays for the bucket, copy the volume first with a tool that can say so, as "
+    "aws s3 sync: tensorstore cannot"
+)
+"""S3 does not tell such a refusal from others. tensorstore 0.1.86 sends ``x-amz-requester-payer``
+where S3 wants ``x-amz-request-payer``, and neither with lists."""
+
 _REFUSED = re.compile(
     r"PERMISSION_DENIED|UNAUTHENTICATED|AccessDenied|Forbidden|response code: 40[13]\b"
     r"|40[13] Client Error|AuthenticationError|InvalidAccessKeyId|SignatureDoesNotMatch"
     r"|ExpiredToken|UnsupportedAlgorithm|MissingSecurityHeader|MissingAuthenticationToken"
     r"|credentials? (?:provider|chain)|[Nn]o credentials",
 )
+_UNPAID = re.compile(r"requester pays bucket|UserProjectMissing", re.I)
+_DENIED = re.compile(r"AccessDenied|PERMISSION_DENIED: Unknown")
 _NOT_FOUND = re.compile(
     r"\bNOT_FOUND\b|404 Client Error|EmptyVolumeException|InfoUnavailableError|NoSuchBucket"
 )
@@ -266,6 +280,15 @@ def without_secrets(error: Exception) -> RuntimeError:
     return RuntimeError(clean(_TRAILER.sub("", str(error))).strip())
 
 
+def _admission(raw: str, location: Location) -> str:
+    """Return what may help where access is refused."""
+    if _UNPAID.search(raw):
+        project = option("requester_pays", "PROJECT")
+        return f"its requester pays: name the project to be billed with {project}"
+    hint = CREDENTIALS.get(location.scheme, "the server does not give it to everybody")
+    return hint + S3_PAYING if location.scheme == "s3" and _DENIED.search(raw) else hint
+
+
 def storage_error(error: Exception, doing: str, location: Location) -> StorageError:
     """Put what a storage library raised into words, without credentials.
 
@@ -283,9 +306,8 @@ def storage_error(error: Exception, doing: str, location: Location) -> StorageEr
             f"{where}: no answer within the time allowed; check the storage, or allow more time "
             f"with {option('timeout_s')}"
         )
-    if _REFUSED.search(raw):
-        hint = CREDENTIALS.get(location.scheme, "the server does not give it to everybody")
-        return AccessError(f"{where}: access refused: {text}; {hint}")
+    if _UNPAID.search(raw) or _REFUSED.search(raw):
+        return AccessError(f"{where}: access refused: {text}; {_admission(raw, location)}")
     if _TIMEOUT.search(text):
         return StorageTimeoutError(f"{where}: storage timed out: {text}; check the storage")
     if _NOT_FOUND.search(text):

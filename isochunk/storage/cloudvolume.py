@@ -19,6 +19,7 @@ from cloudvolume import Bbox, CloudVolume
 from cloudvolume.secrets import CLOUD_VOLUME_DIR
 
 from isochunk.core.geometry import Box
+from isochunk.core.option_names import option
 from isochunk.core.spec import VolumeSpec
 from isochunk.core.voxels import Voxels
 from isochunk.errors import AccessError, UsageError
@@ -73,8 +74,13 @@ def open_cloudvolume(location: Location, access: Access) -> CloudVolumeSource:
 
     Raises:
         StorageError: nothing there, no access, or unreadable.
-        UsageError: an S3 endpoint that cloud-volume cannot be told.
+        UsageError: an S3 endpoint, or who is billed, which cloud-volume cannot be told.
     """
+    if access.requester_pays is not None and location.scheme == "gs":
+        raise UsageError(
+            f"{location.url} is read by cloud-volume, which cannot be told who pays for requests; "
+            f"leave out {option('requester_pays')}, or copy the volume"
+        )
     path = cloudpath(location, access)
     _check_keys(location, os.environ)
     cloud = _within(
