@@ -16,6 +16,7 @@ from typing import TypeVar
 
 import numpy as np
 from cloudvolume import Bbox, CloudVolume
+from cloudvolume.chunks import NEEDS_INSTALL
 from cloudvolume.secrets import CLOUD_VOLUME_DIR
 
 from isochunk.core.geometry import Box
@@ -74,7 +75,8 @@ def open_cloudvolume(location: Location, access: Access) -> CloudVolumeSource:
 
     Raises:
         StorageError: nothing there, no access, or unreadable.
-        UsageError: an S3 endpoint, or who is billed, which cloud-volume cannot be told.
+        UsageError: an S3 endpoint, or who is billed, which cloud-volume cannot be told; a library
+            that its encoding needs is not installed.
     """
     if access.requester_pays is not None and location.scheme == "gs":
         raise UsageError(
@@ -95,7 +97,14 @@ def open_cloudvolume(location: Location, access: Access) -> CloudVolumeSource:
         location,
         access.timeout_s,
     )
-    return CloudVolumeSource(location, access, cloud)
+    opened = CloudVolumeSource(location, access, cloud)
+    encoding = opened.spec.encoding
+    if encoding in NEEDS_INSTALL:
+        raise UsageError(
+            f"{location.url} is stored as {encoding}, which {NEEDS_INSTALL[encoding]} decodes, and "
+            f"that is not installed; pip install {NEEDS_INSTALL[encoding]}"
+        )
+    return opened
 
 
 def cloudpath(location: Location, access: Access) -> str:

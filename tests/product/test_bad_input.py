@@ -11,9 +11,7 @@ from pathlib import Path
 
 import pytest
 import servers
-import tensorstore as ts
 import torch
-import zarr
 from jobs import noise, slow_model, tree_digest, write_source
 
 from isochunk.cli.main import main
@@ -202,116 +200,6 @@ def test_credentials(
             assert "OTHER" not in said
     assert not (tmp_path / "out").exists()
     assert open_store(f"{s3}/out").keys() == []
-
-
-def float_source(folder: Path) -> str:
-    array = zarr.create_array(folder, shape=SHAPE, chunks=SHAPE, dtype="float32")
-    array[:] = 0.5
-    return str(folder)
-
-
-def signed_source(folder: Path) -> str:
-    write_source(f"file://{folder}", noise((4, 32, 32)))
-    info = json.loads((folder / "info").read_text())
-    (folder / "info").write_text(json.dumps({**info, "data_type": "int16"}))
-    return str(folder)
-
-
-def rgb_source(folder: Path) -> str:
-    info = {
-        "driver": "neuroglancer_precomputed",
-        "kvstore": f"file://{folder}/",
-        "multiscale_metadata": {"type": "image", "data_type": "uint8", "num_channels": 3},
-        "scale_metadata": {
-            "size": [32, 32, 4],
-            "resolution": [10, 10, 40],
-            "chunk_size": [32, 32, 4],
-            "encoding": "raw",
-        },
-    }
-    ts.open(info, create=True).result()[...] = 7
-    return str(folder)
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (float_source, r"holds float32; uint8 and uint16 of one channel are supported; convert"),
-        (signed_source, r"holds int16; uint8 and uint16 of one channel are supported; convert"),
-        (rgb_source, r"/in has 3 channels; choose one with --channel N, from 0 to 2"),
-    ],
-)
-def test_voxels_that_are_not_supported(
-    refused: Refused, tmp_path: Path, make: Callable[[Path], str], message: str
-) -> None:
-    said = refused.job(
-        make(tmp_path / "in"), f"{tmp_path}/out", *CUBIC, "--source-spacing=40,10,10"
-    )
-    assert re.search(message, said), said
-    assert not (tmp_path / "out").exists()
-
-
-def unit_source(folder: Path) -> str:
-    """OME-Zarr whose axes have no unit."""
-    root = zarr.open_group(folder, mode="w", zarr_format=2)
-    root.create_array("s0", shape=SHAPE, chunks=SHAPE, dtype="uint8")[:] = noise(SHAPE)
-    scale = {"type": "scale", "scale": [4.0, 1.0, 1.0]}
-    root.attrs["multiscales"] = [
-        {
-            "version": "0.4",
-            "axes": [{"name": a, "type": "space"} for a in "zyx"],
-            "datasets": [{"path": "s0", "coordinateTransformations": [scale]}],
-        }
-    ]
-    return str(folder)
-
-
-def plain_source(folder: Path) -> str:
-    """An array that stands alone."""
-    zarr.create_array(folder, shape=SHAPE, chunks=SHAPE, dtype="uint8")[:] = noise(SHAPE)
-    return str(folder)
-
-
-READERS = {
-    "info": ("info", "{source}"),
-    "inspect": ("inspect", "{source}"),
-    "plan": ("plan", "{source}", "{out}", *CUBIC),
-    "run": ("run", "{source}", "{out}", *CUBIC),
-    "serve": ("serve", "{source}", *CUBIC),
-    "view": ("view", "{good}", "{source}"),
-    "evaluate": ("evaluate", "--truth={source}"),
-    "train": ("train", "--source={source}", "--out={out}", "--arch=fsrcnn", "--factor=4"),
-}
-"""Every command that reads a volume it did not write."""
-
-
-@pytest.mark.parametrize("make", [plain_source, unit_source])
-@pytest.mark.parametrize("words", READERS.values(), ids=READERS)
-def test_a_voxel_size_that_is_not_known(
-    refused: Refused,
-    source: str,
-    tmp_path: Path,
-    words: tuple[str, ...],
-    make: Callable[[Path], str],
-) -> None:
-    """Each command names its own option, which also Python's users find."""
-    places = {"source": make(tmp_path / "bare"), "out": f"{tmp_path}/out", "good": source}
-    command = [word.format(**places) for word in words]
-    said = refused(*command)
-    assert "--source-spacing Z,Y,X (source_spacing in Python)" in said, said
-    assert "Access" not in said
-    assert not (tmp_path / "out").exists()
-    said = refused(*command, "--source-spacing=40")
-    assert "--source-spacing is '40'; write Z,Y,X in nm" in said
-
-
-def test_the_voxel_size_that_an_option_gives(
-    source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for make in (plain_source, unit_source):
-        bare = make(tmp_path / make.__name__)
-        assert main(["info", bare, "--source-spacing=40,10,10", "--json"]) == 0
-        assert json.loads(capsys.readouterr().out)["spacing_nm"] == [40, 10, 10]
 
 
 def test_a_target_offset_that_is_not_whole(refused: Refused, tmp_path: Path) -> None:
