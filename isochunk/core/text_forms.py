@@ -13,6 +13,7 @@ from types import UnionType
 from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin
 
 from isochunk.core.geometry import Box, Spacing, Triple, exact_nm
+from isochunk.core.window import Window
 from isochunk.errors import UsageError
 
 
@@ -85,6 +86,19 @@ def read_index(value: str | int, name: str) -> int:
     return int(value)
 
 
+def read_window(value: str | Window | Sequence[float], name: str) -> Window | Literal["auto"]:
+    """Read ``LOW,HIGH`` in stored values, or ``auto``."""
+    if value == "auto":
+        return "auto"
+    if isinstance(value, Window):
+        return value
+    ends = value.split(",") if isinstance(value, str) else value
+    if not isinstance(ends, Sequence) or len(ends) != 2:  # noqa: PLR2004
+        raise UsageError(f"{name} is {value!r}; write LOW,HIGH in stored values, or auto")
+    low, high = (_number(end, name, "LOW,HIGH in stored values, or auto") for end in ends)
+    return Window(low, high)
+
+
 def read_seconds(value: str | float, name: str) -> float:
     """Read a number of seconds, more than 0."""
     return _positive(value, name, "seconds, as 120")
@@ -135,6 +149,7 @@ SpacingField: TypeAlias = Annotated[Spacing, read_spacing]
 BytesField: TypeAlias = Annotated[int, read_bytes]
 IndexField: TypeAlias = Annotated[int, read_index]
 ProjectField: TypeAlias = Annotated[str, read_project]
+WindowField: TypeAlias = Annotated[Window | Literal["auto"], read_window]
 SecondsField: TypeAlias = Annotated[float, read_seconds]
 RateField: TypeAlias = Annotated[float, read_rate]
 ShareField: TypeAlias = Annotated[float, read_share]
