@@ -13,6 +13,7 @@ PREVIEWED = (
     "model",
     "spacing",
     "box",
+    "sections",
     "device",
     "precision",
     "memory",

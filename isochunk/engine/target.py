@@ -73,6 +73,8 @@ def status(url: str, endpoint_url: str | None = None) -> dict[str, Any]:
             "done": done,
             "empty": int(sum(t.empty.sum() for t in target.ledger.tables)),
         },
+        "sections": target.plan.sections_summary(),
+        "invented_voxels": target.plan.invented_voxels(),
         "last_event": last and {"time": last["time"], "event": last["event"]},
     }
 
