@@ -152,7 +152,7 @@ def run(
         ledger = prepare_target(plan)
         recorder = Recorder(ledger, EventLog(ledger.store), timeouts)
         report = execute(plan, recorder, backend, watch or (lambda _: None), begun)
-    link = public_link(plan.target, plan.source, Access.for_job(plan.job))
+    link = public_link(plan.target, plan.source, Access.for_job(plan.job), plan.sections)
     return replace(report, neuroglancer_url=link)
 
 

@@ -21,6 +21,7 @@ PREVIEWED = (
     "model",
     "spacing",
     "box",
+    "sections",
     "device",
     "precision",
     "memory",

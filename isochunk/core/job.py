@@ -120,6 +120,9 @@ class Job(RunOptions):
     """Accept a model whose tiles do not join exactly; the report then says by how much."""
     overwrite: bool = False
     """Delete another job's output at the target first."""
+    sections: str | None = field(default=None, metadata=LATER)
+    """Section table of the source, from ``inspect --out``, or ``auto`` to inspect it first;
+    default: sections are used as they are stored."""
 
     def __post_init__(self) -> None:
         """Turn text into values and check words."""

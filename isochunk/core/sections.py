@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -145,6 +146,25 @@ class SectionTable:
             f"source = {_quoted(self.source)}\n"
         )
         return "".join((head, *(f"\n{section.text()}" for section in self.sections)))
+
+    def effects(self) -> dict[str, dict[str, float | bool]]:
+        """Return what the table changes, by section, as JSON; words and what is as it was left out.
+
+        Tables that change the same have the same effects, and so the same digest.
+        """
+        changes: dict[str, dict[str, float | bool]] = {}
+        for s in self.sections:
+            if s.lost:
+                changes[str(s.z)] = {"lost": True}
+            elif (s.gain, s.offset) != (1, 0):
+                changes[str(s.z)] = {"gain": float(s.gain), "offset": float(s.offset)}
+        return changes
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what the table changes."""
+        text = json.dumps(self.effects(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def check_source(self, url: str) -> None:
         """Check that the table is that of a volume, whatever its format is called in the URL.

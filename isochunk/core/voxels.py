@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from isochunk.core.geometry import Triple, ceil_div, triple
 
 Voxels: TypeAlias = NDArray[Any]
-"""A z, y, x array of uint8 or uint16."""
+"""A z, y, x array of uint8 or uint16; or of float32, where sections were mended: grey levels as
+stored ones are, not rounded."""
 
 POOLED_VOXELS = 1 << 20
 """Voxels pooled at a time: wide sums of so many stay in cache, and memory does not grow."""
@@ -22,6 +23,16 @@ def quantise(values: NDArray[np.floating[Any]], dtype: np.dtype[Any]) -> Voxels:
     limits = np.iinfo(dtype)
     clipped: Voxels = np.clip(np.rint(values), limits.min, limits.max).astype(dtype)
     return clipped
+
+
+def stored_dtype(voxels: Voxels, dtype: str) -> np.dtype[Any]:
+    """Return the integer dtype in which what is made of voxels is stored.
+
+    Args:
+        voxels: stored ones, which tell by themselves, or mended ones.
+        dtype: of the volume.
+    """
+    return voxels.dtype if voxels.dtype.kind == "u" else np.dtype(dtype)
 
 
 def checksum(voxels: Voxels) -> int:

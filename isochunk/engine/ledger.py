@@ -107,8 +107,10 @@ def check_same_job(store: ObjectStore, old: Plan, new: Plan) -> None:
 
 
 def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
-    """Yield every leaf at which two JSON values differ."""
-    if isinstance(old, dict) and isinstance(new, dict):
+    """Yield every leaf at which two JSON values differ; an object that is not there is empty."""
+    both = [{} if value is None else value for value in (old, new)]
+    if old != new and all(isinstance(value, dict) for value in both):
+        old, new = both
         for key in sorted(old.keys() | new.keys()):
             yield from differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
     elif old != new:

@@ -162,7 +162,13 @@ def execute(
     warn_of_cudnn(plan, backend)
     started, ledger = time.monotonic(), recorder.ledger
     resumed = ledger.count()
-    report = Report(plan.total_blocks, resumed=resumed, done=resumed, device=backend.device)
+    report = Report(
+        plan.total_blocks,
+        resumed=resumed,
+        done=resumed,
+        invented_voxels=plan.invented_voxels(),
+        device=backend.device,
+    )
     recorder.event(
         "started", {"blocks": report.total, "resumed": resumed, "workers": backend.workers}
     )

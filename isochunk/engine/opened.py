@@ -15,6 +15,7 @@ import numpy as np
 from isochunk.core.geometry import Box
 from isochunk.core.gpus import device_summary
 from isochunk.core.voxels import Voxels, convert
+from isochunk.engine.mended import mended
 from isochunk.engine.report import Seam
 from isochunk.errors import ModelError
 from isochunk.host.allocator import keep_memory
@@ -95,7 +96,7 @@ def open_job(plan: Plan, threads: Sequence[int] = (), seat: Seat | None = None) 
     return OpenJob(
         plan,
         predictor=_load_model(plan, seat),
-        source=open_volume(plan.source.url, access),
+        source=mended(open_volume(plan.source.url, access), plan.sections),
         target=open_target(plan.target, access),
         mask=open_volume(plan.mask.url, access.beside()) if plan.mask else None,
         device=_told(seat or Seat()) if plan.on_gpu else None,

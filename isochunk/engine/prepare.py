@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
-from isochunk.core.geometry import Triple
 from isochunk.core.job import FoundDevice, Job
+from isochunk.core.sections import SectionTable
 from isochunk.core.spec import Format, Intensity, ModelSpec
 from isochunk.engine.ledger import Ledger, check_same_job, read_job, write_job
+from isochunk.engine.mended import AUTO, find_table, mended
 from isochunk.errors import TargetConflictError, UsageError
 from isochunk.host.memory import usable_memory_bytes
 from isochunk.models.gpus import seen_gpus
@@ -33,6 +34,7 @@ from isochunk.storage.open import (
     open_volume,
 )
 from isochunk.storage.url import parse_url
+from isochunk.storage.volume import Volume
 
 log = logging.getLogger(__name__)
 
@@ -77,19 +79,20 @@ def plan_job(job: Job) -> Plan:
         return plan
     store = open_store(place.url, Access.for_job(job))
     begun = read_job(store)
-    plan = resolve(job, place, None if begun is None else begun.stages[0].block)
+    plan = resolve(job, place, begun)
     check_creatable(plan.target)
     holds_job(store, plan)
     return plan
 
 
-def resolve(job: Job, place: TargetPlace, block: Triple | None = None) -> Plan:
+def resolve(job: Job, place: TargetPlace, begun: Plan | None = None) -> Plan:
     """Open the source, describe the model, measure the intensity, and plan.
 
     Args:
         job: what to do.
         place: where it is written.
-        block: by which the target was begun; the memory that is free now may suggest another.
+        begun: by what the target was begun: its block is kept, though the memory that is free now
+            may suggest another, and so is what ``--sections auto`` found then.
 
     Raises:
         UsageError: the job cannot be done.
@@ -101,15 +104,26 @@ def resolve(job: Job, place: TargetPlace, block: Triple | None = None) -> Plan:
     described = examine(job.model, trust=job.trust)
     model = described.spec.on_plane(job.plane or described.spec.plane)
     mask = open_volume(job.mask, access.beside()).spec if job.mask else None
+    table = _sections(job, source, begun)
     full = Intensity.full_range(source.spec.dtype)
     # Planned before the source is measured, so that mistakes cost no reading.
-    found = Inputs(source.spec, model, full, place.url, place.format, mask)
+    found = Inputs(source.spec, model, full, place.url, place.format, mask, table)
+    block = None if begun is None else begun.stages[0].block
     workers, device = _workers(job, network=model.arch not in INTERPOLATIONS)
     found = replace(found, workers=workers, device=device, costs=described.costs, block=block)
     plan = make_plan(job, found)
     _warn_beyond_training(plan.model)
-    intensity = measure_intensity(source, model.normalisation)
+    intensity = measure_intensity(mended(source, table), model.normalisation)
     return replace(plan, intensity=intensity, examined_by=described.examined_by)
+
+
+def _sections(job: Job, source: Volume, begun: Plan | None) -> SectionTable | None:
+    """Return which sections of the source are not used as they are stored; None where none is."""
+    if job.sections is None:
+        return None
+    if job.sections == AUTO and begun is not None and begun.sections is not None:
+        return begun.sections
+    return find_table(job.sections, source)
 
 
 def _workers(job: Job, *, network: bool) -> tuple[Workers, FoundDevice | None]:
@@ -255,4 +269,5 @@ def provenance(plan: Plan) -> dict[str, Any]:
         "intensity_offset": plan.intensity.offset,
         "intensity_scale": plan.intensity.scale,
         "precision": plan.precision,
+        **({} if plan.sections is None else {"sections": plan.sections_summary()}),
     }

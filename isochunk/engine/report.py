@@ -124,6 +124,9 @@ class Report:
     """Measured after the run; None if nothing could be compared."""
     promised: Worth | None = None
     """What the seam should be at most; None for a model that is not tiled exactly."""
+    invented_voxels: int = 0
+    """Target voxels of the whole job, at full resolution, in sections filled from their
+    neighbours."""
     device: Mapping[str, Any] | None = None
     """The GPUs it ran on, and versions of what computed there; None on CPUs."""
     neuroglancer_url: str = ""
@@ -187,6 +190,7 @@ class Report:
                 for r in self.slowest
             ],
             "seam": self._seam(),
+            "invented_voxels": self.invented_voxels,
             "errors": list(self.errors),
             "device": None if self.device is None else dict(self.device),
             "neuroglancer_url": self.neuroglancer_url,

@@ -83,6 +83,8 @@ def status(
             "done": done,
             "empty": int(sum(t.empty.sum() for t in target.ledger.tables)),
         },
+        "sections": target.plan.sections_summary(),
+        "invented_voxels": target.plan.invented_voxels(),
         "last_event": last and {"time": last["time"], "event": last["event"]},
     }
 

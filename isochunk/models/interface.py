@@ -22,7 +22,7 @@ class Launched(Protocol):
         """Wait for the target box.
 
         Returns:
-            Array of the target box's shape and the source's dtype, rounded to nearest and clipped.
+            Array of the target box's shape and the volume's dtype, rounded to nearest and clipped.
 
         Raises:
             PredictionError: the model answered with NaN.
@@ -65,8 +65,8 @@ class Predictor(Protocol):
         """Send a block's voxels to where they are computed with.
 
         Args:
-            source: voxels of ``read``, real neighbours or reflection included; left alone until
-                the block is fetched.
+            source: voxels of ``read``, real neighbours or reflection included, as stored or
+                float32; left alone until the block is fetched.
             read: global source box of ``source``; at least ``spec.read_box(write)``.
             write: global target box wanted.
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from isochunk.core.geometry import Box, reflected
 from isochunk.core.limits import INTERPOLATED_VOXELS
 from isochunk.core.spec import INTERPOLATION_REACH, ModelSpec, Phase
-from isochunk.core.voxels import Voxels, quantise
+from isochunk.core.voxels import Voxels, quantise, stored_dtype
 from isochunk.errors import ModelError
 
 Kernel: TypeAlias = Literal["linear", "cubic"]
@@ -71,6 +71,8 @@ class Interpolation:
 
     spec: ModelSpec
     """Spec with its factor resolved."""
+    dtype: str = "uint8"
+    """numpy name of the type in which answers to float32 are stored."""
 
     @property
     def halvings(self) -> int:
@@ -90,15 +92,17 @@ class Interpolation:
             )
         ]
         z, y, x = taps
+        dtype = stored_dtype(source, self.dtype)
         if self.spec.arch in ("identity", "nearest"):
-            return source[np.ix_(z.index[0], y.index[0], x.index[0])]
+            chosen = source[np.ix_(z.index[0], y.index[0], x.index[0])]
+            return chosen if chosen.dtype == dtype else quantise(chosen, dtype)
         lateral = resample(resample(source, x, axis=2), y, axis=1)
-        result = np.empty(write.shape, source.dtype)
+        result = np.empty(write.shape, dtype)
         planes = max(1, INTERPOLATED_VOXELS // (write.shape[1] * write.shape[2]))
         for start in range(0, write.shape[0], planes):
             slab = slice(start, start + planes)
             values = resample(lateral, z.part(slab), axis=0)
-            result[slab] = quantise(values, source.dtype)
+            result[slab] = quantise(values, dtype)
         return result
 
 

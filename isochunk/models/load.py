@@ -133,7 +133,7 @@ def load(name: str, runtime: Runtime) -> Predictor:
             exactly and ``runtime.allow_inexact`` is not set.
     """
     if name in INTERPOLATIONS:
-        return Interpolation(interpolation_spec(name).for_factor(runtime.factor))
+        return Interpolation(interpolation_spec(name).for_factor(runtime.factor), runtime.dtype)
     from isochunk.models.predictor import TorchPredictor
 
     device = device_of(runtime.device)
@@ -153,7 +153,15 @@ def load(name: str, runtime: Runtime) -> Predictor:
         network = load_module(folder, checked=known)
         _require_exact(spec, network.inexact_because, runtime)
         engine = network.engine(spec)
-    return TorchPredictor(spec, engine, device, runtime.precision, runtime.intensity, runtime.tile)
+    return TorchPredictor(
+        spec,
+        engine,
+        device,
+        runtime.precision,
+        runtime.intensity,
+        runtime.tile,
+        dtype=runtime.dtype,
+    )
 
 
 def _require_exact(spec: ModelSpec, reason: str, runtime: Runtime) -> None:

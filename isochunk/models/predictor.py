@@ -15,7 +15,7 @@ from torch import Tensor
 from isochunk.core.geometry import Box, Triple, ceil_div, triple
 from isochunk.core.job import Precision
 from isochunk.core.spec import Intensity, ModelSpec
-from isochunk.core.voxels import Voxels
+from isochunk.core.voxels import Voxels, stored_dtype
 from isochunk.errors import DeviceError, PredictionError, UsageError
 from isochunk.models.network import in_format
 from isochunk.models.tiling import Engine
@@ -47,7 +47,7 @@ class TorchPredictor:
     and the block starts again: tiles of any size give the same answer.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all that is known of a model in one process
         self,
         spec: ModelSpec,
         engine: Engine,
@@ -55,6 +55,8 @@ class TorchPredictor:
         precision: Precision,
         intensity: Intensity,
         tile: Triple,
+        *,
+        dtype: str = "uint8",
     ) -> None:
         """Move the network to its device.
 
@@ -65,6 +67,7 @@ class TorchPredictor:
             precision: number format of weights and layers.
             intensity: what stored values mean to the network.
             tile: target voxels computed at a time; rounded up to the alignment.
+            dtype: numpy name of the type in which answers to float32 are stored.
         """
         self.spec = spec
         self.engine = engine
@@ -72,6 +75,7 @@ class TorchPredictor:
         self.precision = precision
         self.intensity = intensity
         self.tile = tile
+        self.dtype = dtype
         self.halvings = 0
         """How often the tile was halved because memory ran out."""
         self.transfers = transfers_of(device)
@@ -148,15 +152,16 @@ class TorchPredictor:
     def _by_tiles(self, block: StagedBlock) -> LaunchedBlock:
         """Compute tile by tile."""
         source, begun = self.transfers.begin(block.upload or self.transfers.upload(block.source))
-        target = self.transfers.room(block.write.shape, block.source.dtype)
+        dtype = stored_dtype(block.source, self.dtype)
+        target = self.transfers.room(block.write.shape, dtype)
         checked, finite = [], []
         for want in self.tiles(block.write):
             part = self.engine.needs(want).slices(block.read.lo)
             into = want.slices(block.write.lo)
-            if not block.source[part].any() and self._keeps_black(block.source.dtype):
+            if not block.source[part].any() and self._keeps_black(dtype):
                 target[into].zero_()
                 continue
-            target[into], known = self._tile(source[part], want, block.source.dtype)
+            target[into], known = self._tile(source[part], want, dtype)
             checked.append(want)
             finite.append(known)
         return LaunchedBlock(self, self.transfers.download(target, finite, begun), checked)
@@ -199,7 +204,7 @@ class TorchPredictor:
         """Compute a tile.
 
         Args:
-            source: stored voxels (z, y, x) that the engine needs for ``want``.
+            source: voxels (z, y, x) that the engine needs for ``want``, as stored or float32.
             want: target box.
             dtype: as what voxels are stored.
 

@@ -20,7 +20,12 @@ from torch import Tensor
 from isochunk.core.geometry import Triple
 from isochunk.core.voxels import Voxels
 
-STORED = {np.dtype(np.uint8): torch.uint8, np.dtype(np.uint16): torch.uint16}
+STORED = {
+    np.dtype(np.uint8): torch.uint8,
+    np.dtype(np.uint16): torch.uint16,
+    np.dtype(np.float32): torch.float32,
+}
+"""Types in which voxels travel: as they are stored or, there alone, with their sections mended."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ import numpy as np
 
 from isochunk.core.geometry import Box, Triple, cells, grid_shape, triple
 from isochunk.core.spec import Intensity, Normalisation
+from isochunk.core.voxels import quantise
 from isochunk.errors import UsageError
 from isochunk.storage.volume import Volume
 
@@ -89,9 +90,12 @@ def sample_boxes(bounds: Box, chunk: Triple, seed: int = 0) -> Iterator[Box]:
 def _moments(volume: Volume, boxes: Iterator[Box]) -> tuple[int, int, int]:
     """Count nonzero voxels and sum their values and squares until the sample is full."""
     count = total = squares = read_bytes = 0
+    dtype = np.dtype(volume.spec.dtype)
     with ThreadPoolExecutor(READERS) as pool:
         while read_bytes < SAMPLE_BYTES and (batch := list(islice(boxes, READERS))):
             for voxels in pool.map(volume.read, batch):
+                if voxels.dtype != dtype:  # mended sections: rounded, so that sums stay exact
+                    voxels = quantise(voxels, dtype)
                 nonzero = np.count_nonzero(voxels)
                 if nonzero == 0:
                     continue

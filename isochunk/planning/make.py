@@ -10,6 +10,7 @@ from isochunk.core.geometry import AXES, Box, Triple, factor_between, sub, targe
 from isochunk.core.job import FoundDevice, Job, Precision
 from isochunk.core.limits import MAX_DEPTH
 from isochunk.core.option_names import option
+from isochunk.core.sections import SectionTable
 from isochunk.core.spec import DTYPES, Format, Intensity, ModelSpec, VolumeSpec
 from isochunk.core.tile_costs import TileCosts
 from isochunk.errors import GeometryError, UsageError
@@ -34,6 +35,8 @@ class Inputs:
     """Storage format of the target."""
     mask: VolumeSpec | None = None
     """The mask as found."""
+    sections: SectionTable | None = None
+    """Which sections are not used as they are stored."""
     workers: Workers = field(default_factory=lambda: Workers(4 << 30))
     """What workers have."""
     device: FoundDevice | None = None
@@ -91,6 +94,7 @@ def make_plan(job: Job, found: Inputs) -> Plan:
             shift=shift,
             stages=stages,
             mask=found.mask,
+            sections=found.sections,
             precision=job.precision,
             tile=stages[0].block,
             depth=MAX_DEPTH,

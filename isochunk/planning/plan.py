@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isochunk.core.codec import to_json
+from isochunk.core.codec import LATER, to_json
 from isochunk.core.geometry import Box, Triple, sub, triple
 from isochunk.core.job import Device, FoundDevice, Job, Precision
 from isochunk.core.limits import (
@@ -34,7 +34,9 @@ from isochunk.core.limits import (
     TRACER_BYTES,
     WORKSPACE,
 )
+from isochunk.core.mending import Mending
 from isochunk.core.precisions import INTERPOLATED, WORTH, Worth
+from isochunk.core.sections import SectionTable
 from isochunk.core.spec import Intensity, ModelSpec, VolumeSpec
 from isochunk.core.tile_costs import TileCost, TileCosts
 from isochunk.models.interpolation import INTERPOLATIONS
@@ -43,6 +45,9 @@ from isochunk.planning.layout import Stage, block_box, block_count
 
 IDEAL_CELLS = 1000
 """Tiles in a row, in each direction, whose halo is nothing beside them."""
+
+MENDED_BYTES = 4
+"""Bytes of a voxel of mended sections: float32."""
 
 IDENTITY = ("source", "target", "intensity", "region", "shift", "stages", "mask", "precision")
 """Fields of a plan that decide the output's bytes; of the model, these do:"""
@@ -86,6 +91,8 @@ class Plan:
     )
     """Block, tile and compute overhead if workers had twice the memory; None where not known."""
 
+    sections: SectionTable | None = field(default=None, metadata=LATER)
+    """Which source sections are not used as they are stored; None where all are."""
     examined_by: str = field(default="", compare=False, repr=False, metadata={"stored_as": None})
     """Version of the torch that examined the model when this was planned; empty for a plan read
     from its record, whose model is examined again."""
@@ -147,7 +154,10 @@ class Plan:
     def identity(self) -> dict[str, Any]:
         """Return what decides the output's bytes, as JSON; equal for the same job."""
         model = {name: to_json(getattr(self.model, name)) for name in MODEL_IDENTITY}
-        return {**{name: to_json(getattr(self, name)) for name in IDENTITY}, "model": model}
+        found = {**{name: to_json(getattr(self, name)) for name in IDENTITY}, "model": model}
+        if self.sections is not None and self.sections.effects():
+            found["sections"] = {**self.sections.effects(), "digest": self.sections.digest}
+        return found
 
     def summary(self) -> dict[str, Any]:
         """Return the JSON object of ``isochunk plan``."""
@@ -172,6 +182,34 @@ class Plan:
             "worker_memory_bytes": self.worker_memory_bytes(),
             "exact": self.model.exact,
             "identical_to_fp32": self._identical(),
+            "sections": self.sections_summary(),
+            "invented_voxels": self.invented_voxels(),
+        }
+
+    @property
+    def mending(self) -> Mending | None:
+        """How source sections are used that are not used as they are stored; None if none is."""
+        if self.sections is None or not self.sections.effects():
+            return None
+        return Mending.of(self.sections, self.source.box.lo[0], self.source.box.hi[0])
+
+    def invented_voxels(self) -> int:
+        """Return the target voxels of full resolution that lie in sections filled from others."""
+        grid, mending = self.anchored(self.target.box), self.mending
+        if mending is None:
+            return 0
+        planes = mending.filled_planes(grid.lo[0], grid.hi[0], self.model.resolved_factor[0])
+        return planes * math.prod(grid.shape[1:])
+
+    def sections_summary(self) -> dict[str, Any] | None:
+        """Return as JSON which sections are mended; None where none is."""
+        if self.sections is None:
+            return None
+        lost = [s.z for s in self.sections.sections if s.lost]
+        return {
+            "digest": self.sections.digest,
+            "lost": lost,
+            "corrected": len(self.sections.effects()) - len(lost),
         }
 
     def _identical(self) -> float | None:
@@ -194,26 +232,36 @@ class Plan:
 
     def block_bytes(self) -> int:
         """Return the host bytes that one block of the first stage holds while in flight."""
-        read, write = self._block_voxels()
-        size = self.source.itemsize
+        (read, write), size = self._block_voxels(), self.source.itemsize
+        held = 2 * self._read_itemsize * read
+        if (mending := self.mending) is not None:
+            held += size * self._block_read().grow((mending.longest, 0, 0)).size
         pinned = 0
         if self.on_gpu:
             # Pinned memory, by which a block gets to a GPU and back, is kept in powers of two.
-            pinned = power_of_two(size * read) + power_of_two(size * write)
-        return size * (2 * read + math.ceil(write * 8 / 7)) + pinned
+            pinned = power_of_two(self._read_itemsize * read) + power_of_two(size * write)
+        return held + size * math.ceil(write * 8 / 7) + pinned
 
     def block_device_bytes(self) -> int:
         """Return the bytes of a GPU that one block of the first stage holds while in flight."""
+        sizes = (self._read_itemsize, self.source.itemsize)
         return sum(
-            math.ceil(self.source.itemsize * voxels / DEVICE_PAGE) * DEVICE_PAGE
-            for voxels in self._block_voxels()
+            math.ceil(size * voxels / DEVICE_PAGE) * DEVICE_PAGE
+            for size, voxels in zip(sizes, self._block_voxels(), strict=True)
         )
 
     def _block_voxels(self) -> tuple[int, int]:
-        """Return the source voxels that a block of the first stage reads, and those it makes."""
-        block = self.stages[0].block
-        read = math.prod(self.model.read_box(Box.from_shape(block)).shape)
-        return read, math.prod(block)
+        """Return the source voxels that a block of the first stage needs, and those it makes."""
+        return self._block_read().size, math.prod(self.stages[0].block)
+
+    def _block_read(self) -> Box:
+        """Return the shape of what a block of the first stage needs, as a box."""
+        return self.model.read_box(Box.from_shape(self.stages[0].block))
+
+    @property
+    def _read_itemsize(self) -> int:
+        """Bytes of a voxel on its way to the model: float32 where sections are mended."""
+        return self.source.itemsize if self.mending is None else MENDED_BYTES
 
     @property
     def is_network(self) -> bool:
@@ -304,7 +352,7 @@ class Plan:
 
     def source_intervals(self) -> tuple[list[tuple[int, int]], ...]:
         """Return the source intervals that blocks read along each axis; boxes are their product."""
-        grid, block = self.target.box, self.stages[0].block
+        grid, block, mending = self.target.box, self.stages[0].block, self.mending
         intervals = []
         for axis in range(3):
             along = []
@@ -316,7 +364,11 @@ class Plan:
                     ),
                 )
                 read = self.model.read_box(self.anchored(cut))
-                along.append((read.lo[axis], read.hi[axis]))
+                lo, hi = read.lo[axis], read.hi[axis]
+                if axis == 0 and mending is not None:  # so that lost sections can be filled
+                    first, end = mending.needs(lo, hi)
+                    lo, hi = min(lo, first), max(hi, end)
+                along.append((lo, hi))
             intervals.append(along)
         return tuple(intervals)
 

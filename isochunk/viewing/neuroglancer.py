@@ -20,6 +20,8 @@ import numpy as np
 
 from isochunk.core.codec import JsonObject
 from isochunk.core.geometry import AXES, Spacing
+from isochunk.core.mending import runs_of
+from isochunk.core.sections import Section, SectionTable
 from isochunk.core.spec import VolumeSpec
 from isochunk.core.voxels import Voxels
 from isochunk.errors import UsageError
@@ -42,6 +44,9 @@ SUFFIXES = {
 
 LOCAL = "file://"
 
+FILLED_NAME, FILLED_COLOUR = "filled sections", "#ff8000"
+"""The layer that marks where nothing was recorded."""
+
 NM_PER_M = 10**9
 PANEL_PIXELS = 400
 """Shorter side of a panel on a common screen; decides the zoom only."""
@@ -61,6 +66,16 @@ class Layer:
     """Stored values shown as black and as white; None for the range of the dtype."""
 
 
+@dataclass(frozen=True, slots=True)
+class FilledSections:
+    """Sections of the source that hold nothing recorded, to be shown as boxes."""
+
+    spec: VolumeSpec
+    """The source."""
+    lost: tuple[Section, ...]
+    """Its lost sections, by rising z."""
+
+
 def contrast_range(voxels: Voxels) -> tuple[float, float]:
     """Return the 1st and 99th percentile of the voxels that are not zero, at least 1 apart.
 
@@ -74,7 +89,9 @@ def contrast_range(voxels: Voxels) -> tuple[float, float]:
 
 
 def neuroglancer_state(
-    layers: Sequence[Layer], arrangement: Arrangement = "side-by-side"
+    layers: Sequence[Layer],
+    arrangement: Arrangement = "side-by-side",
+    filled: FilledSections | None = None,
 ) -> JsonObject:
     """Return the viewer state that shows all of the first layer, in its voxels.
 
@@ -82,6 +99,7 @@ def neuroglancer_state(
         layers: result first, then what it is compared with; names differ.
         arrangement: one four-panel view per layer beside each other, with one position, or all
             layers in one view, the first on top.
+        filled: marked in every view, so that nobody takes them for data; None for none.
 
     Raises:
         UsageError: no layers, or names that repeat.
@@ -90,6 +108,9 @@ def neuroglancer_state(
     if not layers or len(set(names)) != len(names):
         raise UsageError(f"layers to show need names that differ; got {names}")
     spec = layers[0].spec
+    # Neuroglancer draws later layers over earlier ones.
+    shown = [_layer(layer) for layer in reversed(layers)]
+    marks = [] if filled is None or not filled.lost else [_filled_layer(filled)]
     corner_nm, extent_nm = _bounds_nm(spec)
     finest = min(spec.spacing)
     scale = float(max(extent_nm) / finest / PANEL_PIXELS)
@@ -104,9 +125,8 @@ def neuroglancer_state(
         ],
         "crossSectionScale": scale,
         "projectionScale": scale * PANEL_PIXELS * 2,
-        # Neuroglancer draws later layers over earlier ones.
-        "layers": [_layer(layer) for layer in reversed(layers)],
-        "layout": _layout(names, arrangement),
+        "layers": [*shown, *marks],
+        "layout": _layout(names, arrangement, [mark["name"] for mark in marks]),
         "selectedLayer": {"visible": False, "layer": names[0]},
     }
 
@@ -117,14 +137,24 @@ def neuroglancer_url(base: str, state: JsonObject) -> str:
     return f"{base.rstrip('/')}/#!{quote(text, safe='~@$&()*!+=:;,./')}"
 
 
-def public_link(target: VolumeSpec, source: VolumeSpec, access: Access) -> str:
+def filled_sections(source: VolumeSpec, table: SectionTable | None) -> FilledSections | None:
+    """Return what a section table calls lost; None without one."""
+    if table is None:
+        return None
+    return FilledSections(source, tuple(s for s in table.sections if s.lost))
+
+
+def public_link(
+    target: VolumeSpec, source: VolumeSpec, access: Access, table: SectionTable | None = None
+) -> str:
     """Return a link to the public neuroglancer; empty where the target is files."""
     if target.url.startswith(LOCAL):
         return ""
     shown = [Layer("result", as_seen(target, access))]
     if not source.url.startswith(LOCAL):
         shown.append(Layer("source", as_seen(source, access)))
-    return neuroglancer_url(PUBLIC_NEUROGLANCER, neuroglancer_state(shown))
+    state = neuroglancer_state(shown, filled=filled_sections(source, table))
+    return neuroglancer_url(PUBLIC_NEUROGLANCER, state)
 
 
 def as_seen(spec: VolumeSpec, access: Access) -> VolumeSpec:
@@ -141,11 +171,45 @@ def layer_url(spec: VolumeSpec) -> str:
     return f"{spec.url.rstrip('/')}/{suffix}" if suffix else spec.url
 
 
-def _layout(names: Sequence[str], arrangement: Arrangement) -> JsonObject | str:
+def _layout(
+    names: Sequence[str], arrangement: Arrangement, everywhere: Sequence[str]
+) -> JsonObject | str:
     if arrangement == "overlay" or len(names) == 1:
         return "4panel"
-    views = [{"type": "viewer", "layers": [name], "layout": "4panel"} for name in names]
+    views = [
+        {"type": "viewer", "layers": [name, *everywhere], "layout": "4panel"} for name in names
+    ]
     return {"type": "row", "children": views}
+
+
+def _filled_layer(filled: FilledSections) -> JsonObject:
+    """Return a layer of one box a run of lost sections, in voxels of the source, x,y,z."""
+    spec, dimensions = filled.spec, _dimensions(filled.spec.spacing, reversed(AXES))
+    corner = [float(c / s) for c, s in zip(spec.corner_nm, spec.spacing, strict=True)]
+    boxes = []
+    for run in runs_of([section.z for section in filled.lost]):
+        lo = (run[0], *spec.box.lo[1:])
+        hi = (run[-1] + 1, *spec.box.hi[1:])
+        name = f"{run[0]}" if len(run) == 1 else f"{run[0]} to {run[-1]}"
+        boxes.append(
+            {
+                "type": "axis_aligned_bounding_box",
+                "id": name,
+                "pointA": [c + v for c, v in zip(reversed(corner), reversed(lo), strict=True)],
+                "pointB": [c + v for c, v in zip(reversed(corner), reversed(hi), strict=True)],
+                "description": f"filled from neighbours: source section {name}",
+            }
+        )
+    return {
+        "type": "annotation",
+        "name": FILLED_NAME,
+        "source": {
+            "url": "local://annotations",
+            "transform": {"outputDimensions": dimensions},
+        },
+        "annotations": boxes,
+        "annotationColor": FILLED_COLOUR,
+    }
 
 
 def _layer(layer: Layer) -> JsonObject:

@@ -26,6 +26,7 @@ from isochunk.planning.layout import finer_box, pooling_between
 from isochunk.planning.plan import Plan
 from isochunk.storage.keys import object_boxes, object_key
 from isochunk.storage.precomputed import info_json
+from isochunk.viewing.neuroglancer import filled_sections
 from isochunk.viewing.server import LinkHandler, RunningViewer, serve_link, view
 
 log = logging.getLogger(__name__)
@@ -148,7 +149,8 @@ def preview(job: Job, port: int = 0) -> Iterator[RunningViewer]:
     with serve_preview(plan, port) as served:
         shown = replace(served.plan.target, url=served.url)
         level = shown.levels[-1]
-        with view(shown, plan.source) as viewer:
+        filled = filled_sections(plan.source, plan.sections)
+        with view(shown, plan.source, filled=filled) as viewer:
             log.info("previewing %s voxels at %s nm", level.box, level.spacing)
             yield viewer
 

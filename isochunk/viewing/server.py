@@ -25,6 +25,7 @@ from isochunk.errors import UsageError
 from isochunk.viewing.neuroglancer import (
     LOCAL,
     PUBLIC_NEUROGLANCER,
+    FilledSections,
     Layer,
     neuroglancer_state,
     neuroglancer_url,
@@ -284,6 +285,7 @@ def view(
     target: VolumeSpec,
     source: VolumeSpec | None = None,
     contrast: tuple[float, float] | None = None,
+    filled: FilledSections | None = None,
 ) -> RunningViewer:
     """Show a volume in neuroglancer, beside its source if that is given.
 
@@ -295,6 +297,7 @@ def view(
             may not hold.
         source: what it was made from.
         contrast: stored values shown as black and white, for both.
+        filled: sections of the source that the result was not made from; a layer marks them.
 
     Raises:
         UsageError: a volume is local and the ``neuroglancer`` package is not installed, or its
@@ -304,11 +307,11 @@ def view(
     if source is not None:
         layers.append(Layer("source", source, contrast))
     if not any(layer.spec.url.startswith(UNREACHABLE) for layer in layers):
-        url = neuroglancer_url(PUBLIC_NEUROGLANCER, neuroglancer_state(layers))
+        url = neuroglancer_url(PUBLIC_NEUROGLANCER, neuroglancer_state(layers, filled=filled))
         return RunningViewer(url, None, ExitStack())
     with ExitStack() as resources:
         reachable = [_reachable(layer, resources) for layer in layers]
-        client = _local_client(neuroglancer_state(reachable))
+        client = _local_client(neuroglancer_state(reachable, filled=filled))
         return RunningViewer(client.get_viewer_url(), client, resources.pop_all())
 
 

@@ -23,9 +23,16 @@ class Model:
     """None for cubic."""
 
     def whole(
-        self, voxels: np.ndarray, offset: tuple[int, int, int], factor: Fraction
+        self,
+        voxels: np.ndarray,
+        offset: tuple[int, int, int],
+        factor: Fraction,
+        stored_as: str | None = None,
     ) -> np.ndarray:
-        """Return the float answer, in grey levels, for a whole volume."""
+        """Return the float answer, in grey levels, for a whole volume.
+
+        Where the voxels are mended, and so no integers, their volume's dtype is ``stored_as``.
+        """
         if self.network is None:
             return keys_whole(voxels, factor)
         grid, halo = self.spec.alignment, self.spec.halo
@@ -38,9 +45,11 @@ class Model:
             for h, b, n, g in zip(halo, before, voxels.shape, grid, strict=True)
         ]
         around = np.pad(voxels, list(zip(before, after, strict=True)), mode="symmetric")
-        shift, scale = 0.0, float(np.iinfo(voxels.dtype).max)
+        stored = np.dtype(stored_as or voxels.dtype)
+        shift, scale = 0.0, float(np.iinfo(stored).max)
         if self.spec.normalisation == "standard":
-            seen = voxels[voxels > 0].astype(np.float64)
+            rounded = np.clip(np.rint(voxels), 0, scale)
+            seen = rounded[rounded > 0].astype(np.float64)
             shift, scale = seen.mean(), seen.std()
         x = torch.from_numpy(((around.astype(np.float64) - shift) / scale).astype(np.float32))
         with torch.inference_mode():
