@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from isochunk.cluster.spec import WORDS
 from isochunk.core.geometry import Box, Spacing
 from isochunk.core.job import Job, RunOptions, change
-from isochunk.core.text_forms import read_box, read_spacing
+from isochunk.core.text_forms import read_box, read_spacing, read_window
+from isochunk.core.window import GREY, Window
 from isochunk.engine import calibrate as calibration
 from isochunk.engine import target as records
 from isochunk.engine.audit import AuditReport, AuditWatch, LocalAudit, audit_target
@@ -25,6 +26,7 @@ from isochunk.engine.pipeline import Pipeline
 from isochunk.engine.prepare import TargetPlace, plan_job, prepare_target, resolve
 from isochunk.engine.report import Report
 from isochunk.engine.timeouts import Timeouts
+from isochunk.engine.windowed import find_window, rounded, windowed
 from isochunk.host.memory import usable_memory_bytes
 from isochunk.models.interface import Predictor
 from isochunk.models.load import Runtime, describe, load
@@ -84,6 +86,7 @@ def inspect(
     level: int | None = None,
     endpoint_url: str | None = None,
     source_spacing: Spacing | str | None = None,
+    window: Window | str | tuple[float, float] | None = None,
 ) -> Inspection:
     """Find sections that are lost, uneven or displaced; each is read coarsely, nothing is written.
 
@@ -93,6 +96,7 @@ def inspect(
         level: level of the source to read; None for the finest whose sections are small.
         endpoint_url: as for :func:`open`.
         source_spacing: as for :func:`open`.
+        window: stored values that become black and white, or ``auto``; None for uint8 and uint16.
 
     Returns:
         What was found; ``inspection.table`` is the :class:`~isochunk.SectionTable`.
@@ -106,7 +110,9 @@ def inspect(
 
     where = None if box is None else read_box(box, "box")
     volume = open(source, endpoint_url, source_spacing) if isinstance(source, str) else source
-    return inspect_volume(volume, where, level)
+    wanted = None if window is None else read_window(window, "window")
+    found = find_window(wanted, volume)
+    return inspect_volume(rounded(windowed(volume, found, GREY)), where, level)
 
 
 def plan(job: Job) -> Plan:
@@ -152,7 +158,7 @@ def run(
         ledger = prepare_target(plan)
         recorder = Recorder(ledger, EventLog(ledger.store), timeouts)
         report = execute(plan, recorder, backend, watch or (lambda _: None), begun)
-    link = public_link(plan.target, plan.source, Access.for_job(plan.job), plan.sections)
+    link = public_link(plan, Access.for_job(plan.job))
     return replace(report, neuroglancer_url=link)
 
 

@@ -27,6 +27,7 @@ EVALUATED = (
     "average",
     "learn_from",
     "box",
+    "window",
     "background",
     "device",
     "report",

@@ -24,6 +24,7 @@ ACCESS_FIELDS = {
     "endpoint_url": "endpoint_url",
     "source_spacing": "spacing",
     "requester_pays": "requester_pays",
+    "missing": "missing",
     "channel": "channel",
     "time": "time",
     "timeout_s": "timeout_s",

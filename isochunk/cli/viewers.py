@@ -21,6 +21,7 @@ PREVIEWED = (
     "model",
     "spacing",
     "box",
+    "window",
     "sections",
     "device",
     "precision",

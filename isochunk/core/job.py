@@ -22,6 +22,7 @@ from isochunk.core.text_forms import (
     ShardField,
     ShareField,
     SpacingField,
+    WindowField,
     read_field,
 )
 from isochunk.errors import UsageError
@@ -91,6 +92,9 @@ class Job(RunOptions):
     """Which channel of the source, counting from 0, where it has several."""
     time: IndexField | None = field(default=None, metadata=LATER)
     """Which time point of the source, counting from 0, where it has several."""
+    window: WindowField | None = field(default=None, metadata=LATER)
+    """Stored values LOW,HIGH of the source that become black and white, or ``auto`` to measure
+    them; default: uint8 and uint16 are used as they are."""
     box: BoxField | None = None
     """Source voxels to convert, z0:z1,y0:y1,x0:x1; default: all."""
     mask: str | None = None
@@ -108,9 +112,10 @@ class Job(RunOptions):
     levels: int | None = None
     """Resolution levels to write, the full one included; default: until one chunk holds all."""
     dtype: VoxelType | None = None
-    """Target voxel type; default: the source's."""
+    """Target voxel type; default: the source's, or uint8 where it is read through a window."""
     missing: Missing = "auto"
-    """What an absent source object means: ``background``, ``error``, or as the format says."""
+    """What an absent source object means: ``background``, ``error``, or as the format says. NaN is
+    background too where this is."""
     precision: Precision = "fp32"
     """Arithmetic of a network's layers; what their answer is added to stays in single precision.
     ``tf32`` is a GPU's; a CPU then computes in ``fp32``."""

@@ -13,8 +13,15 @@ from isochunk.core.codec import JsonObject
 from isochunk.core.voxels import Voxels
 from isochunk.errors import UsageError
 
-WINDOWED = ("int8", "uint8", "int16", "uint16", "float32")
-"""Voxel types of which float32 holds every value, so that a window loses none."""
+WINDOWED = ("int8", "uint8", "int16", "uint16", "int32", "float32", "float64")
+"""Voxel types that hold grey levels, and of which float64 has every value."""
+
+
+MAPPED_VOXELS = 1 << 18
+"""Voxels mapped at a time: in double precision they stay in cache."""
+
+GREY = "uint8"
+"""Grey levels where nothing else is asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +48,28 @@ class Window:
         """Map stored values to grey levels.
 
         Args:
-            stored: of any shape, of a type of :data:`WINDOWED`.
+            stored: (z, y, x) of a type of :data:`WINDOWED`.
             dtype: unsigned integers whose largest is white.
 
         Returns:
             float32 of the same shape, from 0 to the largest of ``dtype``; NaN stays NaN.
         """
         white = float(np.iinfo(dtype).max)
-        values = stored.astype(np.float32)
-        values -= np.float32(self.low)
-        values *= np.float32(white / (self.high - self.low))
-        return np.clip(values, 0, np.float32(white), out=values)
+        result = np.empty(stored.shape, np.float32)
+        planes = max(1, MAPPED_VOXELS // max(1, math.prod(stored.shape[1:])))
+        for first in range(0, len(stored), planes):
+            slab = slice(first, first + planes)
+            # Networks answer to the last bits of float32, so that alone is rounded to, and once.
+            values = stored[slab].astype(np.float64)
+            values -= self.low
+            values *= white / (self.high - self.low)
+            result[slab] = np.clip(values, 0, white, out=values)
+        return result
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Stored values that become black and white."""
+        return self.low, self.high
 
     def summary(self) -> JsonObject:
         """Return it as JSON."""

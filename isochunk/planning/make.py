@@ -13,6 +13,7 @@ from isochunk.core.option_names import option
 from isochunk.core.sections import SectionTable
 from isochunk.core.spec import DTYPES, Format, Intensity, ModelSpec, VolumeSpec
 from isochunk.core.tile_costs import TileCosts
+from isochunk.core.window import GREY, Window
 from isochunk.errors import GeometryError, UsageError
 from isochunk.planning.blocks import Workers, choose_block, fit_workers
 from isochunk.planning.layout import LayoutOptions, lay_out
@@ -35,6 +36,8 @@ class Inputs:
     """Storage format of the target."""
     mask: VolumeSpec | None = None
     """The mask as found."""
+    window: Window | None = None
+    """Which stored values become black and white; None where they are used as they are."""
     sections: SectionTable | None = None
     """Which sections are not used as they are stored."""
     workers: Workers = field(default_factory=lambda: Workers(4 << 30))
@@ -54,7 +57,7 @@ def make_plan(job: Job, found: Inputs) -> Plan:
         UsageError: the job cannot be done; the message says what would work.
     """
     source = found.source
-    if source.dtype not in DTYPES:
+    if source.dtype not in DTYPES and found.window is None:
         raise UsageError(
             f"source {source.url} holds {source.dtype}; uint8 and uint16 are supported"
         )
@@ -83,7 +86,7 @@ def make_plan(job: Job, found: Inputs) -> Plan:
             target=VolumeSpec(
                 url=found.target_url,
                 format=found.target_format,
-                dtype=job.dtype or source.dtype,
+                dtype=job.dtype or (source.dtype if found.window is None else GREY),
                 encoding=encoding,
                 corner_nm=corner,
                 levels=levels,
@@ -94,6 +97,7 @@ def make_plan(job: Job, found: Inputs) -> Plan:
             shift=shift,
             stages=stages,
             mask=found.mask,
+            window=found.window,
             sections=found.sections,
             precision=job.precision,
             tile=stages[0].block,

@@ -286,6 +286,7 @@ def view(
     source: VolumeSpec | None = None,
     contrast: tuple[float, float] | None = None,
     filled: FilledSections | None = None,
+    source_contrast: tuple[float, float] | None = None,
 ) -> RunningViewer:
     """Show a volume in neuroglancer, beside its source if that is given.
 
@@ -298,6 +299,7 @@ def view(
         source: what it was made from.
         contrast: stored values shown as black and white, for both.
         filled: sections of the source that the result was not made from; a layer marks them.
+        source_contrast: the source's own, where its values are others.
 
     Raises:
         UsageError: a volume is local and the ``neuroglancer`` package is not installed, or its
@@ -305,7 +307,7 @@ def view(
     """
     layers = [Layer("result", target, contrast)]
     if source is not None:
-        layers.append(Layer("source", source, contrast))
+        layers.append(Layer("source", source, source_contrast or contrast))
     if not any(layer.spec.url.startswith(UNREACHABLE) for layer in layers):
         url = neuroglancer_url(PUBLIC_NEUROGLANCER, neuroglancer_state(layers, filled=filled))
         return RunningViewer(url, None, ExitStack())

@@ -14,6 +14,10 @@ from jobs import Command, noise, write_source
 
 SHAPE = (12, 64, 64)
 CUBIC = ("--model", "cubic")
+WINDOW = (
+    r"uint8 and uint16 are used as they are: say which values are black and white with "
+    r"--window LOW,HIGH, or --window auto to measure them"
+)
 
 
 @pytest.fixture
@@ -32,6 +36,13 @@ def signed_source(folder: Path) -> str:
     write_source(f"file://{folder}", noise((4, 32, 32)))
     info = json.loads((folder / "info").read_text())
     (folder / "info").write_text(json.dumps({**info, "data_type": "int16"}))
+    return str(folder)
+
+
+def label_source(folder: Path) -> str:
+    write_source(f"file://{folder}", noise((4, 32, 32)))
+    info = json.loads((folder / "info").read_text())
+    (folder / "info").write_text(json.dumps({**info, "data_type": "uint64"}))
     return str(folder)
 
 
@@ -54,8 +65,9 @@ def rgb_source(folder: Path) -> str:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (float_source, r"holds float32; uint8 and uint16 of one channel are supported; convert"),
-        (signed_source, r"holds int16; uint8 and uint16 of one channel are supported; convert"),
+        (float_source, rf"holds float32; {WINDOW}"),
+        (signed_source, rf"holds int16; {WINDOW}"),
+        (label_source, r"holds uint64; uint8 and uint16 are used as they are: convert it first"),
         (rgb_source, r"/in has 3 channels; choose one with --channel N, from 0 to 2"),
     ],
 )
