@@ -172,6 +172,8 @@ def test_what_is_told_of_a_window(tmp_path: Path, run: Command) -> None:
     assert plan["window"] == plan["job"]["window"] == window
     provenance = json.loads((tmp_path / "out/provenance").read_text())
     assert provenance["processing"][0]["method"]["window"] == window
+    said = run("run", *job, "--window", "-1000,2000", code=2)["error"]
+    assert "argument --window: expected one argument; a value that begins with - is" in said
     said = run("run", *job, "--window=-1000,2000", code=2)["error"]
     assert "holds another job: window.high was 2100.0 and is now 2000.0" in said
     assert run("run", *job, "--window=-1e3,2.1e3")["blocks"]["resumed"] > 0
