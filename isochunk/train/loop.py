@@ -31,11 +31,11 @@ from isochunk.train.data import (
     Crops,
     Sampling,
     Source,
-    pairing_of,
     read_ahead,
     split,
     validation_crops,
 )
+from isochunk.train.pairs import pairing_of
 from isochunk.train.ranks import Ranks, joined
 from isochunk.train.run import Run, require_free
 from isochunk.train.schedule import scheduled_stages, stage_index
@@ -113,7 +113,8 @@ def fit(config: TrainConfig, volumes: tuple[Volume, ...]) -> TrainReport:
         _sigterm() as terminated,
     ):
         batches = Batches(config, sources, tuple(part[0] for part in parts), ranks)
-        plain = sampling_of(replace(config, augmentation=Augmentation()))
+        seen = config.augmentation.defects_alone if config.keeping.defects else Augmentation()
+        plain = sampling_of(replace(config, augmentation=seen))
         held_out = validation_crops(
             sources,
             tuple(part[1] for part in parts),
