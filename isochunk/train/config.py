@@ -208,6 +208,9 @@ class TrainConfig:
     """How weights are changed."""
     keeping: Keeping = DEFAULT_KEEPING
     """How often the run is validated and saved."""
+    sections: str = field(default="", metadata=OPTION | LATER)
+    """Section table of a source, from ``inspect --out``, or ``auto`` to inspect all of them; no
+    crop is taken where sections are lost, as far as there are other places."""
     start: str = field(default="", metadata=OPTION | LATER)
     """Checkpoint whose weights it starts from: a shipped one's name, or a folder; of the same
     hyperparameters, factor and normalisation; random weights without."""

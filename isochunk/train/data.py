@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from isochunk.core.geometry import AXES, Box, Triple, sub, triple
+from isochunk.core.mending import Mending
 from isochunk.core.spec import Intensity
 from isochunk.errors import UsageError
 from isochunk.models.network import Corner
@@ -43,6 +44,9 @@ UPRIGHT: tuple[Triple, ...] = ((0, 1, 2), (0, 2, 1))
 
 FARTHEST = 1 << 20
 """Positions are drawn below it; they matter to a network modulo its tile."""
+
+PLACES = 100
+"""Places tried before one with lost sections is taken."""
 
 T = TypeVar("T")
 
@@ -74,6 +78,8 @@ class Source:
     """What is read."""
     intensity: Intensity
     """Its global intensity map."""
+    mending: Mending | None = None
+    """How its sections are used that are not used as they are stored."""
 
     @property
     def shades(self) -> Shades:
@@ -311,9 +317,12 @@ def _batch(pairs: list[tuple[Patch, Patch]], factor: Fraction) -> Batch:
 
 
 def _read(source: Source, part: Box, layout: CropLayout, rng: np.random.Generator) -> Patch:
-    """Read a crop of a part, uniformly over all places where it fits."""
+    """Read a crop of a part, uniformly over all places where it fits and no section is lost."""
     room = sub(part.shape, layout.stored_shape)
-    lo = triple(lo + int(rng.integers(r + 1)) for lo, r in zip(part.lo, room, strict=True))
+    for _ in range(PLACES):
+        lo = triple(lo + int(rng.integers(r + 1)) for lo, r in zip(part.lo, room, strict=True))
+        if source.mending is None or source.mending.good(lo[0], lo[0] + layout.stored_shape[0]):
+            break
     return read_crop(source, lo, layout.shape, layout.average).transpose(layout.order)
 
 

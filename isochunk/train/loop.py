@@ -39,7 +39,7 @@ from isochunk.train.pairs import pairing_of
 from isochunk.train.ranks import Ranks, joined
 from isochunk.train.run import Run, require_free
 from isochunk.train.schedule import scheduled_stages, stage_index
-from isochunk.train.sources import use_volume, with_factors
+from isochunk.train.sources import use_volume, with_factors, with_sections
 
 log = logging.getLogger(__name__)
 
@@ -87,11 +87,13 @@ def train(config: TrainConfig, access: Access = DEFAULT) -> TrainReport:
 
     Raises:
         UsageError: a volume has voxels of the wrong proportions, is constant or smaller than a
-            crop, its axes seem to be in another order, or there is no such device.
+            crop, its axes seem to be in another order, the section table does not fit, or there is
+            no such device.
         TargetConflictError: ``out`` holds a training of another config, or another checkpoint.
         StorageError: a volume cannot be read.
     """
-    return fit(config, tuple(open_volume(url, access) for url in config.sources))
+    volumes = tuple(open_volume(url, access) for url in config.sources)
+    return fit(*with_sections(config, volumes))
 
 
 def fit(config: TrainConfig, volumes: tuple[Volume, ...]) -> TrainReport:
