@@ -8,6 +8,7 @@ from heapq import nlargest
 from itertools import pairwise
 from typing import Any
 
+from isochunk.core.consistency import Consistency
 from isochunk.core.precisions import Worth
 from isochunk.planning.block import BlockReport, Reports
 
@@ -124,6 +125,9 @@ class Report:
     """Measured after the run; None if nothing could be compared."""
     promised: Worth | None = None
     """What the seam should be at most; None for a model that is not tiled exactly."""
+    consistency: Consistency | None = None
+    """How far sections made of what is stored are from the source, in some boxes, after the run;
+    None for a model that leaves z or changes y and x, and if nothing could be compared."""
     device: Mapping[str, Any] | None = None
     """The GPUs it ran on, and versions of what computed there; None on CPUs."""
     neuroglancer_url: str = ""
@@ -187,6 +191,7 @@ class Report:
                 for r in self.slowest
             ],
             "seam": self._seam(),
+            "consistency": None if self.consistency is None else self.consistency.summary(),
             "errors": list(self.errors),
             "device": None if self.device is None else dict(self.device),
             "neuroglancer_url": self.neuroglancer_url,
