@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from isochunk.core.consistency import Consistency, compare_sections, sections_of
 from isochunk.core.geometry import Box
 from isochunk.core.gpus import device_summary
 from isochunk.core.voxels import Voxels, convert
+from isochunk.engine.consistency import sections_box
 from isochunk.engine.mended import mended
 from isochunk.engine.report import Seam
 from isochunk.errors import ModelError
@@ -73,6 +75,17 @@ class OpenJob:
         """Predict a stored target box as one tile and compare it with what is stored."""
         difference = np.abs(self.predict(box).astype(np.int32) - self.target.read(box))
         return Seam(box.size, int((difference == 0).sum()), int(difference.max()))
+
+    def check(self, box: Box) -> Consistency:
+        """Make the sections of a source box of what is stored, and compare them with the source."""
+        model, where = self.plan.model, sections_box(self.plan, box)
+        stored = self.target.read(where)
+        origin = self.plan.anchored(where).lo[0]
+        sections = range(box.lo[0], box.hi[0])
+        made = sections_of(stored, origin, sections, model.resolved_factor[0], model.phase)
+        # Stored in another type, grey levels span its range.
+        scale = np.iinfo(self.plan.source.dtype).max / np.iinfo(self.plan.target.dtype).max
+        return compare_sections(made * np.float32(scale), read_reflected(self.source, box), box)
 
 
 def open_job(plan: Plan, threads: Sequence[int] = (), seat: Seat | None = None) -> OpenJob:

@@ -62,7 +62,7 @@ def evaluate(config: EvaluateConfig, access: Access = DEFAULT_ACCESS) -> Evaluat
         StorageError: a volume cannot be read.
     """
     if config.report is not None:
-        _check_page()
+        require_page()
     truth = averaged(open_volume(config.truth, access), config.average)
     check_supported(truth.spec)
     evaluation = evaluate_volume(config, truth, access)
@@ -143,7 +143,7 @@ def evaluate_volume(
     )
 
 
-def _check_page() -> None:
+def require_page() -> None:
     """Check that a page can be drawn, before anything takes time."""
     try:
         import isochunk.evaluation.page  # noqa: F401
