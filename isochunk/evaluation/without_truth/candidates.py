@@ -100,9 +100,9 @@ def load_candidate(name: str, setup: Setup, config: JudgeConfig, source: Volume)
     spec = setup.specs[name]
     twice: Factor = (2 * setup.factor, ONE, ONE)
     if name in INTERPOLATIONS:
-        restore = Interpolation(spec)
+        same = Interpolation(spec)
         wide = Interpolation(interpolation_spec(name, setup.phase).for_factor(twice))
-        return Candidate(name, restore, restore, wide)
+        return Candidate(name, same, same, wide)
     intensity = measure_intensity(source, spec.normalisation)
 
     def made(factor: Factor, plane: Plane | None) -> Predictor:
