@@ -111,11 +111,11 @@ def open_hdf5(location: Location, access: Access) -> Hdf5Volume:
 def _dataset(file: h5py.File, location: Location) -> h5py.Dataset:
     """Find the data set that is named, or the only one with three axes."""
     volumes = _listed(file)
-    told = shortened([f"{d.name} {d.shape} {d.dtype}" for d in volumes], 12) or "none"
+    listed = shortened([f"{d.name} {d.shape} {d.dtype}" for d in volumes], 12) or "none"
     if not location.dataset:
         if len(volumes) != 1:
             raise UsageError(
-                f"{location.path} holds {len(volumes)} data sets of three axes or more: {told}; "
+                f"{location.path} holds {len(volumes)} data sets of three axes or more: {listed}; "
                 f"name one, as {location.path}:/path"
             )
         return volumes[0]
@@ -124,7 +124,7 @@ def _dataset(file: h5py.File, location: Location) -> h5py.Dataset:
         return found
     what = "is a group" if isinstance(found, h5py.Group) else "is not there"
     raise NotFoundError(
-        f"/{location.dataset} {what} in {location.path}; data sets of three axes or more: {told}"
+        f"/{location.dataset} {what} in {location.path}; data sets of three axes or more: {listed}"
     )
 
 

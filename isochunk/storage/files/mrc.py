@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 HEADER_BYTES = 1024
 NM_PER_ANGSTROM = Fraction(1, 10)
+MODES = {0: "int8", 1: "int16", 2: "float32", 6: "uint16", 12: "float16"}
+"""Voxel types by mode."""
 AXES_IN_ORDER = ((1, 2, 3), (0, 0, 0))
 """What ``mapc``, ``mapr``, ``maps`` are where columns are x, rows y and sections z."""
 
@@ -31,25 +33,25 @@ AXES_IN_ORDER = ((1, 2, 3), (0, 0, 0))
 def open_mrc(location: Location, access: Access) -> RawVolume:
     """Open a volume.
 
-    Voxels are of the type that mrcfile takes a mode for: 0 int8, 1 int16, 2 float32, 6 uint16, 12
-    float16. Some programs write mode 0 unsigned, which the file does not tell.
+    Mode 0 is int8, as the standard and mrcfile have it, though some programs write it unsigned.
 
     Raises:
-        UsageError: complex values, several volumes, or axes in another order; or the voxel size is
-            not known.
+        UsageError: a mode not in ``MODES``, several volumes, or axes in another order; or the voxel
+            size is not known.
         CorruptDataError: the header does not make sense, or the file is shorter than it says.
     """
     path = Path(location.path)
     with told(f"opening {location.url}"), mrcfile.open(path, header_only=True) as file:
         header = file.header
+        _check_mode(int(header.mode), path)
         dtype, shape = data_dtype_from_header(header), data_shape_from_header(header)
         order = (int(header.mapc), int(header.mapr), int(header.maps))
         size = access.spacing or spacing_of(header)
         offset = HEADER_BYTES + int(header.nsymbt)
-    if order not in AXES_IN_ORDER or dtype.kind not in "uif" or min(shape) < 1:
+    if order not in AXES_IN_ORDER or min(shape) < 1:
         raise UsageError(
-            f"{path} holds {dtype} of {shape}, columns, rows and sections along axes {order}; "
-            "integers or floats with axes 1, 2, 3 are supported"
+            f"{path} holds {shape} voxels, its columns, rows and sections along axes {order}; "
+            "volumes with axes 1, 2, 3 (x, y, z) are supported"
         )
     check_single(str(path), dict(zip(("volumes",), shape[:-3], strict=False)))
     sections, rows, columns = triple((1, 1, *shape)[-3:])
@@ -67,6 +69,17 @@ def open_mrc(location: Location, access: Access) -> RawVolume:
     chunk = raw_chunk(columns, dtype.itemsize)
     spec = file_spec(location, ("mrc", dtype.name, "raw"), (sections, rows, columns), chunk, size)
     return RawVolume(spec, path, first)
+
+
+def _check_mode(mode: int, path: Path) -> None:
+    """Check that voxels are numbers that mrcfile reads.
+
+    Raises:
+        UsageError: they are not.
+    """
+    if mode not in MODES:
+        known = ", ".join(f"{number} ({name})" for number, name in MODES.items())
+        raise UsageError(f"{path} is of mode {mode}; {known} are supported, convert it to one")
 
 
 def spacing_of(header: Any) -> Spacing | None:
