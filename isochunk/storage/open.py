@@ -36,12 +36,13 @@ log = logging.getLogger(__name__)
 DEFAULT = Access()
 
 
-def open_volume(url: str, access: Access = DEFAULT) -> Volume:
+def open_volume(url: str, access: Access = DEFAULT, *, again: bool = False) -> Volume:
     """Open a volume for reading.
 
     Args:
         url: a path or URL; the format is recognised where it is not named.
         access: limits, retries, endpoint.
+        again: it was looked through when a job was planned; what is odd was told then.
 
     Raises:
         NotFoundError: nothing is stored there, or nothing that is a volume.
@@ -55,7 +56,7 @@ def open_volume(url: str, access: Access = DEFAULT) -> Volume:
         return open_cloudvolume(location, access)
     kind = file_format(location)
     if kind is not None:
-        return _open_file(location, kind, access)
+        return _open_file(location, kind, access, again=again)
     store = Store(location, access, access.cache_bytes)
     found = detect_volume(store)
     if found.spec.format == "precomputed" and found.spec.encoding not in precomputed.READABLE:
@@ -66,7 +67,7 @@ def open_volume(url: str, access: Access = DEFAULT) -> Volume:
     return TensorStoreVolume(found.spec, store, found.axes, strict=_strict(found, access))
 
 
-def _open_file(location: Location, kind: FileFormat, access: Access) -> Volume:
+def _open_file(location: Location, kind: FileFormat, access: Access, *, again: bool) -> Volume:
     """Open a TIFF, HDF5 or MRC file, or a folder of TIFF sections.
 
     Raises:
@@ -77,7 +78,7 @@ def _open_file(location: Location, kind: FileFormat, access: Access) -> Volume:
             case "tiff":
                 from isochunk.storage.files.tiff import open_tiff
 
-                return open_tiff(location, access)
+                return open_tiff(location, access, again=again)
             case "hdf5":
                 from isochunk.storage.files.hdf5 import open_hdf5
 

@@ -75,13 +75,18 @@ class TiffVolume:
         """
         self._spec = spec
         self._sections = sections
-        self._form = PageForm(*spec.box.shape[1:], spec.dtype)
+        self.form = PageForm(*spec.box.shape[1:], spec.dtype)
         self._kept = KeptSegments(access.cache_bytes)
 
     @property
     def spec(self) -> VolumeSpec:
         """What is stored and where."""
         return self._spec
+
+    @property
+    def files(self) -> list[Path]:
+        """Files of the sections that are there."""
+        return [place.path for place in self._sections if place is not None]
 
     def read(self, box: Box, level: int = 0) -> Voxels:
         """Read a box that lies inside ``spec.box`` as a z, y, x array of ``spec.dtype``.
@@ -101,7 +106,7 @@ class TiffVolume:
                 reader = PageReader(file, self._kept)
                 for z, place in places:
                     page = reader.page(place.offset)
-                    check_alike(page, self._form, f"section {z} ({path.name})")
+                    check_alike(page, self.form, f"section {z} ({path.name})")
                     voxels[z - box.lo[0]] = reader.read(page, z, rows, columns)
         return voxels
 
@@ -128,8 +133,13 @@ def opened(path: Path, doing: str) -> Iterator[TiffFile]:
         yield file
 
 
-def open_tiff(location: Location, access: Access) -> TiffVolume | RawVolume:
+def open_tiff(location: Location, access: Access, *, again: bool = False) -> TiffVolume | RawVolume:
     """Open a folder of sections or a file of pages.
+
+    Args:
+        location: where it is.
+        access: voxel size, what an absent section means, how much is kept.
+        again: lost sections were told before, and some files looked at.
 
     Raises:
         UsageError: what is there is no single volume, or its voxel size is not known.
@@ -137,38 +147,47 @@ def open_tiff(location: Location, access: Access) -> TiffVolume | RawVolume:
     """
     path = Path(location.path)
     if path.is_dir():
-        return _open_folder(path, location, access)
+        volume, lost = _open_folder(path, location, access)
+        if not again:
+            _look_through(volume, path)
+            if lost:
+                log.warning("%s; they are lost and read as black", lost)
+        return volume
     with opened(path, f"opening {path}") as file:
         return _open_pages(file, path, location, access)
 
 
-def _open_folder(path: Path, location: Location, access: Access) -> TiffVolume:
-    """Open a folder of sections, of which a few are looked at."""
+def _open_folder(path: Path, location: Location, access: Access) -> tuple[TiffVolume, str]:
+    """Open a folder of sections by the first of them; also tell which are lost."""
     with told(f"listing {path}"):
         found = number_sections(str(path), [entry.name for entry in path.iterdir()])
+    lost = ""
     if found.absent:
         lost = f"{len(found.absent)} of {len(found.names)} sections of {path} have no file "
         lost += f"({shortened(found.absent)})"
         if access.missing == "error":
             raise NotFoundError(f"{lost}; restore them, or drop --missing error")
-        log.warning("%s; they are lost and read as black", lost)
     with opened(path / found.present[0], f"opening {path / found.present[0]}") as file:
         page = file.pages.first
         form = page_form(page, found.present[0])
         size = voxel_size(file, location, access)
         chunk, encoding = page_chunk(page), encoding_of(page)
-    for name in spread(found.present, SAMPLED_FILES):
-        with opened(path / name, f"opening {path / name}") as file:
-            check_alike(file.pages.first, form, name)
-            _check_one_section(file, name)
     shape = (len(found.names), form.rows, form.columns)
     spec = file_spec(location, ("tiff", form.dtype, encoding), shape, chunk, size)
     places = [None if name is None else SectionPlace(path / name, None) for name in found.names]
-    return TiffVolume(spec, places, access)
+    return TiffVolume(spec, places, access), lost
 
 
-def spread(names: Sequence[str], count: int) -> list[str]:
-    """Return up to ``count`` of some names, spread evenly, the first and the last among them."""
+def _look_through(volume: TiffVolume, path: Path) -> None:
+    """Check a few sections of a folder, the first and the last among them."""
+    for place in spread(volume.files, SAMPLED_FILES):
+        with opened(place, f"opening {place}") as file:
+            check_alike(file.pages.first, volume.form, place.name)
+            _check_one_section(file, place.name)
+
+
+def spread(names: Sequence[Path], count: int) -> list[Path]:
+    """Return up to ``count`` of some files, spread evenly, the first and the last among them."""
     steps = range(min(count, len(names)))
     return [names[i * (len(names) - 1) // max(1, len(steps) - 1)] for i in steps]
 
