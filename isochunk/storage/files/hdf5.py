@@ -110,6 +110,9 @@ def open_hdf5(location: Location, access: Access) -> Hdf5Volume:
 
 def _dataset(file: h5py.File, location: Location) -> h5py.Dataset:
     """Find the data set that is named, or the only one with three axes."""
+    found = file.get(location.dataset) if location.dataset else None
+    if isinstance(found, h5py.Dataset):
+        return found
     volumes = _listed(file)
     listed = shortened([f"{d.name} {d.shape} {d.dtype}" for d in volumes], 12) or "none"
     if not location.dataset:
@@ -119,9 +122,6 @@ def _dataset(file: h5py.File, location: Location) -> h5py.Dataset:
                 f"name one, as {location.path}:/path"
             )
         return volumes[0]
-    found = file.get(location.dataset)
-    if isinstance(found, h5py.Dataset):
-        return found
     what = "is a group" if isinstance(found, h5py.Group) else "is not there"
     raise NotFoundError(
         f"/{location.dataset} {what} in {location.path}; data sets of three axes or more: {listed}"

@@ -1,15 +1,16 @@
 """TIFF: a folder of sections, one file each, or one file of many pages; through tifffile.
 
-No file is kept open: a read opens those it needs, so that threads share nothing but decoded tiles.
+No file is kept open: a read opens those it needs, so that threads share no position in a file.
 """
 
 from __future__ import annotations
 
 import logging
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from itertools import groupby
 from pathlib import Path
 
@@ -27,11 +28,14 @@ from isochunk.storage.files.numbering import number_sections
 from isochunk.storage.files.raw import Plane, RawVolume, raw_chunk
 from isochunk.storage.files.tiff_pages import (
     PageForm,
-    PageReader,
+    StoredPage,
     check_decodes,
     encoding_of,
+    page_at,
     page_chunk,
     page_form,
+    read_page,
+    stored_page,
 )
 from isochunk.storage.files.tiff_sizes import Sizes, imagej_size, ome_size, whole_spacing
 from isochunk.storage.ome import SPACING_HELP
@@ -42,6 +46,9 @@ log = logging.getLogger(__name__)
 
 SAMPLED_FILES = 16
 """Sections of a folder looked at when it is opened; the others when they are read."""
+
+KEPT_PAGES = 128
+"""Sections of which it is kept where their tiles and strips are: more than a block reads."""
 
 DESCRIPTION = 270
 """Code of the tag in which OME and others describe axes."""
@@ -77,6 +84,7 @@ class TiffVolume:
         self._sections = sections
         self.form = PageForm(*spec.box.shape[1:], spec.dtype)
         self._kept = KeptSegments(access.cache_bytes)
+        self._page = lru_cache(KEPT_PAGES)(self._parsed)
 
     @property
     def spec(self) -> VolumeSpec:
@@ -102,13 +110,23 @@ class TiffVolume:
         wanted = [(z, self._sections[z]) for z in range(box.lo[0], box.hi[0])]
         present = [(z, place) for z, place in wanted if place is not None]
         for path, places in groupby(present, lambda found: found[1].path):
-            with opened(path, f"reading box {box} of {path}") as file:
-                reader = PageReader(file, self._kept)
+            with told(f"reading box {box} of {path}"), path.open("rb") as file:
                 for z, place in places:
-                    page = reader.page(place.offset)
-                    check_alike(page, self.form, f"section {z} ({path.name})")
-                    voxels[z - box.lo[0]] = reader.read(page, z, rows, columns)
+                    page, keep = self._page(z, place), partial(self._keep, z)
+                    voxels[z - box.lo[0]] = read_page(file, page, rows, columns, keep)
         return voxels
+
+    def _parsed(self, z: int, place: SectionPlace) -> StoredPage:
+        """Return where the voxels of a section are."""
+        name = f"section {z} ({place.path.name})"
+        with opened(place.path, f"opening {place.path}") as file:
+            page = page_at(file, place.offset)
+            check_alike(page, self.form, name)
+            return stored_page(file, page, name)
+
+    def _keep(self, z: int, number: int, decode: Callable[[], Voxels]) -> Voxels:
+        """Return a tile or strip of a section, decoded only if it is not kept."""
+        return self._kept.get((z, number), decode)
 
 
 def check_alike(page: TiffPage, form: PageForm, name: str) -> None:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 from tifffile import COMPRESSION, TIFF, TiffFile, TiffPage
 
 from isochunk.core.geometry import Triple, ceil_div
 from isochunk.core.voxels import Voxels
 from isochunk.errors import CorruptDataError, UsageError
-from isochunk.storage.files.kept import KeptSegments
 from isochunk.storage.files.kinds import check_single
 from isochunk.storage.files.raw import Plane, raw_chunk
+
+Keep: TypeAlias = Callable[[int, Callable[[], Voxels]], Voxels]
 
 UNCOMPRESSED = 1
 
@@ -96,75 +99,114 @@ def page_chunk(page: TiffPage) -> Triple:
     return (1, *segment_shape(page))
 
 
-class PageReader:
-    """Reads parts of the pages of one open file."""
+@dataclass(frozen=True, slots=True)
+class StoredPage:
+    """Where the voxels of a page are in its file, and how they are decoded."""
 
-    def __init__(self, file: TiffFile, kept: KeptSegments) -> None:
-        """Keep an open file, used by one thread, and what is shared with others."""
-        self._file = file
-        self._kept = kept
+    form: PageForm
+    """What it holds."""
+    plane: Plane | None
+    """Where it is, if it lies in one piece as it is; else there are tiles or strips:"""
+    segment: tuple[int, int]
+    """Rows and columns of one."""
+    offsets: NDArray[np.int64]
+    """Byte at which each starts, x fastest."""
+    sizes: NDArray[np.int64]
+    """Bytes of each; 0 for those that were never written."""
+    decode: Callable[..., Any]
+    """tifffile's decoder, of bytes and the number of the tile or strip; safe in any thread."""
+    nodata: float
+    """What voxels are that were never written."""
 
-    def page(self, offset: int | None) -> TiffPage:
-        """Return the page whose directory starts at a byte of the file; None for the first page."""
-        if offset is None or offset == self._file.pages.first.offset:
-            return self._file.pages.first
-        self._file.filehandle.seek(offset)
-        return TiffPage(self._file, 0)
 
-    def read(self, page: TiffPage, z: int, rows: slice, columns: slice) -> Voxels:
-        """Read a part of a page.
+def page_at(file: TiffFile, offset: int | None) -> TiffPage:
+    """Return the page whose directory starts at a byte of an open file; None for the first page."""
+    if offset is None or offset == file.pages.first.offset:
+        return file.pages.first
+    file.filehandle.seek(offset)
+    return TiffPage(file, 0)
 
-        Args:
-            page: of this file.
-            z: which section it is, to find again what is kept of it.
-            rows: start and stop along y.
-            columns: start and stop along x.
 
-        Returns:
-            A y, x array.
+def stored_page(file: TiffFile, page: TiffPage, name: str) -> StoredPage:
+    """Take from a page of an open file what is needed to read it later.
 
-        Raises:
-            CorruptDataError: the file ends before.
-        """
-        if page.is_final and page.dtype is not None:
-            dtype = page.dtype.newbyteorder(self._file.byteorder)
-            plane = Plane(page.dataoffsets[0], page.imagelength, page.imagewidth, dtype)
-            handle: Any = self._file.filehandle
-            return plane.read(handle, rows, columns)
-        part = np.zeros((rows.stop - rows.start, columns.stop - columns.start), page.dtype)
-        high, wide = segment_shape(page)
-        across = ceil_div(page.imagewidth, wide)
-        for i in range(rows.start // high, ceil_div(rows.stop, high)):
-            for j in range(columns.start // wide, ceil_div(columns.stop, wide)):
-                segment = self._kept.get((z, i, j), partial(self._decode, page, i * across + j))
-                _paste(part, segment, (i * high - rows.start, j * wide - columns.start))
-        return part
+    Raises:
+        UsageError: it is not supported, or cannot be decompressed here.
+        CorruptDataError: it lists too few tiles or strips.
+    """
+    form = page_form(page, name)
+    check_decodes(page, name)
+    plane, (high, wide) = None, segment_shape(page)
+    if page.is_final:
+        dtype = np.dtype(form.dtype).newbyteorder(file.byteorder)
+        plane = Plane(page.dataoffsets[0], form.rows, form.columns, dtype)
+    needed = ceil_div(form.rows, high) * ceil_div(form.columns, wide)
+    if min(len(page.dataoffsets), len(page.databytecounts)) < needed:
+        raise CorruptDataError(
+            f"{name} lists {len(page.dataoffsets)} tiles or strips where {needed} are needed; copy "
+            "it again"
+        )
+    return StoredPage(
+        form,
+        plane,
+        segment=(high, wide),
+        offsets=np.array(page.dataoffsets, np.int64),
+        sizes=np.array(page.databytecounts, np.int64),
+        decode=partial(page.decode, jpegtables=page.jpegtables, jpegheader=page.jpegheader),
+        nodata=page.nodata,
+    )
 
-    def _decode(self, page: TiffPage, index: int) -> Voxels:
-        """Read and decompress one tile or strip, cut to what is inside the page."""
-        handle = self._file.filehandle
-        if index >= len(page.dataoffsets):
-            raise CorruptDataError(
-                f"{handle.path} lists {len(page.dataoffsets)} tiles or strips in a page that needs "
-                "more; copy it again"
-            )
-        size = page.databytecounts[index]
-        content = None
-        if size:
-            handle.seek(page.dataoffsets[index])
-            content = handle.read(size)
-            if len(content) < size:
-                raise CorruptDataError(
-                    f"{handle.path} is cut short: it ends within tile or strip {index} of a page; "
-                    "copy it again"
-                )
-        tables = {"jpegtables": page.jpegtables, "jpegheader": page.jpegheader}
-        voxels, (_, _, row, column, _), shape = page.decode(content, index, **tables)
-        inside = min(shape[1], page.imagelength - row), min(shape[2], page.imagewidth - column)
-        if voxels is None:  # left out of the file, as libtiff leaves out what nobody wrote
-            return np.full(inside, page.nodata, page.dtype)
-        whole: Voxels = voxels[0, : inside[0], : inside[1], 0]
-        return whole
+
+def read_page(file: BinaryIO, page: StoredPage, rows: slice, columns: slice, keep: Keep) -> Voxels:
+    """Read a part of a page.
+
+    Args:
+        file: open for reading, by one thread.
+        page: of this file.
+        rows: start and stop along y.
+        columns: start and stop along x.
+        keep: returns a tile or strip by its number, and calls the function only if it must.
+
+    Returns:
+        A y, x array.
+
+    Raises:
+        CorruptDataError: the file ends before.
+    """
+    if page.plane is not None:
+        return page.plane.read(file, rows, columns)
+    part = np.zeros((rows.stop - rows.start, columns.stop - columns.start), page.form.dtype)
+    high, wide = page.segment
+    across = ceil_div(page.form.columns, wide)
+    for i in range(rows.start // high, ceil_div(rows.stop, high)):
+        for j in range(columns.start // wide, ceil_div(columns.stop, wide)):
+            number = i * across + j
+            inside = (min(high, page.form.rows - i * high), min(wide, page.form.columns - j * wide))
+            segment = keep(number, partial(_decoded, file, page, number, inside))
+            _paste(part, segment, (i * high - rows.start, j * wide - columns.start))
+    return part
+
+
+def _decoded(file: BinaryIO, page: StoredPage, number: int, inside: tuple[int, int]) -> Voxels:
+    """Read and decompress one tile or strip, cut to what is inside the page."""
+    size = int(page.sizes[number])
+    if not size:  # as libtiff leaves out what nobody wrote
+        return np.full(inside, page.nodata, page.form.dtype)
+    file.seek(int(page.offsets[number]))
+    content = file.read(size)
+    if len(content) < size:
+        raise CorruptDataError(
+            f"{file.name} is cut short: it ends within tile or strip {number} of a page; copy it "
+            "again"
+        )
+    voxels, _, _ = page.decode(content, number)
+    whole: Voxels = voxels[0, : inside[0], : inside[1], 0]
+    if whole.shape != inside:
+        raise CorruptDataError(
+            f"tile or strip {number} of a page of {file.name} holds {whole.shape} voxels instead "
+            f"of {inside}; copy it again"
+        )
+    return whole
 
 
 def _paste(part: Voxels, segment: Voxels, at: tuple[int, int]) -> None:
