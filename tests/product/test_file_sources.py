@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -153,10 +154,12 @@ def test_targets_among_sections_are_refused(
 
 
 def test_what_neuroglancer_cannot_read(
-    sections: Path, twin: Path, run: Command, caplog: pytest.LogCaptureFixture
+    sections: Path, data_set: str, run: Command, caplog: pytest.LogCaptureFixture
 ) -> None:
-    told = run("view", str(sections), code=2)
-    assert "voxel size" in told["error"]
+    assert (
+        "is hdf5, which neuroglancer does not read; convert it"
+        in run("view", data_set, code=2)["error"]
+    )
     job = isochunk.Job(
         source=str(sections), target="preview", model="cubic", source_spacing="46,4.6,4.6"
     )
@@ -185,3 +188,23 @@ def test_the_extra_that_is_not_installed(
     )
     assert f"read with the package {package}, which is not installed" in done.stderr
     assert "pip install 'isochunk[files]'" in done.stderr
+
+
+def test_a_damaged_section_fails_its_blocks_and_is_named(
+    sections: Path, twin: Path, tmp_path: Path, run: Command
+) -> None:
+    """Of 20 sections 16 are looked at before; this is one of the others."""
+    damaged = sections / "vnc_0115.tif"
+    whole = damaged.read_bytes()
+    target = f"{tmp_path}/out"
+    planned = run("plan", str(sections), target, *OPTIONS, SPACING)
+    damaged.write_bytes(whole[: len(whole) // 2])
+    run("plan", str(sections), target, *OPTIONS, SPACING)
+    told = run("run", str(sections), target, *OPTIONS, SPACING, code=1)
+    assert 0 < told["blocks"]["failed"] < planned["blocks"]
+    assert "vnc_0115.tif" in json.dumps(told)
+    damaged.write_bytes(whole)
+    told = run("run", str(sections), target, *OPTIONS, SPACING)
+    assert told["complete"]
+    assert told["blocks"]["resumed"] > 0
+    assert tree_digest(tmp_path / "out") == tree_digest(twin)

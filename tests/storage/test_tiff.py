@@ -116,11 +116,13 @@ def test_stacks_of_pages(tmp_path, layout, byteorder, kind):
     check_reads(volume, data)
 
 
-@pytest.mark.parametrize("compression", [None, "tiff_adobe_deflate", "packbits"])
-def test_pages_of_libtiff(tmp_path, compression):
+@pytest.mark.parametrize("compression", [None, "tiff_adobe_deflate", "packbits", "lzma"])
+@pytest.mark.parametrize("predictor", [1, 2])
+def test_pages_of_libtiff(tmp_path, compression, predictor):
     first, *rest = [Image.fromarray(section) for section in sections()]
     path = tmp_path / "stack.tiff"
-    first.save(path, save_all=True, append_images=rest, compression=compression)
+    tags = {317: predictor} if compression in ("tiff_adobe_deflate", "lzma") else {}
+    first.save(path, save_all=True, append_images=rest, compression=compression, tiffinfo=tags)
     check_reads(open_volume(str(path), GIVEN), sections())
 
 
@@ -282,7 +284,9 @@ def test_pages_that_differ(tmp_path):
     with tifffile.TiffWriter(tmp_path / "s.tif") as writer:
         for rows in (40, 40, 41):
             writer.write(np.zeros((rows, 50), np.uint8), metadata=None)
-    with pytest.raises(UsageError, match=r"differ in size or voxel type \(2x40x50.*41x50"):
+    with pytest.raises(
+        UsageError, match=r"holds 2 stacks, or pages that differ in .*\(2x40x50.*41x50"
+    ):
         open_volume(str(tmp_path / "s.tif"), GIVEN)
 
 
@@ -302,6 +306,34 @@ def test_channels_and_times_are_refused(tmp_path, shape, options, message):
         open_volume(str(tmp_path / "s.tif"), GIVEN)
 
 
+def test_pyramids_are_passed_over(tmp_path):
+    """Smaller copies, as sub-directories of OME-TIFF and as further pages of a section."""
+    data = sections(shape=(6, 64, 96))
+    options = {"tile": (32, 32), "compression": "zlib", "photometric": "minisblack"}
+    with tifffile.TiffWriter(tmp_path / "s.ome.tif", ome=True) as writer:
+        writer.write(data, subifds=1, metadata=ZYX, **options)
+        writer.write(data[:, ::2, ::2], subfiletype=1, **options)
+    np.testing.assert_array_equal(read_all(str(tmp_path / "s.ome.tif")), data)
+    (tmp_path / "in").mkdir()
+    for z, section in enumerate(data):
+        with tifffile.TiffWriter(tmp_path / "in" / f"{z}.tif") as writer:
+            writer.write(section, metadata=None, **options)
+            writer.write(section[::2, ::2], subfiletype=1, metadata=None, **options)
+    np.testing.assert_array_equal(read_all(str(tmp_path / "in")), data)
+
+
+def test_tiles_that_nobody_wrote(tmp_path):
+    data = sections(shape=(6, 64, 96))
+    path = tmp_path / "s.tif"
+    tifffile.imwrite(path, data, tile=(32, 32), metadata=None, photometric="minisblack")
+    with tifffile.TiffFile(path, mode="r+") as file:
+        sizes = list(file.pages[2].databytecounts)
+        sizes[1] = 0
+        file.pages[2].tags["TileByteCounts"].overwrite(sizes)
+    data[2, :32, 32:64] = 0
+    np.testing.assert_array_equal(read_all(str(path)), data)
+
+
 def test_single_bits_are_refused(tmp_path):
     Image.fromarray(np.eye(16, dtype=bool)).save(tmp_path / "mask.tif")
     with pytest.raises(UsageError, match=r"mask.tif holds pages of 1 bits"):
@@ -310,11 +342,14 @@ def test_single_bits_are_refused(tmp_path):
 
 @pytest.mark.skipif(find_spec("imagecodecs") is not None, reason="imagecodecs is installed")
 @pytest.mark.parametrize("place", ["stack", "folder"])
-def test_codecs_that_are_not_installed(tmp_path, place):
+@pytest.mark.parametrize("codec", ["lzw", "jpeg"])
+def test_codecs_that_are_not_installed(tmp_path, place, codec):
     (tmp_path / "in").mkdir()
-    Image.fromarray(sections()[0]).save(tmp_path / "in" / "s_0.tif", compression="tiff_lzw")
+    Image.fromarray(sections()[0]).save(
+        tmp_path / "in" / "s_0.tif", compression={"lzw": "tiff_lzw"}.get(codec, codec)
+    )
     url = tmp_path / "in" if place == "folder" else tmp_path / "in" / "s_0.tif"
-    with pytest.raises(UsageError, match=r"s_0.tif is stored as lzw.*pip install imagecodecs"):
+    with pytest.raises(UsageError, match=rf"s_0.tif is stored as {codec}.*pip install imagecodecs"):
         open_volume(str(url), GIVEN)
 
 
@@ -450,3 +485,13 @@ def test_kept_segments_are_bounded():
     assert kept.get(9, lambda: decode(9, 4000)).size == 4000  # too large to keep
     assert kept.get(1, lambda: decode(1))[0] == 1
     assert decoded == [1, 2, 3, 4, 2, 9]
+
+
+@pytest.mark.skipif(
+    find_spec("imagecodecs") is not None or find_spec("compression") is not None,
+    reason="Zstandard is installed",
+)
+def test_codecs_that_are_looked_for_late(tmp_path):
+    Image.fromarray(sections()[0]).save(tmp_path / "s.tif", compression="zstd")
+    with pytest.raises(UsageError, match=r"s.tif is stored as zstd.*pip install imagecodecs"):
+        open_volume(str(tmp_path / "s.tif"), GIVEN)

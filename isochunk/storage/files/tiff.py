@@ -265,8 +265,8 @@ def _only_series(file: TiffFile, path: Path) -> TiffPageSeries:
     if len(file.series) != 1:
         listed = [f"{'x'.join(map(str, s.shape))} {s.dtype}" for s in file.series]
         raise UsageError(
-            f"{path} holds pages that differ in size or voxel type ({shortened(listed)}); save one "
-            "stack as a file of its own"
+            f"{path} holds {len(listed)} stacks, or pages that differ in size or voxel type "
+            f"({shortened(listed)}); save one stack as a file of its own"
         )
     series = file.series[0]
     if series.is_multifile:

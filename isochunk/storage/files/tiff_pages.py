@@ -20,7 +20,7 @@ from isochunk.storage.files.raw import Plane, raw_chunk
 
 Keep: TypeAlias = Callable[[int, Callable[[], Voxels]], Voxels]
 
-UNCOMPRESSED = 1
+UNCOMPRESSED, NO_PREDICTOR = 1, 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,20 +69,37 @@ def check_decodes(page: TiffPage, name: str) -> None:
     Raises:
         UsageError: a package is missing, or the compression is not known.
     """
-    compressed = page.compression != UNCOMPRESSED and page.compression not in TIFF.DECOMPRESSORS
     packed = page.bitspersample not in (8, 16, 32, 64)
-    if compressed or packed or (page.predictor != 1 and page.predictor not in TIFF.UNPREDICTORS):
-        if find_spec("imagecodecs") is None:
-            what = f"{page.bitspersample} bits a voxel" if packed else encoding_of(page)
-            raise UsageError(
-                f"{name} is stored as {what}, which tifffile decodes with the package imagecodecs; "
-                "pip install imagecodecs, on workers too"
-            )
-        if not packed:
-            raise UsageError(
-                f"{name} is compressed as {encoding_of(page)} (predictor {page.predictor}), which "
-                "tifffile and imagecodecs do not decode; save it with another compression"
-            )
+    if not packed and _decodes(page):
+        return
+    if find_spec("imagecodecs") is None:
+        what = f"{page.bitspersample} bits a voxel" if packed else encoding_of(page)
+        raise UsageError(
+            f"{name} is stored as {what}, which tifffile decodes with the package imagecodecs; "
+            "pip install imagecodecs, on workers too"
+        )
+    if not packed:
+        raise UsageError(
+            f"{name} is compressed as {encoding_of(page)} (predictor {page.predictor}), which "
+            "tifffile and imagecodecs do not decode; save it with another compression"
+        )
+
+
+def _decodes(page: TiffPage) -> bool:
+    """Tell whether what decompresses a page is installed."""
+    if page.predictor != NO_PREDICTOR and page.predictor not in TIFF.UNPREDICTORS:
+        return False
+    if page.compression == UNCOMPRESSED:
+        return True
+    if page.compression not in TIFF.DECOMPRESSORS:
+        return False
+    try:
+        TIFF.DECOMPRESSORS[page.compression](b"")
+    except ImportError:  # some look for what they need when they are called
+        return False
+    except Exception:  # noqa: BLE001  it is there, and does not like no bytes
+        return True
+    return True
 
 
 def segment_shape(page: TiffPage) -> tuple[int, int]:
