@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 
 import numpy as np
 import pytest
 import tifffile
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from isochunk.core.geometry import Box, Spacing
@@ -24,8 +21,6 @@ from isochunk.errors import (
     UsageError,
 )
 from isochunk.storage.access import Access
-from isochunk.storage.files.kept import KeptSegments
-from isochunk.storage.files.numbering import number_sections
 from isochunk.storage.open import check_supported, open_volume
 
 SPACING = Spacing.parse("46,4.6,4.6")
@@ -212,48 +207,6 @@ def test_sections_are_ordered_by_number(tmp_path):
     np.testing.assert_array_equal(open_volume(folder, GIVEN).read(Box.from_shape(data.shape)), data)
 
 
-NAMES = {
-    "two numberings": (
-        ["a_1.tif", "a_2.tif", "b_1.tif"],
-        r"files of 2 numberings, as a_1.tif \(2 files\), b_1.tif \(1 files\); give each a folder",
-    ),
-    "two numbers": (
-        ["z1_t1.tif", "z1_t2.tif", "z2_t1.tif"],
-        r"differ by 2 numbers, as z1_t1.tif and z2_t1.tif; keep one numbering",
-    ),
-    "a section twice": (["s_1.tif", "s_01.tif"], r"section 1 twice: s_01.tif and s_1.tif"),
-    "other images": (["s_1.tif", "s_2.png"], r"1 TIFF files and other images \(s_2.png\); keep"),
-    "mostly lost": (
-        ["s_1.tif", "s_900.tif"],
-        r"numbers 1 to 900 of in only 2 are there; .* number",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", NAMES)
-def test_folders_that_are_no_one_stack(case):
-    names, message = NAMES[case]
-    with pytest.raises(UsageError, match=message):
-        number_sections("in", names)
-
-
-@given(
-    st.sets(st.integers(0, 60), min_size=31, max_size=61),
-    st.sampled_from(["s{}", "2_s{:04d}b3", "{:03d}"]),
-)
-def test_numbers_in_names(numbers, pattern):
-    names = [pattern.format(n) + ".tif" for n in numbers]
-    found = number_sections("in", names)
-    span = range(min(numbers), max(numbers) + 1)
-    assert [n for n in found.names if n] == [pattern.format(n) + ".tif" for n in sorted(numbers)]
-    assert [name is None for name in found.names] == [n not in numbers for n in span]
-    width = len(re.findall(r"\d+", pattern.format(min(numbers)))[pattern.startswith("2")])
-    assert [int(re.findall(r"\d+", name)[pattern.startswith("2")]) for name in found.absent] == [
-        n for n in span if n not in numbers
-    ]
-    assert all(len(re.findall(r"\d+", n)[pattern.startswith("2")]) >= width for n in found.absent)
-
-
 @pytest.mark.parametrize(
     ("odd", "message"),
     [
@@ -323,15 +276,14 @@ def test_pyramids_are_passed_over(tmp_path):
 
 
 def test_tiles_that_nobody_wrote(tmp_path):
-    data = sections(shape=(6, 64, 96))
-    path = tmp_path / "s.tif"
-    tifffile.imwrite(path, data, tile=(32, 32), metadata=None, photometric="minisblack")
-    with tifffile.TiffFile(path, mode="r+") as file:
-        sizes = list(file.pages[2].databytecounts)
+    data = sections(shape=(3, 64, 96))
+    folder = write_folder(tmp_path / "in", data, tile=(32, 32))
+    with tifffile.TiffFile(tmp_path / "in" / "s_0002.tif", mode="r+") as file:
+        sizes = list(file.pages.first.databytecounts)
         sizes[1] = 0
-        file.pages[2].tags["TileByteCounts"].overwrite(sizes)
+        file.pages.first.tags["TileByteCounts"].overwrite(sizes)
     data[2, :32, 32:64] = 0
-    np.testing.assert_array_equal(read_all(str(path)), data)
+    np.testing.assert_array_equal(read_all(folder), data)
 
 
 def test_single_bits_are_refused(tmp_path):
@@ -470,21 +422,6 @@ def test_many_threads_read(tmp_path):
     with ThreadPoolExecutor(8) as pool:
         for box, got in zip(boxes * 8, pool.map(volume.read, boxes * 8), strict=True):
             np.testing.assert_array_equal(got, data[box.slices((0, 0, 0))])
-
-
-def test_kept_segments_are_bounded():
-    kept, decoded = KeptSegments(3000), []
-
-    def decode(key, size=1000):
-        decoded.append(key)
-        return np.full(size, key, np.uint8)
-
-    for key in (1, 2, 3, 1, 4, 1, 2):  # 4 pushes out 2, the one not used for longest
-        assert kept.get(key, lambda key=key: decode(key))[0] == key
-    assert decoded == [1, 2, 3, 4, 2]
-    assert kept.get(9, lambda: decode(9, 4000)).size == 4000  # too large to keep
-    assert kept.get(1, lambda: decode(1))[0] == 1
-    assert decoded == [1, 2, 3, 4, 2, 9]
 
 
 @pytest.mark.skipif(

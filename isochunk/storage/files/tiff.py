@@ -167,7 +167,7 @@ def open_tiff(location: Location, access: Access, *, again: bool = False) -> Tif
     if path.is_dir():
         volume, lost = _open_folder(path, location, access)
         if not again:
-            _look_through(volume, path)
+            _look_through(volume)
             if lost:
                 log.warning("%s; they are lost and read as black", lost)
         return volume
@@ -196,7 +196,7 @@ def _open_folder(path: Path, location: Location, access: Access) -> tuple[TiffVo
     return TiffVolume(spec, places, access), lost
 
 
-def _look_through(volume: TiffVolume, path: Path) -> None:
+def _look_through(volume: TiffVolume) -> None:
     """Check a few sections of a folder, the first and the last among them."""
     for place in spread(volume.files, SAMPLED_FILES):
         with opened(place, f"opening {place}") as file:
