@@ -109,7 +109,7 @@ def open_job(plan: Plan, threads: Sequence[int] = (), seat: Seat | None = None) 
     return OpenJob(
         plan,
         predictor=_load_model(plan, seat),
-        source=mended(open_volume(plan.source.url, access), plan.sections),
+        source=mended(open_volume(plan.source.url, access, again=True), plan.sections),
         target=open_target(plan.target, access),
         mask=open_volume(plan.mask.url, access) if plan.mask else None,
         device=_told(seat or Seat()) if plan.on_gpu else None,

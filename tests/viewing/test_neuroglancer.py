@@ -58,6 +58,12 @@ RESULT = replace(
 )
 
 
+def test_formats_that_it_does_not_read() -> None:
+    for format_ in ("tiff", "hdf5", "mrc"):
+        with pytest.raises(UsageError, match=rf"is {format_}, which neuroglancer does not read"):
+            layer_url(replace(SOURCE, format=format_))
+
+
 def opened(layers: list[Layer]) -> neuroglancer.ViewerState:
     url = neuroglancer_url(PUBLIC_NEUROGLANCER, neuroglancer_state(layers))
     assert url.startswith("https://neuroglancer-demo.appspot.com/#!")
