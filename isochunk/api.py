@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from isochunk.cluster.spec import WORDS
 from isochunk.core.geometry import Box, Spacing
 from isochunk.core.job import Job, RunOptions, change
-from isochunk.core.text_forms import read_box, read_spacing
+from isochunk.core.text_forms import read_box, read_spacing, read_window
+from isochunk.core.window import GREY, Window
 from isochunk.engine import calibrate as calibration
 from isochunk.engine import target as records
 from isochunk.engine.audit import AuditReport, AuditWatch, LocalAudit, audit_target
@@ -25,6 +26,7 @@ from isochunk.engine.pipeline import Pipeline
 from isochunk.engine.prepare import TargetPlace, plan_job, prepare_target, resolve
 from isochunk.engine.report import Report
 from isochunk.engine.timeouts import Timeouts
+from isochunk.engine.windowed import find_window, rounded, windowed
 from isochunk.host.memory import usable_memory_bytes
 from isochunk.models.interface import Predictor
 from isochunk.models.load import Runtime, describe, load
@@ -45,37 +47,56 @@ Watch: TypeAlias = Callable[[Report], None]
 TIMEOUTS = Timeouts()
 
 
-def open(url: str, endpoint_url: str | None = None, spacing: Spacing | str | None = None) -> Volume:
+def open(
+    url: str,
+    endpoint_url: str | None = None,
+    source_spacing: Spacing | str | None = None,
+    channel: int | None = None,
+    time: int | None = None,
+    requester_pays: str | None = None,
+) -> Volume:
     """Open a volume for reading.
 
     Args:
         url: a path or URL; the format is detected where it is not named.
         endpoint_url: S3-compatible server; default: ``AWS_ENDPOINT_URL``.
-        spacing: voxel size z, y, x in nm, for volumes that do not say.
+        source_spacing: voxel size z, y, x in nm, for volumes that do not say.
+        channel: which of several, counting from 0.
+        time: which of several time points, counting from 0.
+        requester_pays: Google Cloud project that is billed where the bucket's requester pays.
 
     Raises:
         UsageError: the URL cannot be read as a volume.
         StorageError: storage failed.
     """
-    size = None if spacing is None else read_spacing(spacing, "spacing")
-    return open_volume(url, Access(endpoint_url=endpoint_url, spacing=size))
+    size = None if source_spacing is None else read_spacing(source_spacing, "source_spacing")
+    access = Access(
+        endpoint_url=endpoint_url,
+        requester_pays=requester_pays,
+        spacing=size,
+        channel=channel,
+        time=time,
+    )
+    return open_volume(url, access)
 
 
 def inspect(
-    source: str,
+    source: str | Volume,
     box: Box | str | None = None,
     level: int | None = None,
     endpoint_url: str | None = None,
-    spacing: Spacing | str | None = None,
+    source_spacing: Spacing | str | None = None,
+    window: Window | str | tuple[float, float] | None = None,
 ) -> Inspection:
     """Find sections that are lost, uneven or displaced; each is read coarsely, nothing is written.
 
     Args:
-        source: a path or URL.
+        source: a path or URL, or a volume that :func:`open` gave.
         box: source voxels to look at; None for all.
         level: level of the source to read; None for the finest whose sections are small.
         endpoint_url: as for :func:`open`.
-        spacing: as for :func:`open`.
+        source_spacing: as for :func:`open`.
+        window: stored values that become black and white, or ``auto``; None for uint8 and uint16.
 
     Returns:
         What was found; ``inspection.table`` is the :class:`~isochunk.SectionTable`.
@@ -88,7 +109,10 @@ def inspect(
     from isochunk.engine.inspection import inspect_volume
 
     where = None if box is None else read_box(box, "box")
-    return inspect_volume(open(source, endpoint_url, spacing), where, level)
+    volume = open(source, endpoint_url, source_spacing) if isinstance(source, str) else source
+    wanted = None if window is None else read_window(window, "window")
+    found = find_window(wanted, volume)
+    return inspect_volume(rounded(windowed(volume, found, GREY)), where, level)
 
 
 def plan(job: Job) -> Plan:
@@ -134,7 +158,7 @@ def run(
         ledger = prepare_target(plan)
         recorder = Recorder(ledger, EventLog(ledger.store), timeouts)
         report = execute(plan, recorder, backend, watch or (lambda _: None), begun)
-    link = public_link(plan.target, plan.source, Access.for_job(plan.job), plan.sections)
+    link = public_link(plan, Access.for_job(plan.job))
     return replace(report, neuroglancer_url=link)
 
 
@@ -220,13 +244,15 @@ def estimate_cost(plan: Plan, measured: Calibration, prices: str | None = None) 
     return estimate(plan, measured, read_prices(prices))
 
 
-def status(target: str, endpoint_url: str | None = None) -> dict[str, Any]:
+def status(
+    target: str, endpoint_url: str | None = None, requester_pays: str | None = None
+) -> dict[str, Any]:
     """Return what the records say of a target, without reading voxels.
 
     Raises:
         NotFoundError: isochunk wrote nothing there.
     """
-    return records.status(target, endpoint_url)
+    return records.status(target, endpoint_url, requester_pays)
 
 
 def audit(
@@ -260,7 +286,9 @@ def audit(
         ClusterError: the cluster went away.
     """
     changes = changes or {}
-    found = records.open_written_target(target, endpoint_url or changes.get("endpoint_url"))
+    found = records.open_written_target(
+        target, endpoint_url or changes.get("endpoint_url"), changes.get("requester_pays")
+    )
     job = change(found.plan.job, changes)
     access = reading(found.store.access, job, changes)
     with open_cluster(job, client) as cluster_client:
@@ -321,7 +349,9 @@ def repair(
         ClusterError: the cluster went away; what is done is recorded.
     """
     changes = changes or {}
-    found = records.open_written_target(target, changes.get("endpoint_url"))
+    found = records.open_written_target(
+        target, changes.get("endpoint_url"), changes.get("requester_pays")
+    )
     made = replace(found.plan, job=change(found.plan.job, changes))
     access = reading(found.store.access, made.job, changes)
     with open_cluster(made.job, client) as cluster_client:

@@ -10,19 +10,17 @@ from typing import Any, get_args
 from isochunk.cli.options import (
     DONE,
     INCOMPLETE,
+    READING,
     Command,
     Result,
     access_arguments,
     add_fields,
     given,
-    option_of,
 )
 from isochunk.core.job import Job, Precision
+from isochunk.core.option_names import option_of
 from isochunk.errors import UsageError
 from isochunk.evaluation.config import Baseline, EvaluateConfig
-
-READING = ("source_spacing", "timeout_s", "requests")
-"""Fields of a job that say how volumes are read."""
 
 EVALUATED = (
     "factor",
@@ -31,6 +29,7 @@ EVALUATED = (
     "average",
     "learn_from",
     "box",
+    "window",
     "background",
     "device",
     "report",

@@ -9,6 +9,7 @@ from typing import Any, NoReturn, TypeAlias, get_type_hints
 
 from isochunk.core.fields import documented, help_text
 from isochunk.core.job import Job
+from isochunk.core.option_names import option_of
 from isochunk.core.text_forms import choices, field_kind, read_field
 from isochunk.errors import UsageError
 from isochunk.host.files import read_toml
@@ -22,11 +23,18 @@ Result: TypeAlias = tuple[dict[str, Any] | None, int]
 ACCESS_FIELDS = {
     "endpoint_url": "endpoint_url",
     "source_spacing": "spacing",
+    "requester_pays": "requester_pays",
+    "missing": "missing",
+    "channel": "channel",
+    "time": "time",
     "timeout_s": "timeout_s",
     "requests": "requests",
 }
 """Fields of :class:`Job` that say how volumes are read, where there is no job, and what
 :class:`~isochunk.storage.access.Access` calls them."""
+
+READING = tuple(name for name in ACCESS_FIELDS if name != "endpoint_url")
+"""Those of them that commands which read volumes take; the endpoint is an option of every one."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -49,11 +57,6 @@ class Command:
     """Adds its arguments; called only where the command is asked for."""
     run: Callable[[argparse.Namespace], Result]
     """Carries it out."""
-
-
-def option_of(field: str) -> str:
-    """Return the option that sets a field: without the unit, with dashes."""
-    return f"--{field.removesuffix('_s').replace('_', '-')}"
 
 
 def add_fields(parser: argparse.ArgumentParser, cls: type, names: Sequence[str]) -> None:
@@ -85,7 +88,7 @@ def given(options: argparse.Namespace, cls: type, names: Iterable[str]) -> dict[
     hints = get_type_hints(cls, include_extras=True)
     values = {name: getattr(options, name, None) for name in names}
     return {
-        name: read_field(value, hints[name], name)
+        name: read_field(value, hints[name], option_of(name))
         for name, value in values.items()
         if value is not None
     }

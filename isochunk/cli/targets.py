@@ -14,7 +14,15 @@ from isochunk.core.job import RunOptions
 
 RUN_OPTIONS = tuple(f.name for f in fields(RunOptions))
 
-AUDIT_OPTIONS = ("scheduler", "cluster", "workers", "timeout_s", "requests", "slow_start")
+AUDIT_OPTIONS = (
+    "scheduler",
+    "cluster",
+    "workers",
+    "timeout_s",
+    "requests",
+    "slow_start",
+    "requester_pays",
+)
 """Those of them that say where and how a target is read."""
 
 
@@ -26,17 +34,20 @@ def target_argument(parser: argparse.ArgumentParser) -> None:
 def status_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``isochunk status``."""
     target_argument(parser)
+    add_fields(parser, RunOptions, ("requester_pays",))
     parser.add_argument("--watch", type=float, metavar="SECONDS", help="again, until its run ends")
 
 
 def status(options: argparse.Namespace) -> Result:
     """``isochunk status``."""
+    payer = given(options, RunOptions, ("requester_pays",)).get("requester_pays")
     if options.watch is None:
-        result = isochunk.status(options.target, options.endpoint_url)
+        result = isochunk.status(options.target, options.endpoint_url, payer)
     else:
         from isochunk.engine.target import watch_status
 
-        for result in watch_status(options.target, options.watch, options.endpoint_url):
+        at = (options.target, options.watch, options.endpoint_url, payer)
+        for result in watch_status(*at):
             print(progress_line(result), file=sys.stderr, flush=True)
     return result, DONE if result["complete"] else INCOMPLETE
 

@@ -6,13 +6,22 @@ import argparse
 import json
 from contextlib import suppress
 
-from isochunk.cli.options import DONE, Command, Result, access_arguments, add_fields, job_of
+from isochunk.cli.options import (
+    DONE,
+    READING,
+    Command,
+    Result,
+    access_arguments,
+    add_fields,
+    job_of,
+)
 from isochunk.core.job import Job
 
 PREVIEWED = (
     "model",
     "spacing",
     "box",
+    "window",
     "sections",
     "device",
     "precision",
@@ -27,6 +36,7 @@ def view_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``isochunk view``."""
     parser.add_argument("target")
     parser.add_argument("source", nargs="?")
+    add_fields(parser, Job, READING)
 
 
 def view(options: argparse.Namespace) -> Result:
@@ -48,7 +58,7 @@ def serve_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``isochunk serve``."""
     parser.add_argument("source")
     parser.add_argument("--port", type=int, default=0)
-    add_fields(parser, Job, PREVIEWED)
+    add_fields(parser, Job, (*PREVIEWED, *READING))
 
 
 def serve(options: argparse.Namespace) -> Result:

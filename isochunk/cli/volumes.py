@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-import isochunk
 from isochunk.cli.options import (
     DONE,
+    READING,
     Command,
     Result,
     access_arguments,
@@ -19,14 +19,15 @@ from isochunk.core.job import Job
 def info_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``isochunk info``."""
     parser.add_argument("url")
-    add_fields(parser, Job, ("source_spacing",))
+    add_fields(parser, Job, READING)
 
 
 def info(options: argparse.Namespace) -> Result:
     """``isochunk info``."""
-    spacing = getattr(options, "source_spacing", None)
-    volume = isochunk.open(options.url, options.endpoint_url, spacing)
-    return volume.spec.summary(), DONE
+    from isochunk.storage.access import Access
+    from isochunk.storage.open import open_volume
+
+    return open_volume(options.url, Access(**access_arguments(options))).spec.summary(), DONE
 
 
 def inspect_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,17 +35,19 @@ def inspect_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source")
     parser.add_argument("--out", metavar="FILE", help="section table to write, TOML to be edited")
     parser.add_argument("--level", type=int, help="level to read; default: the finest small one")
-    add_fields(parser, Job, ("box", "source_spacing", "timeout_s", "requests"))
+    add_fields(parser, Job, ("box", "window", *READING))
 
 
 def inspect(options: argparse.Namespace) -> Result:
     """``isochunk inspect``."""
     from isochunk.engine.inspection import inspect_volume
+    from isochunk.engine.windowed import open_rounded
     from isochunk.storage.access import Access
-    from isochunk.storage.open import open_volume
 
-    volume = open_volume(options.source, Access(**access_arguments(options)))
-    found = inspect_volume(volume, given(options, Job, ("box",)).get("box"), options.level)
+    told = given(options, Job, ("box", "window"))
+    access = Access(**access_arguments(options))
+    volume = open_rounded(options.source, access, told.get("window"))
+    found = inspect_volume(volume, told.get("box"), options.level)
     if options.out is not None:
         found.write(options.out)
     return found.summary(), DONE

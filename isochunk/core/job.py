@@ -14,12 +14,15 @@ from isochunk.core.codec import LATER
 from isochunk.core.text_forms import (
     BoxField,
     BytesField,
+    IndexField,
+    ProjectField,
     RateField,
     SecondsField,
     ShapeField,
     ShardField,
     ShareField,
     SpacingField,
+    WindowField,
     read_field,
 )
 from isochunk.errors import UsageError
@@ -60,6 +63,8 @@ class RunOptions:
     """``local``, ``cuda``, or a TOML file that describes a cluster."""
     endpoint_url: str | None = None
     """S3-compatible server; default: ``AWS_ENDPOINT_URL``."""
+    requester_pays: ProjectField | None = field(default=None, metadata=LATER)
+    """Google Cloud project that is billed for requests to buckets whose requester pays."""
     trust: bool = False
     """Accept a model that runs code of its own."""
 
@@ -83,6 +88,13 @@ class Job(RunOptions):
     """Target voxel size Z,Y,X in nm; default: the model's factor, isotropic where it takes any."""
     source_spacing: SpacingField | None = None
     """Source voxel size Z,Y,X in nm, for sources that do not say."""
+    channel: IndexField | None = field(default=None, metadata=LATER)
+    """Which channel of the source, counting from 0, where it has several."""
+    time: IndexField | None = field(default=None, metadata=LATER)
+    """Which time point of the source, counting from 0, where it has several."""
+    window: WindowField | None = field(default=None, metadata=LATER)
+    """Stored values LOW,HIGH of the source that become black and white, or ``auto`` to measure
+    them; default: uint8 and uint16 are used as they are."""
     box: BoxField | None = None
     """Source voxels to convert, z0:z1,y0:y1,x0:x1; default: all."""
     mask: str | None = None
@@ -100,9 +112,10 @@ class Job(RunOptions):
     levels: int | None = None
     """Resolution levels to write, the full one included; default: until one chunk holds all."""
     dtype: VoxelType | None = None
-    """Target voxel type; default: the source's."""
+    """Target voxel type; default: the source's, or uint8 where it is read through a window."""
     missing: Missing = "auto"
-    """What an absent source object means: ``background``, ``error``, or as the format says."""
+    """What an absent source object means: ``background``, ``error``, or as the format says. NaN is
+    background too where this is."""
     precision: Precision = "fp32"
     """Arithmetic of a network's layers; what their answer is added to stays in single precision.
     ``tf32`` is a GPU's; a CPU then computes in ``fp32``."""
@@ -137,18 +150,20 @@ class Job(RunOptions):
             raise UsageError(f"{', '.join(missing)} must be given")
         return cls(**values)
 
-    def untrusted(self, endpoint_url: str | None) -> Job:
+    def untrusted(self, endpoint_url: str | None, requester_pays: str | None = None) -> Job:
         """Return the job as read from a target, without what would make this machine run code.
 
         That is a model that brings its own, and a cluster, since a client runs what a scheduler
-        sends it.
+        sends it. Nor is anybody billed who has not said so here.
 
         Args:
             endpoint_url: where this user, not that job, reached the target.
+            requester_pays: whom this user, not that job, has billed.
         """
         return replace(
             self,
             endpoint_url=endpoint_url,
+            requester_pays=requester_pays,
             trust=False,
             scheduler=None,
             cluster="local",

@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from isochunk.core.codec import JsonObject
+from isochunk.core.codec import LATER, JsonObject
 from isochunk.core.geometry import (
     Box,
     Factor,
@@ -80,6 +80,10 @@ class VolumeSpec:
     """Position of the first corner of voxel (0, 0, 0) of every level's grid (z, y, x)."""
     levels: tuple[LevelSpec, ...]
     """Finest first."""
+    channel: int | None = field(default=None, metadata=LATER)
+    """Which of several stored channels this is; None where one is stored."""
+    time: int | None = field(default=None, metadata=LATER)
+    """Which of several stored time points this is; None where one is stored."""
 
     @property
     def box(self) -> Box:
@@ -104,6 +108,7 @@ class VolumeSpec:
     def summary(self) -> JsonObject:
         """Return the JSON object of ``isochunk info``; axes z, y, x."""
         finest = self.levels[0]
+        chosen = {"channel": self.channel, "time": self.time}
         return {
             "url": self.url,
             "format": self.format,
@@ -115,6 +120,7 @@ class VolumeSpec:
             "shard": list(finest.shard) if finest.shard else None,
             "encoding": self.encoding,
             "levels": len(self.levels),
+            **{name: number for name, number in chosen.items() if number is not None},
         }
 
 

@@ -13,6 +13,7 @@ from types import UnionType
 from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin
 
 from isochunk.core.geometry import Box, Spacing, Triple, exact_nm
+from isochunk.core.window import Window
 from isochunk.errors import UsageError
 
 
@@ -48,11 +49,18 @@ def read_spacing(value: str | Spacing | Sequence[float | str], name: str) -> Spa
     """Read ``Z,Y,X`` in nm."""
     if isinstance(value, Spacing):
         return value
-    if isinstance(value, str):
-        return Spacing.parse(value)
-    if not isinstance(value, Sequence) or len(value) != 3:  # noqa: PLR2004
+    sizes = value.split(",") if isinstance(value, str) else value
+    if not isinstance(sizes, Sequence) or len(sizes) != 3:  # noqa: PLR2004
         raise UsageError(f"{name} is {value!r}; write Z,Y,X in nm, as 8,8,8")
-    return Spacing(*(exact_nm(v) for v in value))
+    return Spacing(*(exact_nm(size) for size in sizes))
+
+
+def read_project(value: str, name: str) -> str:
+    """Read the ID or the number of a Google Cloud project."""
+    shape = r"(?:[a-z0-9.-]+:)?[a-z][a-z0-9-]{4,28}[a-z0-9]|\d{6,}"
+    if not isinstance(value, str) or re.fullmatch(shape, value) is None:
+        raise UsageError(f"{name} is {value!r}; write the ID of a Google Cloud project")
+    return value
 
 
 def read_bytes(value: str | int, name: str) -> int:
@@ -67,6 +75,28 @@ def read_bytes(value: str | int, name: str) -> int:
     if size < 1:
         raise UsageError(f"{name} is {value!r}; it must be at least 1 byte")
     return size
+
+
+def read_index(value: str | int, name: str) -> int:
+    """Read a number that counts from 0."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    digits = isinstance(value, str) and re.fullmatch(r"\d+", value.strip()) is not None
+    if not (whole or digits) or int(value) < 0:
+        raise UsageError(f"{name} is {value!r}; write a whole number, counting from 0")
+    return int(value)
+
+
+def read_window(value: str | Window | Sequence[float], name: str) -> Window | Literal["auto"]:
+    """Read ``LOW,HIGH`` in stored values, or ``auto``."""
+    if value == "auto":
+        return "auto"
+    if isinstance(value, Window):
+        return value
+    ends = value.split(",") if isinstance(value, str) else value
+    if not isinstance(ends, Sequence) or len(ends) != 2:  # noqa: PLR2004
+        raise UsageError(f"{name} is {value!r}; write LOW,HIGH in stored values, or auto")
+    low, high = (_number(end, name, "LOW,HIGH in stored values, or auto") for end in ends)
+    return Window(low, high)
 
 
 def read_seconds(value: str | float, name: str) -> float:
@@ -117,6 +147,9 @@ ShardField: TypeAlias = Annotated[Triple | Literal["auto", "none"], read_shard]
 BoxField: TypeAlias = Annotated[Box, read_box]
 SpacingField: TypeAlias = Annotated[Spacing, read_spacing]
 BytesField: TypeAlias = Annotated[int, read_bytes]
+IndexField: TypeAlias = Annotated[int, read_index]
+ProjectField: TypeAlias = Annotated[str, read_project]
+WindowField: TypeAlias = Annotated[Window | Literal["auto"], read_window]
 SecondsField: TypeAlias = Annotated[float, read_seconds]
 RateField: TypeAlias = Annotated[float, read_rate]
 ShareField: TypeAlias = Annotated[float, read_share]

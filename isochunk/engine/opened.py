@@ -19,6 +19,7 @@ from isochunk.core.voxels import Voxels, convert
 from isochunk.engine.consistency import sections_box
 from isochunk.engine.mended import mended
 from isochunk.engine.report import Seam
+from isochunk.engine.windowed import windowed
 from isochunk.errors import ModelError
 from isochunk.host.allocator import keep_memory
 from isochunk.models.gpus import seen_gpus
@@ -109,12 +110,19 @@ def open_job(plan: Plan, threads: Sequence[int] = (), seat: Seat | None = None) 
     return OpenJob(
         plan,
         predictor=_load_model(plan, seat),
-        source=mended(open_volume(plan.source.url, access, again=True), plan.sections),
+        source=mended(_grey_levels(plan, access), plan.sections),
         target=open_target(plan.target, access),
-        mask=open_volume(plan.mask.url, access) if plan.mask else None,
+        mask=open_volume(plan.mask.url, access.beside()) if plan.mask else None,
         device=_told(seat or Seat()) if plan.on_gpu else None,
         seat=seat if plan.on_gpu else None,
     )
+
+
+def _grey_levels(plan: Plan, access: Access) -> Volume:
+    """Open the source, through the plan's window if it has one."""
+    stored = open_volume(plan.source.url, access, again=True)
+    background = plan.job.missing == "background"
+    return windowed(stored, plan.window, plan.grey_dtype, background=background)
 
 
 def _told(seat: Seat) -> Mapping[str, Any] | None:
@@ -148,7 +156,7 @@ def _load_model(plan: Plan, seat: Seat | None) -> Predictor:
     runtime = Runtime(
         factor=plan.model.resolved_factor,
         intensity=plan.intensity,
-        dtype=plan.source.dtype,
+        dtype=plan.grey_dtype,
         device=device,
         precision=plan.precision,
         tile=tile,

@@ -213,6 +213,8 @@ class Pipeline:
                 checksum=self._zeros_checksum(block.write.shape),
                 read_s=read - start,
             )
+        plan = self.job.plan
+        read_from = plan.source if plan.stages[block.stage].reads is None else plan.target
         found, compute_s = self._predicted(source, block)
         computed = time.perf_counter()
         arrays = block_arrays(self.job.plan, block, found)
@@ -221,7 +223,7 @@ class Pipeline:
             report,
             checksum=crc,
             empty=not arrays[0].any(),
-            bytes_read=source.nbytes,
+            bytes_read=source.size * read_from.itemsize,  # as stored, whatever was made of it
             bytes_written=sum(a.nbytes for a in arrays),
             read_s=read - start,
             compute_s=compute_s,

@@ -12,8 +12,10 @@ from typing import Any
 from isochunk.core.job import FoundDevice, Job
 from isochunk.core.sections import SectionTable
 from isochunk.core.spec import Format, Intensity, ModelSpec, VolumeSpec
+from isochunk.core.window import GREY, Window
 from isochunk.engine.ledger import Ledger, check_same_job, read_job, write_job
 from isochunk.engine.mended import AUTO, find_table, mended
+from isochunk.engine.windowed import find_window, rounded, windowed
 from isochunk.errors import TargetConflictError, UsageError
 from isochunk.host.memory import usable_memory_bytes
 from isochunk.models.gpus import seen_gpus
@@ -93,7 +95,7 @@ def resolve(job: Job, place: TargetPlace, begun: Plan | None = None) -> Plan:
         job: what to do.
         place: where it is written.
         begun: by what the target was begun: its block is kept, though the memory that is free now
-            may suggest another, and so is what ``--sections auto`` found then.
+            may suggest another, and so is what ``auto`` found then, window and sections.
 
     Raises:
         UsageError: the job cannot be done.
@@ -102,21 +104,32 @@ def resolve(job: Job, place: TargetPlace, begun: Plan | None = None) -> Plan:
     access = Access.for_job(job)
     source = open_volume(job.source, access)
     check_apart(place, source.spec)
-    check_supported(source.spec)
+    window = _window(job, source, begun)
+    background = job.missing == "background"
+    grey = windowed(source, window, job.dtype or GREY, background=background)
+    check_supported(grey.spec)
     described = examine(job.model, trust=job.trust)
     model = described.spec.on_plane(job.plane or described.spec.plane)
-    mask = open_volume(job.mask, access).spec if job.mask else None
-    table = _sections(job, source, begun)
-    full = Intensity.full_range(source.spec.dtype)
+    mask = open_volume(job.mask, access.beside()).spec if job.mask else None
+    table = _sections(job, rounded(grey), begun)
+    full = Intensity.full_range(grey.spec.dtype)
     # Planned before the source is measured, so that mistakes cost no reading.
-    found = Inputs(source.spec, model, full, place.url, place.format, mask, table)
+    found = Inputs(source.spec, model, full, place.url, place.format, mask)
     block = None if begun is None else begun.stages[0].block
     workers, device = _workers(job, network=model.arch not in INTERPOLATIONS)
     found = replace(found, workers=workers, device=device, costs=described.costs, block=block)
+    found = replace(found, window=window, sections=table)
     plan = make_plan(job, found)
     _warn_beyond_training(plan.model)
-    intensity = measure_intensity(mended(source, table), model.normalisation)
+    intensity = measure_intensity(mended(grey, table), model.normalisation)
     return replace(plan, intensity=intensity, examined_by=described.examined_by)
+
+
+def _window(job: Job, source: Volume, begun: Plan | None) -> Window | None:
+    """Return the window through which the source is read; None where there is none."""
+    if job.window == AUTO and begun is not None and begun.window is not None:
+        return begun.window
+    return find_window(job.window, source)
 
 
 def _sections(job: Job, source: Volume, begun: Plan | None) -> SectionTable | None:
@@ -271,9 +284,12 @@ def prepare_target(plan: Plan) -> Ledger:
 
 def provenance(plan: Plan) -> dict[str, Any]:
     """Return what is written beside the output of where it comes from."""
+    source = plan.source
+    chosen = {"channel": source.channel, "time": source.time}
     return {
         "software": f"isochunk {version('isochunk')}",
-        "source": plan.source.url,
+        "source": source.url,
+        **{name: number for name, number in chosen.items() if number is not None},
         "region": str(plan.region),
         "factor": [str(r) for r in plan.model.resolved_factor],
         "model": plan.model.name,
@@ -283,5 +299,6 @@ def provenance(plan: Plan) -> dict[str, Any]:
         "intensity_offset": plan.intensity.offset,
         "intensity_scale": plan.intensity.scale,
         "precision": plan.precision,
+        **({} if plan.window is None else {"window": plan.window.summary()}),
         **({} if plan.sections is None else {"sections": plan.sections_summary()}),
     }

@@ -44,25 +44,35 @@ class WrittenTarget:
         self.store.delete(hole.object for hole in audited.holes if hole.kind == "corrupt")
 
 
-def open_written_target(url: str, endpoint_url: str | None = None) -> WrittenTarget:
+def open_written_target(
+    url: str, endpoint_url: str | None = None, requester_pays: str | None = None
+) -> WrittenTarget:
     """Open the record of a target.
+
+    Args:
+        url: of the target.
+        endpoint_url: S3-compatible server.
+        requester_pays: who is billed for requests, see :class:`~isochunk.core.job.RunOptions`.
 
     Raises:
         NotFoundError: isochunk wrote nothing there.
     """
-    store = open_store(parse_url(url).url, Access(endpoint_url=endpoint_url))
+    access = Access(endpoint_url=endpoint_url, requester_pays=requester_pays)
+    store = open_store(parse_url(url).url, access)
     made = read_job(store)
     if made is None:
         raise NotFoundError(
             f"{store.url} holds no .isochunk/job.json; it is no target of isochunk run"
         )
-    made = replace(made, job=made.job.untrusted(endpoint_url))
+    made = replace(made, job=made.job.untrusted(endpoint_url, requester_pays))
     return WrittenTarget(made, Ledger(store, made), store)
 
 
-def status(url: str, endpoint_url: str | None = None) -> dict[str, Any]:
+def status(
+    url: str, endpoint_url: str | None = None, requester_pays: str | None = None
+) -> dict[str, Any]:
     """Return what the records say of a target, without reading voxels."""
-    target = open_written_target(url, endpoint_url)
+    target = open_written_target(url, endpoint_url, requester_pays)
     done, total = target.ledger.count(), target.plan.total_blocks
     last = last_event(target.store)
     return {
@@ -80,18 +90,18 @@ def status(url: str, endpoint_url: str | None = None) -> dict[str, Any]:
 
 
 def watch_status(
-    url: str, every_s: float, endpoint_url: str | None = None
+    url: str, every_s: float, endpoint_url: str | None = None, requester_pays: str | None = None
 ) -> Iterator[dict[str, Any]]:
     """Yield the status of a target again and again, until it is complete or its run has ended.
 
     Each status but the first also tells ``blocks_per_s`` since the one before and ``left_s``, the
     time left at that rate; None while nothing moves.
     """
-    before, then = status(url, endpoint_url), time.monotonic()
+    before, then = status(url, endpoint_url, requester_pays), time.monotonic()
     yield before
     while not (before["complete"] or (before["last_event"] or {}).get("event") in ENDS):
         time.sleep(every_s)
-        now, at = status(url, endpoint_url), time.monotonic()
+        now, at = status(url, endpoint_url, requester_pays), time.monotonic()
         rate = (now["blocks"]["done"] - before["blocks"]["done"]) / (at - then)
         left = now["blocks"]["total"] - now["blocks"]["done"]
         yield {**now, "blocks_per_s": rate, "left_s": left / rate if rate > 0 else None}

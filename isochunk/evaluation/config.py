@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 from isochunk.core.degradation import Degradation
 from isochunk.core.geometry import Triple
 from isochunk.core.job import AxialPlane, Device, Precision
-from isochunk.core.text_forms import BoxField, RatioField, ShapeField
+from isochunk.core.text_forms import BoxField, RatioField, ShapeField, WindowField
 
 Baseline: TypeAlias = Literal["dictionary", "siren", "stitched"]
 """Published methods, see :mod:`isochunk.evaluation.baselines`."""
@@ -43,6 +43,9 @@ class EvaluateConfig:
     """Slices that axial models run on, ``xz+yz`` for the mean of both; default: each one's own."""
     average: ShapeField = NO_AVERAGE
     """Voxels Z,Y,X that are averaged to one voxel of the truth first, against noise."""
+    window: WindowField | None = None
+    """Stored values LOW,HIGH of the truth that become black and white, or ``auto`` to measure them;
+    default: uint8 and uint16 are used as they are."""
     box: BoxField | None = None
     """Part of the truth, z0:z1,y0:y1,x0:x1; default: all of it."""
     background: BoxField | None = None

@@ -17,6 +17,7 @@ from isochunk.core.degradation import Degradation
 from isochunk.core.geometry import Box, Factor
 from isochunk.core.spec import VolumeSpec
 from isochunk.core.voxels import Voxels
+from isochunk.engine.windowed import open_rounded
 from isochunk.errors import UsageError
 from isochunk.evaluation.baselines.published import (
     BaselineSetup,
@@ -40,7 +41,7 @@ from isochunk.evaluation.results import Evaluation, ModelResult
 from isochunk.evaluation.tables import write_tables
 from isochunk.models.interpolation import INTERPOLATIONS
 from isochunk.storage.access import Access
-from isochunk.storage.open import check_supported, open_volume
+from isochunk.storage.open import check_supported
 from isochunk.storage.volume import Volume
 
 __all__ = ["EvaluateConfig", "evaluate", "evaluate_volume"]
@@ -63,7 +64,7 @@ def evaluate(config: EvaluateConfig, access: Access = DEFAULT_ACCESS) -> Evaluat
     """
     if config.report is not None:
         require_page()
-    truth = averaged(open_volume(config.truth, access), config.average)
+    truth = averaged(open_rounded(config.truth, access, config.window), config.average)
     check_supported(truth.spec)
     evaluation = evaluate_volume(config, truth, access)
     if config.report is not None:
@@ -84,13 +85,14 @@ def evaluate_volume(
         factor=factor,
         degradation=config.degradation,
         models=specs,
-        learn_from=open_volume(config.learn_from, access) if config.learn_from else None,
+        learn_from=_learnt_from(config, access),
         device=config.device,
     )
     for baseline in config.references:
         check_baseline(baseline, setup)
     predictions = {
-        url: open_prediction(url, truth.spec, config.box, access) for url in config.predictions
+        url: open_prediction(url, truth.spec, config.box, access.beside())
+        for url in config.predictions
     }
     requested = config.box or truth.spec.box
     region = choose_region(truth.spec, requested, factor, config.degradation)
@@ -141,6 +143,13 @@ def evaluate_volume(
         left_out=describe_left_out(requested, region.compared),
         noise_ceiling_db=_noise_ceiling_db(true, factor, config.degradation),
     )
+
+
+def _learnt_from(config: EvaluateConfig, access: Access) -> Volume | None:
+    """Open what a dictionary is learnt from, if anything; its values are those of the truth."""
+    if config.learn_from is None:
+        return None
+    return open_rounded(config.learn_from, access.beside(), config.window)
 
 
 def require_page() -> None:

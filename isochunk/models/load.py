@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from isochunk.core.geometry import Factor, Triple, triple
 from isochunk.core.job import Precision
 from isochunk.core.limits import COST_TILE, DEFAULT_TILE, WORKSPACE
+from isochunk.core.option_names import option
 from isochunk.core.spec import Intensity, ModelSpec, Plane
 from isochunk.core.tile_costs import TileCosts
 from isochunk.errors import ModelError
@@ -166,7 +167,7 @@ def load(name: str, runtime: Runtime) -> Predictor:
 def _require_exact(spec: ModelSpec, reason: str, runtime: Runtime) -> None:
     if not spec.exact and not runtime.allow_inexact:
         raise ModelError(
-            f"model {spec.name!r} cannot be tiled exactly ({reason}); --allow-inexact "
+            f"model {spec.name!r} cannot be tiled exactly ({reason}); {option('allow_inexact')} "
             "accepts seams, and the report then says how large they are"
         )
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from isochunk.core.geometry import AXES, Triple, triple
 from isochunk.core.limits import COST_TILE, WORKSPACE
+from isochunk.core.option_names import option
 from isochunk.errors import ModelError
 from isochunk.models.counting import Cost, Recorder
 
@@ -103,7 +104,8 @@ class Probe:
         raise UnboundedError(
             f"the model's answer depends on the whole extent of {AXES[axis]} (probed up to "
             f"{CAP[axis]} voxels), so no halo makes tiles equal the whole; normalise with "
-            "constants or batch statistics instead, or accept seams with --allow-inexact"
+            "constants or batch statistics instead, or accept seams with "
+            f"{option('allow_inexact')}"
         )
 
     def _halo_within(self, axis: int, shape: Triple, grid: int, phases: int) -> int | None:

@@ -116,7 +116,7 @@ def open_user_model(name: str, *, trust: bool, known: ModelSpec | None = None) -
     if not trust:
         raise ModelError(
             f"model {name!r} is Python code and would run with your rights; read it, then add "
-            "--trust (or trust=True)"
+            "--trust"
         )
     return _open_python(name, known)
 

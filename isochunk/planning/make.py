@@ -9,9 +9,11 @@ from fractions import Fraction
 from isochunk.core.geometry import AXES, Box, Triple, factor_between, sub, target_box, triple
 from isochunk.core.job import FoundDevice, Job, Precision
 from isochunk.core.limits import MAX_DEPTH
+from isochunk.core.option_names import option
 from isochunk.core.sections import SectionTable
 from isochunk.core.spec import DTYPES, Format, Intensity, ModelSpec, VolumeSpec
 from isochunk.core.tile_costs import TileCosts
+from isochunk.core.window import GREY, Window
 from isochunk.errors import GeometryError, UsageError
 from isochunk.planning.blocks import Workers, choose_block, fit_workers
 from isochunk.planning.layout import LayoutOptions, lay_out
@@ -34,6 +36,8 @@ class Inputs:
     """Storage format of the target."""
     mask: VolumeSpec | None = None
     """The mask as found."""
+    window: Window | None = None
+    """Which stored values become black and white; None where they are used as they are."""
     sections: SectionTable | None = None
     """Which sections are not used as they are stored."""
     workers: Workers = field(default_factory=lambda: Workers(4 << 30))
@@ -53,7 +57,7 @@ def make_plan(job: Job, found: Inputs) -> Plan:
         UsageError: the job cannot be done; the message says what would work.
     """
     source = found.source
-    if source.dtype not in DTYPES:
+    if source.dtype not in DTYPES and found.window is None:
         raise UsageError(
             f"source {source.url} holds {source.dtype}; uint8 and uint16 are supported"
         )
@@ -63,8 +67,8 @@ def make_plan(job: Job, found: Inputs) -> Plan:
     model = found.model.for_factor(factor)
     if not model.exact and not job.allow_inexact:
         raise UsageError(
-            f"model {model.name!r} cannot be tiled exactly; --allow-inexact accepts that, and the "
-            "report then says how much tiles differ at their seams"
+            f"model {model.name!r} cannot be tiled exactly; {option('allow_inexact')} accepts "
+            "that, and the report then says how much tiles differ at their seams"
         )
     anchored = target_box(region, factor, source.box)
     shift, corner = placement(source, anchored, found.target_format, spacing=tuple(spacing))
@@ -82,7 +86,7 @@ def make_plan(job: Job, found: Inputs) -> Plan:
             target=VolumeSpec(
                 url=found.target_url,
                 format=found.target_format,
-                dtype=job.dtype or source.dtype,
+                dtype=job.dtype or (source.dtype if found.window is None else GREY),
                 encoding=encoding,
                 corner_nm=corner,
                 levels=levels,
@@ -93,6 +97,7 @@ def make_plan(job: Job, found: Inputs) -> Plan:
             shift=shift,
             stages=stages,
             mask=found.mask,
+            window=found.window,
             sections=found.sections,
             precision=job.precision,
             tile=stages[0].block,

@@ -39,6 +39,7 @@ from isochunk.core.precisions import INTERPOLATED, WORTH, Worth
 from isochunk.core.sections import SectionTable
 from isochunk.core.spec import Intensity, ModelSpec, VolumeSpec
 from isochunk.core.tile_costs import TileCost, TileCosts
+from isochunk.core.window import Window
 from isochunk.models.interpolation import INTERPOLATIONS
 from isochunk.planning.block import Block, BlockTask
 from isochunk.planning.layout import Stage, block_box, block_count
@@ -46,8 +47,8 @@ from isochunk.planning.layout import Stage, block_box, block_count
 IDEAL_CELLS = 1000
 """Tiles in a row, in each direction, whose halo is nothing beside them."""
 
-MENDED_BYTES = 4
-"""Bytes of a voxel of mended sections: float32."""
+GREY_BYTES = 4
+"""Bytes of a voxel whose grey level is not rounded, by a window or by mending: float32."""
 
 IDENTITY = ("source", "target", "intensity", "region", "shift", "stages", "mask", "precision")
 """Fields of a plan that decide the output's bytes; of the model, these do:"""
@@ -91,6 +92,8 @@ class Plan:
     )
     """Block, tile and compute overhead if workers had twice the memory; None where not known."""
 
+    window: Window | None = field(default=None, metadata=LATER)
+    """Which stored values become black and white; None where they are used as they are."""
     sections: SectionTable | None = field(default=None, metadata=LATER)
     """Which source sections are not used as they are stored; None where all are."""
     examined_by: str = field(default="", compare=False, repr=False, metadata={"stored_as": None})
@@ -155,6 +158,8 @@ class Plan:
         """Return what decides the output's bytes, as JSON; equal for the same job."""
         model = {name: to_json(getattr(self.model, name)) for name in MODEL_IDENTITY}
         found = {**{name: to_json(getattr(self, name)) for name in IDENTITY}, "model": model}
+        if self.window is not None:
+            found["window"] = self.window.summary()
         if self.sections is not None and self.sections.effects():
             found["sections"] = {**self.sections.effects(), "digest": self.sections.digest}
         return found
@@ -182,9 +187,15 @@ class Plan:
             "worker_memory_bytes": self.worker_memory_bytes(),
             "exact": self.model.exact,
             "identical_to_fp32": self._identical(),
+            "window": None if self.window is None else self.window.summary(),
             "sections": self.sections_summary(),
             "invented_voxels": self.invented_voxels(),
         }
+
+    @property
+    def grey_dtype(self) -> str:
+        """Type whose range the model's grey levels have: stored ones, or those of the window."""
+        return self.source.dtype if self.window is None else self.target.dtype
 
     @property
     def mending(self) -> Mending | None:
@@ -232,10 +243,13 @@ class Plan:
 
     def block_bytes(self) -> int:
         """Return the host bytes that one block of the first stage holds while in flight."""
-        (read, write), size = self._block_voxels(), self.source.itemsize
-        held = 2 * self._read_itemsize * read
+        (read, write), size = self._block_voxels(), np.dtype(self.grey_dtype).itemsize
+        held, stored = 2 * self._read_itemsize * read, read
         if (mending := self.mending) is not None:
-            held += size * self._block_read().grow((mending.longest, 0, 0)).size
+            stored = self._block_read().grow((mending.longest, 0, 0)).size
+            held += (size if self.window is None else GREY_BYTES) * stored
+        if self.window is not None:
+            held += self.source.itemsize * stored
         pinned = 0
         if self.on_gpu:
             # Pinned memory, by which a block gets to a GPU and back, is kept in powers of two.
@@ -244,7 +258,7 @@ class Plan:
 
     def block_device_bytes(self) -> int:
         """Return the bytes of a GPU that one block of the first stage holds while in flight."""
-        sizes = (self._read_itemsize, self.source.itemsize)
+        sizes = (self._read_itemsize, np.dtype(self.grey_dtype).itemsize)
         return sum(
             math.ceil(size * voxels / DEVICE_PAGE) * DEVICE_PAGE
             for size, voxels in zip(sizes, self._block_voxels(), strict=True)
@@ -260,8 +274,9 @@ class Plan:
 
     @property
     def _read_itemsize(self) -> int:
-        """Bytes of a voxel on its way to the model: float32 where sections are mended."""
-        return self.source.itemsize if self.mending is None else MENDED_BYTES
+        """Bytes of a voxel on its way to the model."""
+        rounded = self.mending is None and self.window is None
+        return self.source.itemsize if rounded else GREY_BYTES
 
     @property
     def is_network(self) -> bool:

@@ -6,7 +6,7 @@ import os
 import random
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +14,7 @@ from isochunk.core.codec import JsonObject
 from isochunk.core.geometry import Spacing
 from isochunk.core.job import Job
 from isochunk.core.limits import CACHE_BYTES
+from isochunk.core.option_names import option
 from isochunk.errors import (
     AccessError,
     CorruptDataError,
@@ -22,6 +23,7 @@ from isochunk.errors import (
     StorageTimeoutError,
     UsageError,
 )
+from isochunk.storage.axes import Pick
 from isochunk.storage.url import Location, clean, parse_url
 
 
@@ -44,6 +46,12 @@ class Access:
     """Reads and writes a second, each, that a process starts with; None for no limit."""
     spacing: Spacing | None = None
     """Voxel size (z, y, x) for volumes whose metadata has none."""
+    requester_pays: str | None = None
+    """Google Cloud project that is billed for requests to buckets whose requester pays."""
+    channel: int | None = None
+    """Which channel to read of volumes that have several."""
+    time: int | None = None
+    """Which time point to read of volumes that have several."""
     missing: Literal["auto", "background", "error"] = "auto"
     """What an absent object means. ``auto``: background where the format says so (zarr, N5, and
     precomputed written by isochunk), an error in other precomputed volumes."""
@@ -65,9 +73,21 @@ class Access:
             timeout_s=job.timeout_s,
             requests=job.requests,
             slow_start=job.slow_start,
+            requester_pays=job.requester_pays,
             spacing=job.source_spacing,
+            channel=job.channel,
+            time=job.time,
             missing=job.missing,
         )
+
+    @property
+    def pick(self) -> Pick:
+        """The channel and the time point that were asked for."""
+        return Pick(self.channel, self.time)
+
+    def beside(self) -> Access:
+        """Return how volumes beside the source are reached: its channel and time are not theirs."""
+        return replace(self, channel=None, time=None)
 
     def endpoint(self, location: Location) -> str | None:
         """Return the S3 endpoint for a location, None for AWS.
@@ -161,7 +181,9 @@ def kvstore_json(location: Location, access: Access, *, anonymous: bool = False)
         case "memory":
             return {"driver": "memory", "path": path}
         case "gs":
-            return {"driver": "gcs", "bucket": location.bucket, "path": path, **limited}
+            project = access.requester_pays
+            billed = {"gcs_user_project": {"project_id": project}} if project else {}
+            return {"driver": "gcs", "bucket": location.bucket, "path": path, **limited, **billed}
         case "s3":
             spec: JsonObject = {"driver": "s3", "bucket": location.bucket, "path": path, **limited}
             if anonymous:
@@ -221,12 +243,21 @@ CREDENTIALS = {
 }
 """Where each kind of storage looks for credentials."""
 
+S3_PAYING = (
+    "; if the requester pays for the bucket, copy the volume first with a tool that can say so, as "
+    "aws s3 sync: tensorstore cannot"
+)
+"""S3 does not tell such a refusal from others. tensorstore 0.1.86 sends ``x-amz-requester-payer``
+where S3 wants ``x-amz-request-payer``, and neither with lists."""
+
 _REFUSED = re.compile(
     r"PERMISSION_DENIED|UNAUTHENTICATED|AccessDenied|Forbidden|response code: 40[13]\b"
     r"|40[13] Client Error|AuthenticationError|InvalidAccessKeyId|SignatureDoesNotMatch"
     r"|ExpiredToken|UnsupportedAlgorithm|MissingSecurityHeader|MissingAuthenticationToken"
     r"|credentials? (?:provider|chain)|[Nn]o credentials",
 )
+_UNPAID = re.compile(r"requester pays bucket|UserProjectMissing", re.I)
+_DENIED = re.compile(r"AccessDenied|PERMISSION_DENIED: Unknown")
 _NOT_FOUND = re.compile(
     r"\bNOT_FOUND\b|404 Client Error|EmptyVolumeException|InfoUnavailableError|NoSuchBucket"
 )
@@ -249,6 +280,15 @@ def without_secrets(error: Exception) -> RuntimeError:
     return RuntimeError(clean(_TRAILER.sub("", str(error))).strip())
 
 
+def _admission(raw: str, location: Location) -> str:
+    """Return what may help where access is refused."""
+    if _UNPAID.search(raw):
+        project = option("requester_pays", "PROJECT")
+        return f"its requester pays: name the project to be billed with {project}"
+    hint = CREDENTIALS.get(location.scheme, "the server does not give it to everybody")
+    return hint + S3_PAYING if location.scheme == "s3" and _DENIED.search(raw) else hint
+
+
 def storage_error(error: Exception, doing: str, location: Location) -> StorageError:
     """Put what a storage library raised into words, without credentials.
 
@@ -264,11 +304,10 @@ def storage_error(error: Exception, doing: str, location: Location) -> StorageEr
     if isinstance(error, TimeoutError):
         return StorageTimeoutError(
             f"{where}: no answer within the time allowed; check the storage, or allow more time "
-            "(--timeout)"
+            f"with {option('timeout_s')}"
         )
-    if _REFUSED.search(raw):
-        hint = CREDENTIALS.get(location.scheme, "the server does not give it to everybody")
-        return AccessError(f"{where}: access refused: {text}; {hint}")
+    if _UNPAID.search(raw) or _REFUSED.search(raw):
+        return AccessError(f"{where}: access refused: {text}; {_admission(raw, location)}")
     if _TIMEOUT.search(text):
         return StorageTimeoutError(f"{where}: storage timed out: {text}; check the storage")
     if _NOT_FOUND.search(text):

@@ -106,7 +106,7 @@ def read_zarr2(url: str, meta: JsonObject, attributes: JsonObject) -> ArrayMeta:
 
 
 def read_n5(url: str, meta: JsonObject) -> ArrayMeta:
-    """Read the ``attributes.json`` of an N5 array; its axes are x, y, z.
+    """Read the ``attributes.json`` of an N5 array; its axes are x, y, z where it names none.
 
     Raises:
         CorruptDataError: a member is missing or has the wrong type.
@@ -121,11 +121,18 @@ def read_n5(url: str, meta: JsonObject) -> ArrayMeta:
             tuple(meta["blockSize"]),
             None,
             str(compression),
-            None,
+            _n5_names(meta.get("axes"), len(shape)),
             meta,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _unreadable(url, "N5", error) from error
+
+
+def _n5_names(axes: object, rank: int) -> tuple[str, ...] | None:
+    """Return the names of N5 axes, as tensorstore and n5-viewer write them, if each has one."""
+    if not isinstance(axes, list) or len(axes) != rank or not all(axes):
+        return None
+    return tuple(str(name).lower() for name in axes)
 
 
 def _unreadable(url: str, what: str, error: Exception) -> CorruptDataError:

@@ -16,9 +16,11 @@ from typing import TypeVar
 
 import numpy as np
 from cloudvolume import Bbox, CloudVolume
+from cloudvolume.chunks import NEEDS_INSTALL
 from cloudvolume.secrets import CLOUD_VOLUME_DIR
 
 from isochunk.core.geometry import Box
+from isochunk.core.option_names import option
 from isochunk.core.spec import VolumeSpec
 from isochunk.core.voxels import Voxels
 from isochunk.errors import AccessError, UsageError
@@ -39,7 +41,7 @@ class CloudVolumeSource:
         self._access = access
         self._cloud = cloud
         info = dict(cloud.meta.info)
-        described = precomputed.volume_spec(location.url, info)
+        described = precomputed.volume_spec(location.url, info, access.pick)
         self._spec = replace(described, format="cloudvolume")
         keys = [str(scale["key"]) for scale in info["scales"]]
         self._mips = [keys.index(level.key) for level in described.levels]
@@ -65,7 +67,7 @@ class CloudVolumeSource:
             self._location,
             self._access.timeout_s,
         )  # (x, y, z, c)
-        return np.ascontiguousarray(cutout[..., 0].T)
+        return np.ascontiguousarray(cutout[..., self._spec.channel or 0].T)
 
 
 def open_cloudvolume(location: Location, access: Access) -> CloudVolumeSource:
@@ -73,8 +75,14 @@ def open_cloudvolume(location: Location, access: Access) -> CloudVolumeSource:
 
     Raises:
         StorageError: nothing there, no access, or unreadable.
-        UsageError: an S3 endpoint that cloud-volume cannot be told.
+        UsageError: an S3 endpoint, or who is billed, which cloud-volume cannot be told; a library
+            that its encoding needs is not installed.
     """
+    if access.requester_pays is not None and location.scheme == "gs":
+        raise UsageError(
+            f"{location.url} is read by cloud-volume, which cannot be told who pays for requests; "
+            f"leave out {option('requester_pays')}, or copy the volume"
+        )
     path = cloudpath(location, access)
     _check_keys(location, os.environ)
     cloud = _within(
@@ -89,7 +97,14 @@ def open_cloudvolume(location: Location, access: Access) -> CloudVolumeSource:
         location,
         access.timeout_s,
     )
-    return CloudVolumeSource(location, access, cloud)
+    opened = CloudVolumeSource(location, access, cloud)
+    encoding = opened.spec.encoding
+    if encoding in NEEDS_INSTALL:
+        raise UsageError(
+            f"{location.url} is stored as {encoding}, which {NEEDS_INSTALL[encoding]} decodes, and "
+            f"that is not installed; pip install {NEEDS_INSTALL[encoding]}"
+        )
+    return opened
 
 
 def cloudpath(location: Location, access: Access) -> str:

@@ -15,6 +15,7 @@ from isochunk.core.spec import VolumeSpec
 from isochunk.errors import CorruptDataError, NotFoundError, UsageError
 from isochunk.storage import arrays, ome, precomputed
 from isochunk.storage.arrays import ArrayMeta
+from isochunk.storage.axes import pick_from
 from isochunk.storage.files.kinds import FILES_ONLY, SUFFIXES
 from isochunk.storage.objects import Store
 
@@ -53,7 +54,7 @@ def detect_volume(store: Store) -> DetectedVolume:
     found = store.get_many(files)
     if "info" in found:
         info = _json(store, "info", found["info"])
-        spec = precomputed.volume_spec(store.url, info)
+        spec = precomputed.volume_spec(store.url, info, store.access.pick)
         return DetectedVolume(spec, precomputed.STORED_AXES, precomputed.MARK in info)
     if "zarr.json" in found:
         return _zarr3(store, _json(store, "zarr.json", found["zarr.json"]))
@@ -125,21 +126,29 @@ def _multiscale(
                 f"{store.url} lists a level {path!r} but {key} is missing; the volume is damaged"
             )
         metas[path] = read(f"{store.url}/{path}", _json(store, key, found[key]), {})
-    spec, names = ome.volume_spec(store.url, multiscale, metas, store.access.spacing)
+    access = store.access
+    spec, names = ome.volume_spec(store.url, multiscale, metas, access.spacing, access.pick)
     return DetectedVolume(spec, names, sparse=True)
 
 
 def _single(store: Store, array: ArrayMeta) -> DetectedVolume:
     """Describe an array that stands alone; its first corner is at 0."""
     names = arrays.axis_names(store.url, array)
-    ome.check_axes(store.url, names, array.shape)
+    pick = pick_from(store.url, names, array.shape, store.access.pick)
     spacing = store.access.spacing or _n5_spacing(array.attributes, names)
     if spacing is None:
         raise UsageError(f"the voxel size of {store.url} is not known; {ome.SPACING_HELP}")
     level = ome.level_spec("", array, names, spacing)
     zero = Fraction(0)
     spec = VolumeSpec(
-        store.url, array.format, array.dtype, array.encoding, (zero, zero, zero), (level,)
+        store.url,
+        array.format,
+        array.dtype,
+        array.encoding,
+        (zero, zero, zero),
+        (level,),
+        pick.channel,
+        pick.time,
     )
     return DetectedVolume(spec, names, sparse=True)
 

@@ -1,7 +1,7 @@
 """OME-Zarr 0.4 (zarr v2) and 0.5 (zarr v3) multiscales metadata, read and written. Pure.
 
 Format: the NGFF specification. ``translation`` is the centre of voxel 0, so the first corner of
-voxel 0 lies at translation - scale/2. Axes t and c of size 1 are read at 0; written are z, y, x.
+voxel 0 lies at translation - scale/2. Of axes t and c one place is read; written are z, y, x.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from fractions import Fraction
 
 from isochunk.core.codec import JsonObject
 from isochunk.core.geometry import AXES, Box, Spacing, exact_nm, triple
+from isochunk.core.option_names import option
 from isochunk.core.spec import LevelSpec, VolumeSpec
 from isochunk.errors import CorruptDataError, UsageError
 from isochunk.storage.arrays import ArrayMeta
+from isochunk.storage.axes import Pick, pick_from
 
 UNITS_NM = {
     "angstrom": Fraction(1, 10),
@@ -32,7 +34,9 @@ UNITS_NM = {
 }
 """Nanometres per unit of length."""
 
-SPACING_HELP = "give the voxel size in nm with --source-spacing Z,Y,X, as 46,4.6,4.6"
+NO_PICK = Pick()
+
+SPACING_HELP = f"give the voxel size in nm, as 46,4.6,4.6, with {option('source_spacing', 'Z,Y,X')}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,7 @@ def volume_spec(
     multiscale: JsonObject,
     arrays: Mapping[str, ArrayMeta],
     spacing: Spacing | None = None,
+    asked: Pick = NO_PICK,
 ) -> tuple[VolumeSpec, tuple[str, ...]]:
     """Read a multiscales entry.
 
@@ -75,6 +80,7 @@ def volume_spec(
         multiscale: the entry.
         arrays: metadata of each array by path.
         spacing: voxel size of the finest level, for groups that name no unit.
+        asked: the channel and the time point to read, where there are several.
 
     Returns:
         The spec and the names of the arrays' axes, in stored order.
@@ -87,7 +93,7 @@ def volume_spec(
         axes = _axes(url, multiscale)
         names = tuple(name for name, _ in axes)
         first = arrays[dataset_paths(multiscale)[0]]
-        check_axes(url, names, first.shape)
+        pick = pick_from(url, names, first.shape, asked)
         placements = [_placements(url, multiscale, d, len(axes)) for d in multiscale["datasets"]]
         units = _units(url, axes, placements[0], spacing)
         levels = []
@@ -110,6 +116,8 @@ def volume_spec(
         first.encoding,
         (corner[0], corner[1], corner[2]),
         tuple(levels),
+        pick.channel,
+        pick.time,
     )
     return spec, names
 
@@ -121,20 +129,6 @@ def _axes(url: str, multiscale: JsonObject) -> list[tuple[str, str | None]]:
     if isinstance(axes[0], str):  # OME-Zarr 0.3: names only
         return [(str(axis).lower(), None) for axis in axes]
     return [(str(axis["name"]).lower(), axis.get("unit")) for axis in axes]
-
-
-def check_axes(url: str, names: tuple[str, ...], shape: tuple[int, ...]) -> None:
-    """Check that an array is a z, y, x volume with at most further axes of size 1.
-
-    Raises:
-        UsageError: it is not; the message says what is supported.
-    """
-    further = [(name, n) for name, n in zip(names, shape, strict=True) if name not in AXES]
-    if not set(AXES) <= set(names) or any(n != 1 for _, n in further):
-        raise UsageError(
-            f"{url} has axes {', '.join(names)} of {shape}; one z, y, x volume is supported, "
-            "further axes (t, c) must have size 1"
-        )
 
 
 def level_spec(path: str, array: ArrayMeta, names: tuple[str, ...], spacing: Spacing) -> LevelSpec:

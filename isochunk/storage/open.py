@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 
+from isochunk.core.option_names import option
 from isochunk.core.spec import DTYPES, VolumeSpec
+from isochunk.core.window import WINDOWED
 from isochunk.errors import UsageError
 from isochunk.storage import precomputed
 from isochunk.storage.access import Access
@@ -101,13 +103,19 @@ def _strict(found: DetectedVolume, access: Access) -> bool:
 
 
 def check_supported(spec: VolumeSpec) -> None:
-    """Check that a source can be made isotropic.
+    """Check that a source, read through its window if it has one, can be made isotropic.
 
     Raises:
         UsageError: a voxel type other than uint8 and uint16.
     """
-    if spec.dtype not in DTYPES:
-        raise UsageError(
-            f"{spec.url} holds {spec.dtype}; {' and '.join(DTYPES)} of one channel are supported; "
-            "convert it first"
+    if spec.dtype in DTYPES:
+        return
+    advice = "convert it first"
+    if spec.dtype in WINDOWED:
+        advice = (
+            f"say which values are black and white with {option('window', 'LOW,HIGH')}, or "
+            f"{option('window', 'auto')} to measure them"
         )
+    raise UsageError(
+        f"{spec.url} holds {spec.dtype}; {' and '.join(DTYPES)} are used as they are: {advice}"
+    )

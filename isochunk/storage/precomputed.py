@@ -13,6 +13,7 @@ from isochunk.core.codec import JsonObject
 from isochunk.core.geometry import Box, Spacing, Triple, exact_nm, triple
 from isochunk.core.spec import LevelSpec, VolumeSpec
 from isochunk.errors import CorruptDataError, UsageError
+from isochunk.storage.axes import Pick, pick_from
 from isochunk.storage.keys import precomputed_sharding, shard_shape
 
 ENCODINGS = {"raw": ("uint8", "uint16"), "jpeg": ("uint8",), "png": ("uint8", "uint16")}
@@ -20,6 +21,8 @@ ENCODINGS = {"raw": ("uint8", "uint16"), "jpeg": ("uint8",), "png": ("uint8", "u
 
 READABLE = ("raw", "jpeg", "png", "compressed_segmentation")
 """Encodings that tensorstore decodes; cloud-volume reads the others."""
+
+NO_PICK = Pick()
 
 STORED_AXES = ("x", "y", "z", "channel")
 """Axes as tensorstore names them."""
@@ -29,20 +32,20 @@ MARK = "isochunk"
 first corner lies: precomputed itself can say so only in whole voxels."""
 
 
-def volume_spec(url: str, info: JsonObject) -> VolumeSpec:
+def volume_spec(url: str, info: JsonObject, asked: Pick = NO_PICK) -> VolumeSpec:
     """Read an ``info`` file.
 
+    Args:
+        url: of the volume.
+        info: what the file holds.
+        asked: the channel to read, where there are several.
+
     Raises:
-        UsageError: not an image or segmentation volume of one channel.
+        UsageError: several channels, of which none or one that is not there was chosen.
         CorruptDataError: a member is missing or has the wrong type.
     """
-    channels = info.get("num_channels", 1)
-    if channels != 1:
-        raise UsageError(
-            f"{url} has {channels} channels; volumes of one channel of uint8 or uint16 are "
-            "supported"
-        )
     try:
+        channels = int(info.get("num_channels", 1))
         levels = tuple(sorted((_level(s) for s in info["scales"]), key=_voxel_volume))
         encoding = str(info["scales"][0].get("encoding", "raw"))
         dtype = str(info["data_type"]).lower()
@@ -54,7 +57,8 @@ def volume_spec(url: str, info: JsonObject) -> VolumeSpec:
         ) from error
     if not levels:
         raise CorruptDataError(f"{url}/info lists no scales")
-    return VolumeSpec(url, "precomputed", dtype, encoding, corner, levels)
+    pick = pick_from(url, STORED_AXES, (*reversed(levels[0].box.shape), channels), asked)
+    return VolumeSpec(url, "precomputed", dtype, encoding, corner, levels, pick.channel)
 
 
 def _voxel_volume(level: LevelSpec) -> Fraction:

@@ -18,6 +18,7 @@ from isochunk.core.limits import WHOLE_OBJECTS_BYTES
 from isochunk.core.spec import LevelSpec, VolumeSpec
 from isochunk.core.voxels import Voxels
 from isochunk.errors import CorruptDataError, NotFoundError, StorageError
+from isochunk.storage.axes import Pick, pick_of
 from isochunk.storage.keys import object_boxes, object_key
 from isochunk.storage.objects import Store
 from isochunk.storage.volume import check_inside
@@ -146,7 +147,7 @@ class TensorStoreVolume:
                 spec = self._array_json(self._spec.levels[level])
                 doing = f"opening level {level} of"
                 array = self._store.wait(lambda: ts.open(spec, context=self._store.context), doing)
-                self._views[level] = _zyx(array, self._axes)
+                self._views[level] = _zyx(array, self._axes, pick_of(self._spec))
             return self._views[level]
 
     def _array_json(self, level: LevelSpec) -> JsonObject:
@@ -158,11 +159,12 @@ def part_of(view: Any, box: Box) -> Any:
     return view[tuple(slice(a, b) for a, b in zip(box.lo, box.hi, strict=True))]
 
 
-def _zyx(array: Any, axes: tuple[str, ...]) -> Any:
+def _zyx(array: Any, axes: tuple[str, ...], pick: Pick) -> Any:
+    """Take one place of each other axis, and put z, y and x in order."""
     for position in reversed(range(len(axes))):
         if axes[position] not in AXES:
             first = array.domain[position].inclusive_min
-            array = array[ts.d[position][first]]
+            array = array[ts.d[position][first + pick.index(axes[position])]]
     kept = [name for name in axes if name in AXES]
     return array[ts.d[[kept.index(axis) for axis in AXES]].transpose[:]]
 

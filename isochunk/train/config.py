@@ -13,6 +13,8 @@ from isochunk.core.codec import LATER, to_json
 from isochunk.core.degradation import Degradation, phase_of
 from isochunk.core.geometry import AXES, Triple
 from isochunk.core.spec import Normalisation
+from isochunk.core.text_forms import read_window
+from isochunk.core.window import Window
 from isochunk.errors import UsageError
 from isochunk.models.network import NetworkConfig
 from isochunk.models.registry import architecture_of
@@ -194,6 +196,9 @@ class TrainConfig:
     """Parts of the training with crops, batch and rates of their own; none: one."""
     averages: tuple[Triple, ...] = ((1, 1, 1),)
     """Blocks of stored voxels averaged before anything else; each crop draws one of them."""
+    window: str = field(default="", metadata=OPTION)
+    """Stored values LOW,HIGH of the sources that become black and white, or auto to measure them in
+    each; default: uint8 and uint16 are used as they are."""
     normalisation: Normalisation = "range"
     """Global intensity map; see :func:`isochunk.planning.intensity.measure_intensity`."""
     augmentation: Augmentation = NO_AUGMENTATION
@@ -236,6 +241,7 @@ class TrainConfig:
         _choose("mode", self.mode, Mode)
         _choose("precision", self.precision, Precision)
         _require(bool(self.sources), "no source given; name at least one volume")
+        self.read_window()
         _require(bool(self.averages), "averages is empty; write [[1, 1, 1]] for none")
         _require(self.steps >= 1 and self.batch >= 1, "steps and batch must be at least 1")
         _require(self.split_axis in (0, 1, 2), f"split_axis {self.split_axis} is not 0, 1 or 2")
@@ -246,6 +252,14 @@ class TrainConfig:
             self.network.require_training_patch(patch)
         for patch in {self.validation_patch, *trained}:
             self._check_patch(patch)
+
+    def read_window(self) -> Window | Literal["auto"] | None:
+        """Return the window that ``window`` says; None where it is empty.
+
+        Raises:
+            UsageError: it cannot be read.
+        """
+        return read_window(self.window, "window") if self.window else None
 
     def _check_task(self) -> None:
         network, lateral = self.network, self.network.lateral
@@ -355,6 +369,8 @@ def fingerprint(config: TrainConfig) -> dict[str, Any]:
         del found[name]
     for table, name in ((found["loss"], "vgg"), (found["loss"], "dists"), (found, "encoder")):
         table[name] = "given" if table[name] else "none given"
+    if not config.window:  # as it was before there were any
+        del found["window"]
     if config.optimisation.schedule in ("sqrt", "constant") and not config.stages:
         del found["steps"], found["optimisation"]["anneal"]
     return found

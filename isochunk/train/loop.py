@@ -17,9 +17,9 @@ import torch
 from tqdm import tqdm
 
 from isochunk.core.geometry import Box
+from isochunk.engine.windowed import open_rounded
 from isochunk.errors import UsageError
 from isochunk.storage.access import Access
-from isochunk.storage.open import open_volume
 from isochunk.storage.volume import Volume
 from isochunk.train.augment import Augmentation
 from isochunk.train.config import TrainConfig
@@ -92,7 +92,8 @@ def train(config: TrainConfig, access: Access = DEFAULT) -> TrainReport:
         TargetConflictError: ``out`` holds a training of another config, or another checkpoint.
         StorageError: a volume cannot be read.
     """
-    volumes = tuple(open_volume(url, access) for url in config.sources)
+    window = config.read_window()
+    volumes = tuple(open_rounded(url, access, window) for url in config.sources)
     return fit(*with_sections(config, volumes))
 
 

@@ -25,6 +25,7 @@ from isochunk.core.sections import Section, SectionTable
 from isochunk.core.spec import VolumeSpec
 from isochunk.core.voxels import Voxels
 from isochunk.errors import UsageError
+from isochunk.planning.plan import Plan
 from isochunk.storage.access import Access
 from isochunk.storage.url import parse_url
 
@@ -77,15 +78,21 @@ class FilledSections:
 
 
 def contrast_range(voxels: Voxels) -> tuple[float, float]:
-    """Return the 1st and 99th percentile of the voxels that are not zero, at least 1 apart.
+    """Return the 1st and 99th percentile of the voxels that are not zero, apart by 1 in integers.
 
     Zero is what missing chunks and the margin around a specimen hold.
     """
-    seen = voxels[voxels > 0]
+    seen = voxels[(voxels != 0) & np.isfinite(voxels)]
     if not seen.size:
-        return (0.0, float(np.iinfo(voxels.dtype).max))
+        return full_range(voxels.dtype.name)
     low, high = (float(v) for v in np.percentile(seen, CONTRAST_PERCENTILES))
-    return (low, max(high, low + 1.0))
+    apart = voxels.dtype.kind == "f" and high > low
+    return (low, high if apart else max(high, low + 1.0))
+
+
+def full_range(dtype: str) -> tuple[float, float]:
+    """Return the values shown as black and white where nothing is known of them."""
+    return (0.0, 1.0 if np.dtype(dtype).kind == "f" else float(np.iinfo(dtype).max))
 
 
 def neuroglancer_state(
@@ -144,16 +151,15 @@ def filled_sections(source: VolumeSpec, table: SectionTable | None) -> FilledSec
     return FilledSections(source, tuple(s for s in table.sections if s.lost))
 
 
-def public_link(
-    target: VolumeSpec, source: VolumeSpec, access: Access, table: SectionTable | None = None
-) -> str:
+def public_link(plan: Plan, access: Access) -> str:
     """Return a link to the public neuroglancer; empty where the target is files."""
-    if target.url.startswith(LOCAL):
+    if plan.target.url.startswith(LOCAL):
         return ""
-    shown = [Layer("result", as_seen(target, access))]
-    if not source.url.startswith(LOCAL):
-        shown.append(Layer("source", as_seen(source, access)))
-    state = neuroglancer_state(shown, filled=filled_sections(source, table))
+    shown = [Layer("result", as_seen(plan.target, access))]
+    if not plan.source.url.startswith(LOCAL):
+        ends = None if plan.window is None else plan.window.ends
+        shown.append(Layer("source", as_seen(plan.source, access), ends))
+    state = neuroglancer_state(shown, filled=filled_sections(plan.source, plan.sections))
     return neuroglancer_url(PUBLIC_NEUROGLANCER, state)
 
 
@@ -231,14 +237,23 @@ def _filled_layer(filled: FilledSections) -> JsonObject:
 
 
 def _layer(layer: Layer) -> JsonObject:
-    low, high = layer.contrast or (0.0, float(np.iinfo(layer.spec.dtype).max))
+    low, high = layer.contrast or full_range(layer.spec.dtype)
+    shown: JsonObject = {"range": [low, high]}
+    place: JsonObject = {}
+    if layer.spec.channel is not None:
+        # Channels of OME-Zarr are places of a dimension of the layer's own, others the shader's.
+        if layer.spec.format in ("zarr2", "zarr3"):
+            place = {"localDimensions": {"c'": [1, ""]}, "localPosition": [layer.spec.channel]}
+        else:
+            shown["channel"] = [layer.spec.channel]
     return {
         "type": "image",
         "name": layer.name,
         "source": _source(layer),
         "opacity": 1,
         "shader": SHADER,
-        "shaderControls": {"normalized": {"range": [low, high]}},
+        "shaderControls": {"normalized": shown},
+        **place,
     }
 
 

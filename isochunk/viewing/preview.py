@@ -150,7 +150,8 @@ def preview(job: Job, port: int = 0) -> Iterator[RunningViewer]:
         shown = replace(served.plan.target, url=served.url)
         level = shown.levels[-1]
         filled = filled_sections(plan.source, plan.sections)
-        with view(shown, plan.source, filled=filled) as viewer:
+        ends = None if plan.window is None else plan.window.ends
+        with view(shown, plan.source, filled=filled, source_contrast=ends) as viewer:
             log.info("previewing %s voxels at %s nm", level.box, level.spacing)
             yield viewer
 

@@ -288,6 +288,7 @@ def view(
     source: VolumeSpec | None = None,
     contrast: tuple[float, float] | None = None,
     filled: FilledSections | None = None,
+    source_contrast: tuple[float, float] | None = None,
 ) -> RunningViewer:
     """Show a volume in neuroglancer, beside its source if that is given.
 
@@ -300,6 +301,7 @@ def view(
         source: what it was made from.
         contrast: stored values shown as black and white, for both.
         filled: sections of the source that the result was not made from; a layer marks them.
+        source_contrast: the source's own, where its values are others.
 
     Raises:
         UsageError: a volume is local and the ``neuroglancer`` package is not installed, or its
@@ -311,7 +313,7 @@ def view(
     if source is not None and source.format not in SUFFIXES:
         log.warning("neuroglancer does not read %s: %s is not shown", source.format, source.url)
     elif source is not None:
-        layers.append(Layer("source", source, contrast))
+        layers.append(Layer("source", source, source_contrast or contrast))
     if not any(layer.spec.url.startswith(UNREACHABLE) for layer in layers):
         url = neuroglancer_url(PUBLIC_NEUROGLANCER, neuroglancer_state(layers, filled=filled))
         return RunningViewer(url, None, ExitStack())

@@ -107,7 +107,7 @@ def test_windows_of_a_real_volume(
 def test_what_cannot_be_inspected_is_refused(tmp_path: Path) -> None:
     zarr.create_array(tmp_path / "in", shape=(4, 64, 64), dtype="float32")
     with pytest.raises(UsageError, match="holds float32"):
-        isochunk.inspect(str(tmp_path / "in"), spacing="40,8,8")
+        isochunk.inspect(str(tmp_path / "in"), source_spacing="40,8,8")
 
 
 def test_a_table_that_cannot_be_written_is_told(tmp_path: Path) -> None:

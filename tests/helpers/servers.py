@@ -181,6 +181,11 @@ EXPIRED = {
 }
 """Status and body."""
 
+UNPAID = b"""{"error": {"code": 400, "message": "Bucket is a requester pays bucket but no user
+project provided.", "errors": [{"message": "Bucket is a requester pays bucket but no user project
+provided.", "domain": "global", "reason": "required"}]}}"""
+"""What GCS answers, with status 400, where nobody is to be billed."""
+
 ECHO = """<?xml version="1.0" encoding="UTF-8"?>
 <Error><Code>SignatureDoesNotMatch</Code><Message>It does not match.</Message>
 <StringToSign>{}</StringToSign></Error>"""
@@ -227,6 +232,8 @@ class Faults:
     """Faults at times and rates."""
     latency_s: float = 0.0
     """Pause before each request is carried out."""
+    requester_pays: bool = False
+    """Refuse requests that name no project to be billed, in the words of GCS."""
     stall_s: float = 60.0
     """How long a stall lasts; then the answer comes."""
     seed: int = 0
@@ -425,6 +432,9 @@ def proxy(upstream: str, faults: Faults) -> Iterator[str]:
                 self.misbehave(fault)
                 return
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            if self.faults.requester_pays and "userProject=" not in self.path:
+                self.answer(400, {}, UNPAID)
+                return
             with self.faults.counted():
                 time.sleep(self.faults.latency_s)
                 if self.misbehave(fault):

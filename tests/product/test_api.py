@@ -25,7 +25,7 @@ def test_a_volume_that_does_not_say_its_voxel_size_is_told_it(tmp_path: Path) ->
     array[:] = np.arange(120).reshape(4, 5, 6)
     with pytest.raises(UsageError, match=r"give the voxel size in nm with --source-spacing"):
         isochunk.open(str(tmp_path / "plain"))
-    volume = isochunk.open(str(tmp_path / "plain"), spacing="46,4.6,4.6")
+    volume = isochunk.open(str(tmp_path / "plain"), source_spacing="46,4.6,4.6")
     assert volume.spec.spacing == isochunk.Spacing.parse("46,4.6,4.6")
     np.testing.assert_array_equal(volume.read(volume.spec.box), array[:])
 

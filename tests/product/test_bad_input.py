@@ -11,9 +11,7 @@ from pathlib import Path
 
 import pytest
 import servers
-import tensorstore as ts
 import torch
-import zarr
 from jobs import noise, slow_model, tree_digest, write_source
 
 from isochunk.cli.main import main
@@ -137,7 +135,7 @@ OPTIONS: dict[str, tuple[tuple[str, ...], str]] = {
     "unknown dtype": ((*CUBIC, "--dtype=float32"), r"'float32'.*uint8.*uint16"),
     "no workers": ((*CUBIC, "--workers=0"), r"workers is 0; it must be at least 1"),
     "no levels": ((*CUBIC, "--levels=0"), r"levels is 0; it must be at least 1"),
-    "no time": ((*CUBIC, "--timeout=0"), r"timeout_s is 0.*more than 0"),
+    "no time": ((*CUBIC, "--timeout=0"), r"--timeout is 0.*more than 0"),
     "a number that is none": ((*CUBIC, "--levels=many"), r"levels.*'many'"),
     "an option that is none": ((*CUBIC, "--lvels=2"), r"--lvels"),
     "secrets in the endpoint": (
@@ -202,59 +200,6 @@ def test_credentials(
             assert "OTHER" not in said
     assert not (tmp_path / "out").exists()
     assert open_store(f"{s3}/out").keys() == []
-
-
-def float_source(folder: Path) -> str:
-    array = zarr.create_array(folder, shape=SHAPE, chunks=SHAPE, dtype="float32")
-    array[:] = 0.5
-    return str(folder)
-
-
-def signed_source(folder: Path) -> str:
-    write_source(f"file://{folder}", noise((4, 32, 32)))
-    info = json.loads((folder / "info").read_text())
-    (folder / "info").write_text(json.dumps({**info, "data_type": "int16"}))
-    return str(folder)
-
-
-def rgb_source(folder: Path) -> str:
-    info = {
-        "driver": "neuroglancer_precomputed",
-        "kvstore": f"file://{folder}/",
-        "multiscale_metadata": {"type": "image", "data_type": "uint8", "num_channels": 3},
-        "scale_metadata": {
-            "size": [32, 32, 4],
-            "resolution": [10, 10, 40],
-            "chunk_size": [32, 32, 4],
-            "encoding": "raw",
-        },
-    }
-    ts.open(info, create=True).result()[...] = 7
-    return str(folder)
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (float_source, r"holds float32; uint8 and uint16 of one channel are supported; convert"),
-        (signed_source, r"holds int16; uint8 and uint16 of one channel are supported; convert"),
-        (rgb_source, r"has 3 channels; volumes of one channel of uint8 or uint16 are supported"),
-    ],
-)
-def test_voxels_that_are_not_supported(
-    refused: Refused, tmp_path: Path, make: Callable[[Path], str], message: str
-) -> None:
-    said = refused.job(
-        make(tmp_path / "in"), f"{tmp_path}/out", *CUBIC, "--source-spacing=40,10,10"
-    )
-    assert re.search(message, said), said
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_voxel_size_that_is_not_known(refused: Refused, tmp_path: Path) -> None:
-    said = refused.job(float_source(tmp_path / "in"), f"{tmp_path}/out", *CUBIC)
-    assert re.search(r"voxel size of .* is not known.*spacing", said)
-    assert not (tmp_path / "out").exists()
 
 
 def test_a_target_offset_that_is_not_whole(refused: Refused, tmp_path: Path) -> None:

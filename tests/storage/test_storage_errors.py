@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import servers
 from cloudvolume import CloudVolume
+from cloudvolume.chunks import NEEDS_INSTALL
 
 from isochunk.core.geometry import Box, Spacing
 from isochunk.core.spec import LevelSpec, VolumeSpec
@@ -24,6 +25,7 @@ from isochunk.errors import (
     StorageTimeoutError,
     UsageError,
 )
+from isochunk.storage.cloudvolume import open_cloudvolume
 from isochunk.storage.open import Access, create_volume, open_store, open_volume
 from isochunk.storage.url import clean, parse_url
 
@@ -282,6 +284,38 @@ def test_encodings_of_cloudvolume(request, tmp_path, encoding, place):
         np.testing.assert_array_equal(volume.read(volume.spec.box), labels.T)
         part = Box((33, 25, 11), (50, 41, 42))
         np.testing.assert_array_equal(volume.read(part), labels.T[part.slices((30, 20, 10))])
+
+
+def encoded(folder, encoding, chunk):
+    """Write a volume of one chunk."""
+    scale = {
+        "key": "a",
+        "size": [32, 32, 4],
+        "resolution": [10, 10, 40],
+        "chunk_sizes": [[32, 32, 4]],
+        "encoding": encoding,
+    }
+    info = {"type": "image", "data_type": "uint8", "num_channels": 1, "scales": [scale]}
+    (folder / "a").mkdir()
+    (folder / "a" / "0-32_0-32_0-4").write_bytes(chunk)
+    (folder / "info").write_text(json.dumps(info))
+    return str(folder)
+
+
+def test_jpeg_xl(tmp_path):
+    imagecodecs = pytest.importorskip("imagecodecs")
+    voxels = np.random.default_rng(0).integers(0, 255, (4, 32, 32), np.uint8)
+    chunk = imagecodecs.jpegxl_encode(voxels.reshape(4 * 32, 32), lossless=True)
+    volume = open_volume(encoded(tmp_path, "jxl", chunk))
+    assert volume.spec.encoding == "jxl"
+    np.testing.assert_array_equal(volume.read(volume.spec.box), voxels)
+
+
+def test_an_encoding_whose_library_is_not_installed(tmp_path):
+    """Said when the volume is opened, and not by the first block."""
+    encoding, package = next(iter(NEEDS_INSTALL.items()))  # zfpc, for one, comes with nothing
+    with pytest.raises(UsageError, match=f"stored as {encoding}, .*; pip install {package}"):
+        open_cloudvolume(parse_url(encoded(tmp_path, encoding, b"x")), Access())
 
 
 def test_cloudvolume_errors(tmp_path):

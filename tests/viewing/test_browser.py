@@ -21,6 +21,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
+import tensorstore as ts
+import zarr
 from jobs import command, start, write_source
 from scipy import ndimage
 
@@ -52,13 +54,18 @@ def page(browser: Any) -> Any:
     return browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
 
 
-def stored(folder: Path, format_: str, spacing: Spacing, corner_nm: Corner) -> VolumeSpec:
-    """Write the test pattern; what is returned is what its metadata says."""
-    repeat = int(SOURCE_NM.z / spacing.z)
+def pattern() -> np.ndarray:
+    """The test pattern in source voxels."""
     voxels = np.full(SOURCE_SHAPE, BACKGROUND, np.uint8)
     voxels[MARKER_BOX.slices((0, 0, 0))] = MARKER
     voxels[SPECK_BOX.slices((0, 0, 0))] = SPECK
-    voxels = voxels.repeat(repeat, axis=0)
+    return voxels
+
+
+def stored(folder: Path, format_: str, spacing: Spacing, corner_nm: Corner) -> VolumeSpec:
+    """Write the test pattern; what is returned is what its metadata says."""
+    repeat = int(SOURCE_NM.z / spacing.z)
+    voxels = pattern().repeat(repeat, axis=0)
     shard = (32, 64, 64) if repeat > 1 else None
     level = LevelSpec("0", Box.from_shape(voxels.shape), spacing, (16, 32, 32), shard)
     encoding = "zstd" if format_ == "zarr3" else "raw"
@@ -216,6 +223,48 @@ def test_lost_sections_are_marked_where_they_lie(page: Any, tmp_path: Path) -> N
         rows = np.flatnonzero(marked[top : top + height, left : left + width].any(axis=1))
         seen = np.array([rows[0], rows[-1] + 1]) - panel["height"] / 2
         np.testing.assert_allclose(seen, rows_nm / nm_per_pixel, atol=2.5)
+
+
+def channels(folder: Path, format_: str) -> str:
+    """Write two channels, of which the second holds the test pattern and the first nothing."""
+    data = np.stack([np.full(SOURCE_SHAPE, BACKGROUND, np.uint8), pattern()])
+    if format_ == "zarr3":
+        root = zarr.open_group(folder, mode="w")
+        root.create_array("0", shape=data.shape, chunks=(1, 16, 32, 32), dtype="uint8")[:] = data
+        scale = {"type": "scale", "scale": [1.0, 40.0, 8.0, 8.0]}
+        lengths = [{"name": a, "type": "space", "unit": "nanometer"} for a in "zyx"]
+        multiscale = {
+            "axes": [{"name": "c", "type": "channel"}, *lengths],
+            "datasets": [{"path": "0", "coordinateTransformations": [scale]}],
+        }
+        root.attrs["ome"] = {"version": "0.5", "multiscales": [multiscale]}
+        return str(folder)
+    spec = {
+        "driver": "neuroglancer_precomputed",
+        "kvstore": f"file://{folder}/",
+        "multiscale_metadata": {"type": "image", "data_type": "uint8", "num_channels": 2},
+        "scale_metadata": {
+            "size": SOURCE_SHAPE[::-1],
+            "resolution": [8, 8, 40],
+            "chunk_size": [32, 32, 16],
+            "encoding": "raw",
+        },
+    }
+    ts.open(spec, create=True).result()[...].write(data.transpose(3, 2, 1, 0)).result()
+    return str(folder)
+
+
+@pytest.mark.parametrize("format_", ["precomputed", "zarr3"])
+def test_the_channel_that_was_chosen_is_drawn(page: Any, tmp_path: Path, format_: str) -> None:
+    result = stored(tmp_path / "result", "precomputed", RESULT_NM, ORIGIN)
+    url = channels(tmp_path / "source", format_)
+    source = open_volume(url, Access(channel=1)).spec
+    contrast = contrast_range(np.array([[[BACKGROUND]], [[MARKER]]], np.uint8))
+    with view(result, source, contrast) as viewer:
+        quiet(viewer)
+        page.goto(viewer.url)
+        screenshot(page, tmp_path, f"channel-{format_}")  # fails unless the marker is in both
+        page.goto("about:blank")
 
 
 def tissue_source(folder: Path) -> tuple[str, str]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from isochunk.core.degradation import PHASES, Degradation
 from isochunk.core.geometry import Box, Factor, reflected, triple
 from isochunk.core.job import Device
+from isochunk.core.option_names import option
 from isochunk.core.spec import ModelSpec
 from isochunk.core.voxels import Voxels, quantise
 from isochunk.errors import UsageError
@@ -64,7 +65,7 @@ def check_baseline(name: Baseline, setup: BaselineSetup) -> None:
         if setup.learn_from is None:
             raise UsageError(
                 "a dictionary is learnt from an isotropic volume other than the truth; name one "
-                "with --learn-from"
+                f"with {option('learn_from')}"
             )
         if find_spec("sklearn") is None:
             raise UsageError(
