@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from dataclasses import asdict
-from typing import get_args
+from typing import Any, get_args
 
 from isochunk.cli.options import (
     DONE,
@@ -18,6 +18,8 @@ from isochunk.cli.options import (
     given,
 )
 from isochunk.core.job import Job, Precision
+from isochunk.core.option_names import option_of
+from isochunk.errors import UsageError
 from isochunk.evaluation.config import Baseline, EvaluateConfig
 
 EVALUATED = (
@@ -34,6 +36,12 @@ EVALUATED = (
     "trust",
 )
 """Fields of an evaluation that take one value."""
+
+JUDGED = ("factor", "degradation", "plane", "box", "window", "device", "report", "trust")
+"""Those that an evaluation without a truth takes, too."""
+
+REPEATED = ("predictions", "references", "precisions")
+"""Those that may be given several times, and need a truth."""
 
 CHOICES = {"reference": get_args(Baseline), "precision": get_args(Precision)[1:]}
 """Words that options which may be repeated take; fp32 is always evaluated."""
@@ -77,7 +85,8 @@ def train(options: argparse.Namespace) -> Result:
 
 def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``isochunk evaluate``."""
-    parser.add_argument("--truth", required=True, help="isotropic volume")
+    parser.add_argument("--truth", help="isotropic volume, to be made coarse and restored")
+    parser.add_argument("--source", help="anisotropic volume without a truth, instead of --truth")
     for name, text in (
         ("model", "repeat for more"),
         ("prediction", "volume restored elsewhere, on the truth's grid; repeat for more"),
@@ -101,6 +110,13 @@ def evaluate(options: argparse.Namespace) -> Result:
     from isochunk.evaluation.evaluate import evaluate as measure
     from isochunk.storage.access import Access
 
+    if (options.truth is None) == (options.source is None):
+        raise UsageError(
+            "give either --truth, an isotropic volume that is made coarse and restored, or "
+            "--source, an anisotropic one whose truth nobody knows"
+        )
+    if options.source is not None:
+        return judge(options), DONE
     config = EvaluateConfig(
         options.truth,
         tuple(options.models),
@@ -112,7 +128,25 @@ def evaluate(options: argparse.Namespace) -> Result:
     return measure(config, Access(**access_arguments(options))).summary(), DONE
 
 
+def judge(options: argparse.Namespace) -> dict[str, Any]:
+    """``isochunk evaluate --source``."""
+    from isochunk.evaluation.without_truth.config import JudgeConfig
+    from isochunk.evaluation.without_truth.judge import judge as measure
+    from isochunk.storage.access import Access
+
+    told = [name for name in (*EVALUATED, *REPEATED) if getattr(options, name, None)]
+    if unfit := [name for name in told if name not in JUDGED]:
+        raise UsageError(
+            f"{option_of(unfit[0].removesuffix('s'))} compares with a truth, which --source has "
+            "none of; leave it out, or give --truth"
+        )
+    config = JudgeConfig(
+        options.source, tuple(options.models), **given(options, JudgeConfig, JUDGED)
+    )
+    return measure(config, Access(**access_arguments(options))).summary()
+
+
 COMMANDS = (
     Command("train", "train a network; the same command resumes", train_arguments, train),
-    Command("evaluate", "measure models against an isotropic volume", evaluate_arguments, evaluate),
+    Command("evaluate", "measure models, against a truth or without", evaluate_arguments, evaluate),
 )

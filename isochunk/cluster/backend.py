@@ -10,11 +10,11 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from distributed import Client, Future, KilledWorker, as_completed, secede
 from distributed.comm.addressing import get_address_host
@@ -30,6 +30,7 @@ from isochunk.cluster.plugin import (
 )
 from isochunk.cluster.start import connected
 from isochunk.cluster.window import TaskWindow, Work
+from isochunk.core.consistency import Consistency
 from isochunk.core.geometry import Box
 from isochunk.core.limits import MAX_DEPTH
 from isochunk.engine.events import Notify
@@ -47,6 +48,8 @@ from isochunk.planning.plan import Plan
 from isochunk.planning.seats import Seating
 
 log = logging.getLogger(__name__)
+
+Figure = TypeVar("Figure", Seam, Consistency)
 
 WORKER_SHARE = 0.75
 """Share of a worker's memory limit that is planned with: at 0.8 Dask pauses it."""
@@ -111,6 +114,12 @@ def run_compare(name: str, box: Box) -> Seam:
     """Compare a box on a worker."""
     pipeline: Pipeline = held_here(name)[0]
     return pipeline.compare(box)
+
+
+def run_check(name: str, box: Box) -> Consistency:
+    """Compare a source box with what is stored, on a worker."""
+    pipeline: Pipeline = held_here(name)[0]
+    return pipeline.job.check(box)
 
 
 def took_time(reports: Reports) -> bool:
@@ -235,11 +244,22 @@ class DaskBackend:
         Raises:
             ClusterError: workers died of it, or hang.
         """
-        futures = [self.client.submit(run_compare, self.name, b, pure=False) for b in boxes]
+        return self._measure(run_compare, boxes)
+
+    def check(self, boxes: list[Box]) -> Iterator[Consistency]:
+        """Compare with the source on the workers.
+
+        Raises:
+            ClusterError: workers died of it, or hang.
+        """
+        return self._measure(run_check, boxes)
+
+    def _measure(self, measure: Callable[[str, Box], Figure], boxes: list[Box]) -> Iterator[Figure]:
+        futures = [self.client.submit(measure, self.name, b, pure=False) for b in boxes]
         limit = self.timeouts.hang_min_s
         done = as_completed(futures, loop=self.client.loop, with_results=True, timeout=limit)
         try:
-            yield from (seam for _, seam in done)
+            yield from (figure for _, figure in done)
         except (KilledWorker, CancelledError, TimeoutError) as error:
             raise ClusterError(f"workers were lost while they compared: {error!r}") from error
 

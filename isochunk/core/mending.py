@@ -97,10 +97,14 @@ class Mending:
         spans = ((ceil(run.first * factor), ceil(run.end * factor)) for run in self.runs)
         return sum(max(0, min(end, stop) - max(first, start)) for first, end in spans)
 
+    def good(self, start: int, stop: int) -> bool:
+        """Tell whether no section from ``start`` to ``stop - 1`` is lost."""
+        return not any(self._runs_in(start, stop))
+
     def touches(self, start: int, stop: int) -> bool:
         """Tell whether any section from ``start`` to ``stop - 1`` is not used as it is stored."""
         changed = any(z in self.contrast for z in range(start, stop))
-        return changed or any(self._runs_in(start, stop))
+        return changed or not self.good(start, stop)
 
     def mended(self, stored: Voxels, first: int, start: int, stop: int) -> Voxels:
         """Mend sections.

@@ -166,13 +166,17 @@ class SectionTable:
         text = json.dumps(self.effects(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
+    def is_of(self, url: str) -> bool:
+        """Tell whether the table is that of a volume, whatever its format is called in the URL."""
+        return _place(self.source) == _place(url)
+
     def check_source(self, url: str) -> None:
-        """Check that the table is that of a volume, whatever its format is called in the URL.
+        """Check that the table is that of a volume.
 
         Raises:
             UsageError: it is that of another.
         """
-        if _place(self.source) != _place(url):
+        if not self.is_of(url):
             raise UsageError(
                 f"the section table is that of {self.source}, not of {url}; inspect that volume, "
                 "or correct the table's source where the volume was only moved"

@@ -25,7 +25,9 @@ from isochunk.core.geometry import (
 )
 from isochunk.errors import ModelError
 
-Format: TypeAlias = Literal["precomputed", "zarr2", "zarr3", "n5", "cloudvolume"]
+Format: TypeAlias = Literal[
+    "precomputed", "zarr2", "zarr3", "n5", "cloudvolume", "tiff", "hdf5", "mrc"
+]
 Plane: TypeAlias = Literal["3d", "xy", "xz", "yz", "xz+yz"]
 Grid: TypeAlias = Literal["source", "target"]
 Phase: TypeAlias = Literal["mean", "sample"]

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any
 
+from isochunk.core.consistency import Consistency
 from isochunk.core.geometry import Box
 from isochunk.core.limits import RECORD_S
 from isochunk.engine.events import Notify
@@ -64,3 +65,7 @@ class LocalBackend:
     def compare(self, boxes: list[Box]) -> Iterator[Seam]:
         """Compare in this process."""
         return (self.pipeline.compare(box) for box in boxes)
+
+    def check(self, boxes: list[Box]) -> Iterator[Consistency]:
+        """Compare with the source in this process."""
+        return (self.pipeline.job.check(box) for box in boxes)

@@ -11,9 +11,11 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Protocol
 
+from isochunk.core.consistency import Consistency
 from isochunk.core.geometry import Box, Triple, triple
 from isochunk.core.gpus import wrong_cudnn
 from isochunk.core.limits import RECORD_S
+from isochunk.engine.consistency import consistency_boxes
 from isochunk.engine.events import EventLog, Notify
 from isochunk.engine.ledger import Ledger
 from isochunk.engine.report import Report, Seam
@@ -57,6 +59,10 @@ class Backend(Protocol):
 
     def compare(self, boxes: list[Box]) -> Iterator[Seam]:
         """Predict stored target boxes as one tile each and compare with what is stored."""
+        ...
+
+    def check(self, boxes: list[Box]) -> Iterator[Consistency]:
+        """Make sections of what is stored and compare them with source boxes."""
         ...
 
 
@@ -190,6 +196,7 @@ def execute(
     # Blocks that never ran because one they read failed are not done either.
     report = replace(report, failed=report.total - report.done)
     report = replace(report, seam=measure_seam(plan, ledger, backend), promised=plan.worth)
+    report = replace(report, consistency=measure_consistency(plan, ledger, backend))
     if report.seam and report.promised and not report.seam.keeps(report.promised):
         log.warning(
             "across seams %.4f%% of the voxels are the same, and the largest difference is %d grey "
@@ -255,6 +262,18 @@ def measure_seam(plan: Plan, ledger: Ledger, backend: Backend) -> Seam | None:
         return sum(backend.compare(boxes), Seam())
     except (StorageError, ClusterError, DeviceError) as error:
         log.warning("the seam could not be measured: %s", error)
+        return None
+
+
+def measure_consistency(plan: Plan, ledger: Ledger, backend: Backend) -> Consistency | None:
+    """Compare the source with sections made of what is stored; None if that cannot be done."""
+    boxes = consistency_boxes(plan, ledger)
+    if not boxes:
+        return None
+    try:
+        return sum(backend.check(boxes), Consistency())
+    except (StorageError, ClusterError, DeviceError) as error:
+        log.warning("consistency could not be measured: %s", error)
         return None
 
 

@@ -79,13 +79,18 @@ def find_table(wanted: str, volume: Volume) -> SectionTable:
 
         table = inspect_volume(volume).table
     else:
-        table = _read_table(wanted)
+        table = read_table(wanted)
         table.check_source(volume.spec.url)
     mending_of(table, volume.spec)
     return table
 
 
-def _read_table(path: str) -> SectionTable:
+def read_table(path: str) -> SectionTable:
+    """Read a section table.
+
+    Raises:
+        UsageError: the file cannot be read, or is none.
+    """
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

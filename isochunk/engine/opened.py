@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from isochunk.core.consistency import Consistency, compare_sections, sections_of
 from isochunk.core.geometry import Box
 from isochunk.core.gpus import device_summary
 from isochunk.core.voxels import Voxels, convert
+from isochunk.engine.consistency import sections_box
 from isochunk.engine.mended import mended
 from isochunk.engine.report import Seam
 from isochunk.engine.windowed import windowed
@@ -75,6 +77,17 @@ class OpenJob:
         difference = np.abs(self.predict(box).astype(np.int32) - self.target.read(box))
         return Seam(box.size, int((difference == 0).sum()), int(difference.max()))
 
+    def check(self, box: Box) -> Consistency:
+        """Make the sections of a source box of what is stored, and compare them with the source."""
+        model, where = self.plan.model, sections_box(self.plan, box)
+        stored = self.target.read(where)
+        origin = self.plan.anchored(where).lo[0]
+        sections = range(box.lo[0], box.hi[0])
+        made = sections_of(stored, origin, sections, model.resolved_factor[0], model.phase)
+        # Stored in another type, grey levels span its range.
+        scale = np.iinfo(self.plan.grey_dtype).max / np.iinfo(self.plan.target.dtype).max
+        return compare_sections(made * np.float32(scale), read_reflected(self.source, box), box)
+
 
 def open_job(plan: Plan, threads: Sequence[int] = (), seat: Seat | None = None) -> OpenJob:
     """Open a plan's volumes and load its model in this process.
@@ -107,7 +120,8 @@ def open_job(plan: Plan, threads: Sequence[int] = (), seat: Seat | None = None) 
 
 def _grey_levels(plan: Plan, access: Access) -> Volume:
     """Open the source, through the plan's window if it has one."""
-    stored, background = open_volume(plan.source.url, access), plan.job.missing == "background"
+    stored = open_volume(plan.source.url, access, again=True)
+    background = plan.job.missing == "background"
     return windowed(stored, plan.window, plan.grey_dtype, background=background)
 
 

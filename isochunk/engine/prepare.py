@@ -6,11 +6,12 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from isochunk.core.job import FoundDevice, Job
 from isochunk.core.sections import SectionTable
-from isochunk.core.spec import Format, Intensity, ModelSpec
+from isochunk.core.spec import Format, Intensity, ModelSpec, VolumeSpec
 from isochunk.core.window import GREY, Window
 from isochunk.engine.ledger import Ledger, check_same_job, read_job, write_job
 from isochunk.engine.mended import AUTO, find_table, mended
@@ -35,7 +36,7 @@ from isochunk.storage.open import (
     open_store,
     open_volume,
 )
-from isochunk.storage.url import parse_url
+from isochunk.storage.url import FILE_FORMATS, parse_url
 from isochunk.storage.volume import Volume
 
 log = logging.getLogger(__name__)
@@ -102,6 +103,7 @@ def resolve(job: Job, place: TargetPlace, begun: Plan | None = None) -> Plan:
     """
     access = Access.for_job(job)
     source = open_volume(job.source, access)
+    check_apart(place, source.spec)
     window = _window(job, source, begun)
     background = job.missing == "background"
     grey = windowed(source, window, job.dtype or GREY, background=background)
@@ -221,6 +223,21 @@ def target_place(job: Job) -> TargetPlace:
         )
     by_job: Format = "zarr3" if job.format == "ome-zarr" else "precomputed"
     return TargetPlace(target.url, by_url or by_job)
+
+
+def check_apart(place: TargetPlace, source: VolumeSpec) -> None:
+    """Check that a target does not lie among the sections, or within the file, that is read.
+
+    Raises:
+        UsageError: it does.
+    """
+    target, read = parse_url(place.url), parse_url(source.url)
+    if source.format not in FILE_FORMATS or target.scheme != "file":
+        return
+    if Path(target.path).resolve().is_relative_to(Path(read.path).resolve()):
+        raise UsageError(
+            f"target {place.url} lies within the source {source.url}; choose a target outside"
+        )
 
 
 def holds_job(store: Store, plan: Plan) -> bool:

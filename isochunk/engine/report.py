@@ -8,6 +8,7 @@ from heapq import nlargest
 from itertools import pairwise
 from typing import Any
 
+from isochunk.core.consistency import Consistency
 from isochunk.core.precisions import Worth
 from isochunk.planning.block import BlockReport, Reports
 
@@ -127,6 +128,9 @@ class Report:
     invented_voxels: int = 0
     """Target voxels of the whole job, at full resolution, in sections filled from their
     neighbours."""
+    consistency: Consistency | None = None
+    """How far sections made of what is stored are from the source, in some boxes, after the run;
+    None for a model that leaves z or changes y and x, and if nothing could be compared."""
     device: Mapping[str, Any] | None = None
     """The GPUs it ran on, and versions of what computed there; None on CPUs."""
     neuroglancer_url: str = ""
@@ -191,6 +195,7 @@ class Report:
             ],
             "seam": self._seam(),
             "invented_voxels": self.invented_voxels,
+            "consistency": None if self.consistency is None else self.consistency.summary(),
             "errors": list(self.errors),
             "device": None if self.device is None else dict(self.device),
             "neuroglancer_url": self.neuroglancer_url,

@@ -63,7 +63,7 @@ def evaluate(config: EvaluateConfig, access: Access = DEFAULT_ACCESS) -> Evaluat
         StorageError: a volume cannot be read.
     """
     if config.report is not None:
-        _check_page()
+        require_page()
     truth = averaged(open_rounded(config.truth, access, config.window), config.average)
     check_supported(truth.spec)
     evaluation = evaluate_volume(config, truth, access)
@@ -152,7 +152,7 @@ def _learnt_from(config: EvaluateConfig, access: Access) -> Volume | None:
     return open_rounded(config.learn_from, access.beside(), config.window)
 
 
-def _check_page() -> None:
+def require_page() -> None:
     """Check that a page can be drawn, before anything takes time."""
     try:
         import isochunk.evaluation.page  # noqa: F401

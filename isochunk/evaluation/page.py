@@ -1,11 +1,13 @@
 """One page that shows an evaluation: tables, curves, slices; it fetches nothing from elsewhere.
 
-The words and the look are in ``page.html.j2``; here is what it is given.
+The words are in ``page.html.j2``, the look in ``base.html.j2``; here is what they are given.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -36,22 +38,12 @@ def write_page(evaluation: Evaluation, folder: Path) -> None:
 
 def render_page(evaluation: Evaluation) -> str:
     """Return the page as HTML with all images inside."""
-    environment = Environment(
-        loader=PackageLoader("isochunk.evaluation", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {
-        "factor": format_factor,
-        "figure": format_figure,
-        "short": short_name,
-    }
     names = measured_figures(evaluation)
+    environment = page_environment()
+    environment.filters |= {"figure": format_figure}
     return environment.get_template(TEMPLATE).render(
         evaluation=evaluation,
+        cards=evaluation.cards,
         title=f"Restored and compared: {short_name(evaluation.truth)}",
         average=describe_average(evaluation),
         degradation=describe_degradation(evaluation),
@@ -67,6 +59,20 @@ def render_page(evaluation: Evaluation) -> str:
     )
 
 
+def page_environment() -> Environment:
+    """Return what fills the templates of pages."""
+    environment = Environment(
+        loader=PackageLoader("isochunk.evaluation", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"factor": format_factor, "short": short_name}
+    return environment
+
+
 def _gains_over_cubic(evaluation: Evaluation) -> dict[str, str]:
     """Return how much PSNR each model has over cubic, as it is written."""
     psnr = {figures.model: figures.psnr for figures in evaluation.figures}
@@ -74,12 +80,16 @@ def _gains_over_cubic(evaluation: Evaluation) -> dict[str, str]:
     return {model: f"{gain:+.2f}" if np.isfinite(gain) else "-" for model, gain in gains.items()}
 
 
-def _best(evaluation: Evaluation, name: str) -> str | None:
-    """Return the best of a figure as it is written; None where there is no one best."""
-    better = FIGURES[name].better
-    texts = [format_figure(figures, name) for figures in evaluation.figures]
+def best_of(texts: Sequence[str], better: Literal["higher", "lower"] | None) -> str | None:
+    """Return the best of some figures as they are written; None where there is no one best."""
     values = [float(text.replace(INFINITE, "inf")) for text in texts if text != "-"]
     if better is None or not values:
         return None
     best = max(values) if better == "higher" else min(values)
-    return texts[values.index(best)] if values.count(best) == 1 else None
+    written = [text for text in texts if text != "-"]
+    return written[values.index(best)] if values.count(best) == 1 else None
+
+
+def _best(evaluation: Evaluation, name: str) -> str | None:
+    texts = [format_figure(figures, name) for figures in evaluation.figures]
+    return best_of(texts, FIGURES[name].better)

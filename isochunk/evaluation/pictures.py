@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from itertools import cycle, product
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -73,8 +73,11 @@ class Plot:
     curves: Mapping[str, Curve]
     """By model."""
     sampled: float | None = None
-    """Highest frequency that the degraded axis holds, in cycles per voxel: marked together with
-    the correlation of 1/7; None where the curves are no correlations."""
+    """Highest frequency that the degraded axis holds, in units of x, marked; None for none."""
+    references: Mapping[str, Curve] = field(default_factory=dict)
+    """What models are to be compared with, by name; drawn black."""
+    kind: Literal["figure", "correlation", "power"] = "figure"
+    """Correlations are drawn from 0 to 1, with 1/7 marked; power on a logarithmic scale."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +111,8 @@ def draw_curves(evaluation: Evaluation) -> list[Image]:
     for kind, title in titles.items():
         by_model = {r.model: getattr(r, kind) for r in results}
         curves = {model: (curve.frequency, curve.value) for model, curve in by_model.items()}
-        correlations.append(Plot(title, frequency, "", curves, sampled))
-    return [_draw_plot(plot) for plot in (cf_psnr, *correlations)]
+        correlations.append(Plot(title, frequency, "", curves, sampled, kind="correlation"))
+    return [draw_plot(plot) for plot in (cf_psnr, *correlations)]
 
 
 def draw_slices(evaluation: Evaluation) -> list[SliceGrid]:
@@ -120,16 +123,16 @@ def draw_slices(evaluation: Evaluation) -> list[SliceGrid]:
     heat = _error_palette(evaluation)
     grids = []
     for plane, true in zip(PLANES, true_slices, strict=True):
-        slices: list[Image | None] = [_draw_image(true, greys, f"truth {plane}", "truth")]
+        slices: list[Image | None] = [draw_image(true, greys, f"truth {plane}", "truth")]
         errors: list[Image | None] = [None]
         for result in evaluation.results:
             predicted, model = getattr(result.slices, plane), result.model
             note = ": the input itself, repeated" if model == "nearest" else ""
             caption = f"{short_name(model)}{note}"
-            slices.append(_draw_image(predicted, greys, f"{model} {plane}", caption))
+            slices.append(draw_image(predicted, greys, f"{model} {plane}", caption))
             error = _absolute_error(true, predicted)
             caption = f"{np.sqrt(np.mean(np.square(error))):.2f} RMS"
-            errors.append(_draw_image(error, heat, f"error {model}", caption))
+            errors.append(draw_image(error, heat, f"error {model}", caption))
         rows = [slices, errors]
         if plane == "xz":
             rescaled = [_draw_rescaled_error(result, true, heat) for result in evaluation.results]
@@ -142,7 +145,7 @@ def draw_error_scale(evaluation: Evaluation) -> Image:
     """Draw the colours of errors, from none to the largest."""
     heat = _error_palette(evaluation)
     scale = np.linspace(heat.low, heat.high, 256)[None]
-    return _draw_image(scale, heat, "scale", f"{heat.high:.0f} grey levels and more")
+    return draw_image(scale, heat, "scale", f"{heat.high:.0f} grey levels and more")
 
 
 def short_name(model: str) -> str:
@@ -150,9 +153,12 @@ def short_name(model: str) -> str:
     return model.rstrip("/").rpartition("/")[2] or model
 
 
-def _draw_plot(plot: Plot) -> Image:
+def draw_plot(plot: Plot) -> Image:
+    """Draw curves of all models into one plot."""
     figure = Figure(figsize=INCHES, layout="constrained")
     axes = figure.subplots()
+    for (name, (x, y)), dashes in zip(plot.references.items(), cycle(DASHES), strict=False):
+        axes.plot(x, y, dashes, label=name, color="#000", linewidth=1.2)
     styles = cycle(product(DASHES, COLOURS))
     for model, (x, y) in plot.curves.items():
         grey = model in GREY_LINES
@@ -166,10 +172,13 @@ def _draw_plot(plot: Plot) -> Image:
             linewidth=1.2 if grey else 1.8,
         )
     if plot.sampled is not None:
+        axes.axvline(plot.sampled, color="#999", linewidth=1, linestyle=":")
+    if plot.kind == "power":
+        axes.set_yscale("log")
+    if plot.kind == "correlation":
         resolved = RESOLVED_CORRELATION
         axes.axhline(resolved, color="#bbb", linewidth=0.8)
         axes.annotate("1/7", (0, resolved), (2, 2), textcoords="offset points", color="#888")
-        axes.axvline(plot.sampled, color="#999", linewidth=1, linestyle=":")
         axes.set_ylim(-0.05, 1.02)
     axes.set_xlim(left=0)
     axes.set_title(plot.title, fontsize=10, loc="left")
@@ -198,10 +207,11 @@ def _draw_rescaled_error(result: ModelResult, truth: Array, heat: Palette) -> Im
     fit = result.rescaled
     error = rescaled_error(truth[:, None], result.slices.xz[:, None], fit)[:, 0]
     caption = f"blurred by {fit.sigma:.2f}, contrast x {fit.alpha:.2f}"
-    return _draw_image(np.abs(error), heat, f"rescaled error {result.model}", caption)
+    return draw_image(np.abs(error), heat, f"rescaled error {result.model}", caption)
 
 
-def _draw_image(values: Array, palette: Palette, description: str, caption: str) -> Image:
+def draw_image(values: Array, palette: Palette, description: str, caption: str) -> Image:
+    """Draw a slice, a pixel for each voxel."""
     buffer = BytesIO()
     imsave(buffer, values, vmin=palette.low, vmax=palette.high, cmap=palette.colours, format="png")
     return Image(description, _data_uri(buffer, "png"), caption)

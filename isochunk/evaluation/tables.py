@@ -61,15 +61,17 @@ def as_markdown(evaluation: Evaluation) -> str:
     ]
     if ceiling := describe_noise_ceiling(evaluation):
         lines.append(ceiling)
-    lines += ["", _line("model", *(FIGURES[name].heading for name in names))]
+    lines += ["", table_line("model", *(FIGURES[name].heading for name in names))]
     lines += [f"|{'---|' * (len(names) + 1)}"]
     lines += [
-        _line(figures.model, *(format_figure(figures, name) for name in names))
+        table_line(figures.model, *(format_figure(figures, name) for name in names))
         for figures in evaluation.figures
     ]
-    lines += ["", _line("model", "plane", "PSNR dB", "SSIM"), "|---|---|---|---|"]
+    lines += ["", table_line("model", "plane", "PSNR dB", "SSIM"), "|---|---|---|---|"]
     lines += [
-        _line(plane.model, plane.plane, format_figure(plane, "psnr"), format_figure(plane, "ssim"))
+        table_line(
+            plane.model, plane.plane, format_figure(plane, "psnr"), format_figure(plane, "ssim")
+        )
         for result in evaluation.results
         for plane in result.planes
     ]
@@ -113,5 +115,6 @@ def describe_noise_ceiling(evaluation: Evaluation) -> str:
     return f"Noise in the ground truth limits PSNR to about {low:.1f} to {high:.1f} dB."
 
 
-def _line(*cells: str) -> str:
+def table_line(*cells: str) -> str:
+    """Write a row of a table."""
     return f"| {' | '.join(cells)} |"

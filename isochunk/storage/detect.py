@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import PurePath
 from typing import Any
 
 from isochunk.core.codec import JsonObject
@@ -15,6 +16,7 @@ from isochunk.errors import CorruptDataError, NotFoundError, UsageError
 from isochunk.storage import arrays, ome, precomputed
 from isochunk.storage.arrays import ArrayMeta
 from isochunk.storage.axes import pick_from
+from isochunk.storage.files.kinds import FILES_ONLY, SUFFIXES
 from isochunk.storage.objects import Store
 
 _FILES = {
@@ -47,7 +49,8 @@ def detect_volume(store: Store) -> DetectedVolume:
         NotFoundError: there is none.
         UsageError: a volume that is not supported.
     """
-    files = _FILES[store.location.format if store.location.format != "graphene" else None]
+    named = store.location.format
+    files = _FILES[named if named in _FILES else None]
     found = store.get_many(files)
     if "info" in found:
         info = _json(store, "info", found["info"])
@@ -63,9 +66,10 @@ def detect_volume(store: Store) -> DetectedVolume:
         return _zarr2_group(store, _json(store, ".zattrs", found.get(".zattrs", b"{}")))
     if "attributes.json" in found:
         return _n5(store, _json(store, "attributes.json", found["attributes.json"]))
-    wanted = store.location.format or "precomputed, zarr, OME-Zarr or N5"
+    wanted = named or "precomputed, zarr, OME-Zarr or N5"
+    hint = FILES_ONLY if PurePath(store.location.path).suffix in SUFFIXES else "check the URL"
     raise NotFoundError(
-        f"no {wanted} volume at {store.url}: none of {', '.join(files)} is there; check the URL"
+        f"no {wanted} volume at {store.url}: none of {', '.join(files)} is there; {hint}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Volumes in files, S3, GCS and http(s), through tensorstore.
+"""Volumes in files, S3, GCS and http(s), through tensorstore, and what other libraries read.
 
 A volume shares one tensorstore context: one chunk cache, one limit on requests, one policy of
 retries. Every operation has a time-out. tensorstore must not be forked: start workers by spawn.
@@ -15,10 +15,11 @@ from isochunk.errors import UsageError
 from isochunk.storage import precomputed
 from isochunk.storage.access import Access
 from isochunk.storage.detect import DetectedVolume, detect_volume
+from isochunk.storage.files.kinds import file_format
 from isochunk.storage.objects import Store, open_store
 from isochunk.storage.source import TensorStoreVolume
 from isochunk.storage.target import MARKERS, check_creatable, create_volume, open_target
-from isochunk.storage.url import parse_url
+from isochunk.storage.url import FileFormat, Location, parse_url
 from isochunk.storage.volume import Volume
 
 __all__ = [
@@ -37,12 +38,13 @@ log = logging.getLogger(__name__)
 DEFAULT = Access()
 
 
-def open_volume(url: str, access: Access = DEFAULT) -> Volume:
+def open_volume(url: str, access: Access = DEFAULT, *, again: bool = False) -> Volume:
     """Open a volume for reading.
 
     Args:
         url: a path or URL; the format is recognised where it is not named.
         access: limits, retries, endpoint.
+        again: it was looked through when a job was planned; what is odd was told then.
 
     Raises:
         NotFoundError: nothing is stored there, or nothing that is a volume.
@@ -54,6 +56,9 @@ def open_volume(url: str, access: Access = DEFAULT) -> Volume:
         from isochunk.storage.cloudvolume import open_cloudvolume
 
         return open_cloudvolume(location, access)
+    kind = file_format(location)
+    if kind is not None:
+        return _open_file(location, kind, access, again=again)
     store = Store(location, access, access.cache_bytes)
     found = detect_volume(store)
     if found.spec.format == "precomputed" and found.spec.encoding not in precomputed.READABLE:
@@ -62,6 +67,33 @@ def open_volume(url: str, access: Access = DEFAULT) -> Volume:
         log.info("%s: encoding %s, read by cloud-volume", found.spec.url, found.spec.encoding)
         return open_cloudvolume(location, access)
     return TensorStoreVolume(found.spec, store, found.axes, strict=_strict(found, access))
+
+
+def _open_file(location: Location, kind: FileFormat, access: Access, *, again: bool) -> Volume:
+    """Open a TIFF, HDF5 or MRC file, or a folder of TIFF sections.
+
+    Raises:
+        UsageError: the library for it is not installed, or what :func:`open_volume` raises.
+    """
+    try:
+        match kind:
+            case "tiff":
+                from isochunk.storage.files.tiff import open_tiff
+
+                return open_tiff(location, access, again=again)
+            case "hdf5":
+                from isochunk.storage.files.hdf5 import open_hdf5
+
+                return open_hdf5(location, access)
+            case "mrc":
+                from isochunk.storage.files.mrc import open_mrc
+
+                return open_mrc(location, access)
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"{location.url} is read with the package {error.name}, which is not installed; "
+            "pip install 'isochunk[files]', on workers too"
+        ) from error
 
 
 def _strict(found: DetectedVolume, access: Access) -> bool:

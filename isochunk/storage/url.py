@@ -1,20 +1,24 @@
 """Volume URLs: what users type, taken apart. Pure, apart from the home folder of ``~``.
 
 Accepted: plain paths, ``file://``, ``s3://``, ``gs://``, ``http(s)://``, and S3-compatible
-``s3+https://host/bucket/path``, each bare, as ``format://URL`` or as ``URL|format:path``.
+``s3+https://host/bucket/path``, each bare, as ``format://URL`` or as ``URL|format:path``. A data
+set of an HDF5 file is ``file.h5:/path`` or ``file.h5|hdf5:/path``.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 from urllib.parse import unquote, urlsplit
 
 from isochunk.errors import UsageError
 
-NamedFormat: TypeAlias = Literal["precomputed", "zarr", "zarr2", "zarr3", "n5", "graphene"]
+FileFormat: TypeAlias = Literal["tiff", "hdf5", "mrc"]
+NamedFormat: TypeAlias = (
+    Literal["precomputed", "zarr", "zarr2", "zarr3", "n5", "graphene"] | FileFormat
+)
 Scheme: TypeAlias = Literal["file", "s3", "gs", "http", "https", "graphene", "memory"]
 
 FORMATS: dict[str, NamedFormat] = {
@@ -25,16 +29,24 @@ FORMATS: dict[str, NamedFormat] = {
     "zarr3": "zarr3",
     "n5": "n5",
     "graphene": "graphene",
+    "tiff": "tiff",
+    "hdf5": "hdf5",
+    "mrc": "mrc",
 }
 """Format names as neuroglancer, tensorstore and cloud-volume write them."""
 
 HELP = (
     "write a path or file://, s3://, gs://, http(s)://, with precomputed://, zarr://, zarr2://, "
-    "zarr3://, n5:// or graphene:// in front or |precomputed:, |zarr3: ... behind"
+    "zarr3://, n5://, graphene://, tiff://, hdf5:// or mrc:// in front or |precomputed:, |zarr3: "
+    "... behind; a data set is file.h5:/path"
 )
+
+FILE_FORMATS: tuple[FileFormat, ...] = get_args(FileFormat)
+"""Formats of single files, and of folders of sections."""
 
 MIN_BUCKET_NAME = 3
 
+_DATASET = re.compile(r"(?P<file>.*\.(?:h5|hdf5|hdf)):(?P<dataset>/.*)", re.IGNORECASE)
 _QUERY = re.compile(r"\?[^\s\"'\]|]*")
 _USERINFO = re.compile(r"(?<=://)[^/\s@\"']*@")
 
@@ -53,18 +65,28 @@ class Location:
     """Format the user named, None to recognise it."""
     endpoint_url: str | None = None
     """S3-compatible server that the URL itself names."""
+    dataset: str = ""
+    """Path of a data set in an HDF5 file, without slashes around it; empty where none is named."""
 
     @property
     def url(self) -> str:
         """The canonical URL, without format and credentials."""
         if self.scheme == "file":
-            return f"file://{self.path}"
+            return f"file://{self.path}{self._inside}"
         if self.scheme == "graphene":
             return f"graphene://{self.path}"
         path = self.path.strip("/")
         if self.endpoint_url:
             return f"s3+{self.endpoint_url}/{self.bucket}/{path}"
         return f"{self.scheme}://{self.bucket}/{path}"
+
+    @property
+    def _inside(self) -> str:
+        """How the URL goes on inside the file."""
+        if not self.dataset:
+            return ""
+        inside = f":/{self.dataset}"
+        return inside if _DATASET.fullmatch(f"{self.path}{inside}") else f"|hdf5{inside}"
 
 
 def parse_url(text: str) -> Location:
@@ -76,17 +98,24 @@ def parse_url(text: str) -> Location:
     base, *adapters = text.strip().split("|")
     named: NamedFormat | None = None
     inner = ""
+    dataset = ""
     scheme, found, rest = base.partition("://")
     if found and scheme in FORMATS:
         named, base = FORMATS[scheme], rest
+    if match := _DATASET.fullmatch(base):
+        named, base, dataset = named or "hdf5", match["file"], match["dataset"].strip("/")
     for adapter in adapters:
         name, _, inner_path = adapter.partition(":")
         if name not in FORMATS:
             raise UsageError(f"format {name!r} in {clean(text)!r} is not known; {HELP}")
-        named, inner = FORMATS[name], "/".join(filter(None, (inner, inner_path.strip("/"))))
+        named = FORMATS[name]
+        if named == "hdf5":
+            dataset = inner_path.strip("/")
+        else:
+            inner = "/".join(filter(None, (inner, inner_path.strip("/"))))
     if named == "graphene":
         return Location("graphene", "", _without_credentials(base, text), named)
-    return _locate(base, inner, named)
+    return replace(_locate(base, inner, named), dataset=dataset)
 
 
 def _locate(base: str, inner: str, named: NamedFormat | None) -> Location:

@@ -10,13 +10,14 @@ They are different problems; a network trained on one is not a network for the o
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from isochunk.core.codec import LATER
 from isochunk.errors import UsageError
 
 Patch: TypeAlias = NDArray[np.float32]
@@ -28,7 +29,11 @@ MOST_DEGREES = 45.0
 
 @dataclass(frozen=True, slots=True)
 class Augmentation:
-    """How far crops are varied; zeros switch a variation off. Units are the model's values."""
+    """How far crops are varied; zeros switch a variation off. Units are the model's values.
+
+    From ``jitter`` on they are defects: they happen to the sections a network sees, and never to
+    its target. ``isochunk.train.defects`` has them in the order in which they happen.
+    """
 
     contrast: float = 0.0
     """Values are multiplied by exp(u), u uniform in [-contrast, contrast]."""
@@ -44,6 +49,27 @@ class Augmentation:
     """Input sections are shifted, each by itself; standard deviation in pixels."""
     missing: float = 0.0
     """Chance of an input section to be lost: it is 0 then, in the model's values."""
+    gain: float = field(default=0.0, metadata=LATER)
+    """A random share of input sections is multiplied, each by itself, by exp(u); u is normal, of a
+    deviation uniform in [0, gain] for each crop."""
+    offset: float = field(default=0.0, metadata=LATER)
+    """To each of these sections a constant of its own is added; it is normal, of a deviation
+    uniform in [0, offset] for each crop."""
+    section_noise: float = field(default=0.0, metadata=LATER)
+    """A random share of input sections gets Gaussian noise, each of a deviation of its own, uniform
+    in [0, section_noise]."""
+    blur: float = field(default=0.0, metadata=LATER)
+    """A random share of input sections is blurred in y, x, each by a Gaussian of its own; deviation
+    uniform in [0, blur] pixels."""
+    filled: float = field(default=0.0, metadata=LATER)
+    """Chance of an input section to be lost and filled from those around it, linearly along z."""
+    blank: float = field(default=0.0, metadata=LATER)
+    """Chance of an input section to be lost and black: it holds what a stored 0 is to the model."""
+    chance: float = field(default=1.0, metadata=LATER)
+    """Chance of each kind of defect to happen to a crop at all; gain and offset are one kind."""
+    margin: int = field(default=0, metadata=LATER)
+    """Pixels read around crops along y and x, and cut off after defects: shifts and blurs then
+    bring in what lies there."""
 
     def __post_init__(self) -> None:
         """Check the ranges.
@@ -51,11 +77,19 @@ class Augmentation:
         Raises:
             UsageError: a number that varies nothing.
         """
-        numbers = (self.contrast, self.brightness, self.noise, self.zoom, self.jitter)
-        if min(numbers) < 0 or not (0 <= self.missing <= 1 and 0 <= self.rotation <= MOST_DEGREES):
+        numbers = (
+            *(self.contrast, self.brightness, self.noise, self.zoom, self.jitter),
+            *(self.gain, self.offset, self.section_noise, self.blur, self.margin),
+        )
+        chances = (self.missing, self.filled, self.blank, self.chance)
+        if (
+            min(*numbers, *chances) < 0
+            or max(chances) > 1
+            or not 0 <= self.rotation <= MOST_DEGREES
+        ):
             raise UsageError(
-                "augmentation needs numbers of at least 0, missing of at most 1 and rotation of "
-                f"at most {MOST_DEGREES} degrees; got {self}"
+                "augmentation needs numbers of at least 0, missing, filled, blank and chance of at "
+                f"most 1 and rotation of at most {MOST_DEGREES} degrees; got {self}"
             )
 
     @property
@@ -63,6 +97,17 @@ class Augmentation:
         """How much wider crops must be read so that turned ones have no empty corners."""
         angle = math.radians(self.rotation)
         return math.cos(angle) + math.sin(angle)
+
+    @property
+    def damages(self) -> bool:
+        """Whether sections get defects."""
+        shares = self.missing + self.filled + self.blank
+        return shares + self.jitter + self.gain + self.offset + self.section_noise + self.blur > 0
+
+    @property
+    def defects_alone(self) -> Augmentation:
+        """The same defects, and nothing else varied."""
+        return replace(self, contrast=0.0, brightness=0.0, noise=0.0, rotation=0.0, zoom=0.0)
 
 
 def turn(patch: Patch, rng: np.random.Generator) -> Patch:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias, get_args
 
+from isochunk.core.codec import LATER, to_json
 from isochunk.core.degradation import Degradation, phase_of
 from isochunk.core.geometry import AXES, Triple
 from isochunk.core.spec import Normalisation
@@ -142,6 +142,8 @@ class Keeping:
     """Their target voxels, where the validation part of a volume is too narrow for ``patch``."""
     save_every: int = field(default=500, metadata=OPTION)
     """Steps between saves of the whole state; a killed run repeats at most these."""
+    defects: bool = False
+    """Whether the augmentation's defects happen to validation crops too, and so choose the best."""
 
     def __post_init__(self) -> None:
         """Check the ranges.
@@ -211,6 +213,12 @@ class TrainConfig:
     """How weights are changed."""
     keeping: Keeping = DEFAULT_KEEPING
     """How often the run is validated and saved."""
+    sections: str = field(default="", metadata=OPTION | LATER)
+    """Section table of a source, from ``inspect --out``, or ``auto`` to inspect all of them; no
+    crop is taken where sections are lost, as far as there are other places."""
+    start: str = field(default="", metadata=OPTION | LATER)
+    """Checkpoint whose weights it starts from: a shipped one's name, or a folder; of the same
+    hyperparameters, factor and normalisation; random weights without."""
     encoder: str = field(default="", metadata=OPTION)
     """File of ResNet34 weights from which pssr's encoder starts; random ones without."""
     precision: Precision = field(default="fp32", metadata=OPTION)
@@ -269,6 +277,10 @@ class TrainConfig:
             network.resnet_encoder or not self.encoder,
             f"{self.arch} has no encoder that starts from a file; only pssr has one",
         )
+        _require(
+            not (self.start and self.encoder),
+            "start gives all weights, so encoder gives none; leave one of them out",
+        )
         phase = phase_of(self.degradation)
         _require(
             network.own_phase in (None, phase),
@@ -277,8 +289,13 @@ class TrainConfig:
         )
         varied = self.augmentation
         _require(
-            not lateral or not (varied.jitter or varied.missing),
-            f"jitter and missing are for coarse sections, which {self.arch} does not make",
+            not lateral or not (varied.damages or varied.margin),
+            f"defects such as jitter and missing are for coarse sections, which {self.arch} does "
+            "not make",
+        )
+        _require(
+            not varied.margin or self.mode == "supervised",
+            "margin is for crops that are as fine along y as along x: mode supervised",
         )
         _require(
             not (varied.rotation or varied.zoom)
@@ -346,7 +363,7 @@ def fingerprint(config: TrainConfig) -> dict[str, Any]:
     with the ``sqrt`` and ``constant`` schedules, ``steps`` and ``anneal`` may be chosen while it
     runs.
     """
-    found: dict[str, Any] = json.loads(json.dumps(asdict(config), default=str))
+    found: dict[str, Any] = to_json(config)
     found["arch"] = config.arch
     for name in ("out", "name", "device", "keeping", "licence", "trained_on"):
         del found[name]

@@ -12,30 +12,25 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import islice, pairwise
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from isochunk.core.degradation import Degradation
 from isochunk.core.geometry import AXES, Box, Triple, sub, triple
+from isochunk.core.mending import Mending
 from isochunk.core.spec import Intensity
 from isochunk.errors import UsageError
-from isochunk.models.degrade import degrade
 from isochunk.models.network import Corner
 from isochunk.storage.volume import Volume
-from isochunk.train.augment import Augmentation, Patch, input_noise, rotate, turn, vary_intensity
-from isochunk.train.crappify import (
-    CRAPPIFIERS,
-    JitteredSections,
-    MissingSections,
-    Step,
-    crappify,
-)
+from isochunk.train.augment import Augmentation, Patch, rotate, turn, vary_intensity
+from isochunk.train.crappify import crappify
+from isochunk.train.defects import defects
+from isochunk.train.pairs import Pairing
 
 TRAINED_SHARE, VALIDATED_SHARE = 70, 85
 """Percent of the split axis where training ends, and where validation ends (Heinrich et al.)."""
@@ -50,58 +45,10 @@ UPRIGHT: tuple[Triple, ...] = ((0, 1, 2), (0, 2, 1))
 FARTHEST = 1 << 20
 """Positions are drawn below it; they matter to a network modulo its tile."""
 
+PLACES = 100
+"""Places tried before one with lost sections is taken."""
+
 T = TypeVar("T")
-
-
-class Pairing(Protocol):
-    """How a crop becomes what a network sees and what it is to answer."""
-
-    def __call__(
-        self, patch: Patch, factor: Fraction, rng: np.random.Generator
-    ) -> tuple[Patch, Patch]:
-        """Return the coarse input and the target, both (z', y', x').
-
-        Args:
-            patch: a crop in the model's values.
-            factor: target voxels per section.
-            rng: the only source of chance.
-        """
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Sectioned:
-    """Coarse along z': whole sections; the target is the part of the crop that they cover."""
-
-    degradation: Degradation
-    """How sections are made."""
-    augmentation: Augmentation = field(default_factory=Augmentation)
-    """Its noise is added to the sections, and its defects happen to them."""
-
-    def __call__(
-        self, patch: Patch, factor: Fraction, rng: np.random.Generator
-    ) -> tuple[Patch, Patch]:
-        """Make sections; see :class:`Pairing`."""
-        sections = len(patch) // factor
-        used = np.ascontiguousarray(patch[: math.ceil(sections * factor)])
-        coarse = degrade(torch.from_numpy(used)[None, None], factor, self.degradation)[0, 0].numpy()
-        coarse = coarse + input_noise(coarse.shape, self.augmentation, rng)
-        return crappify(coarse, defects(self.augmentation), rng), used[: int(sections * factor)]
-
-
-@dataclass(frozen=True, slots=True)
-class Crappified:
-    """Coarse along y' and x', and noisy; the target is the middle section alone."""
-
-    steps: tuple[Step, ...]
-    """What happens to the sections; values are in 0..1."""
-
-    def __call__(
-        self, patch: Patch, factor: Fraction, rng: np.random.Generator
-    ) -> tuple[Patch, Patch]:
-        """Spoil them; see :class:`Pairing`."""
-        middle = len(patch) // 2
-        return crappify(patch, self.steps, rng), patch[middle : middle + 1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +78,8 @@ class Source:
     """What is read."""
     intensity: Intensity
     """Its global intensity map."""
+    mending: Mending | None = None
+    """How its sections are used that are not used as they are stored."""
 
     @property
     def shades(self) -> Shades:
@@ -188,9 +137,16 @@ class Sampling:
     """Processes that share a batch."""
 
     @property
+    def grown(self) -> Triple:
+        """Extent of a crop with the margin of its augmentation."""
+        z, y, x = self.patch
+        margin = 2 * self.augmentation.margin
+        return (z, y + margin, x + margin)
+
+    @property
     def read(self) -> Triple:
         """Extent of what is read for a crop: wider where crops are turned."""
-        z, y, x = self.patch
+        z, y, x = self.grown
         spread = self.augmentation.spread
         return (z, math.ceil(y * spread), math.ceil(x * spread))
 
@@ -207,24 +163,6 @@ class Batch:
     """Target voxels per section."""
     corner: Corner = (0, 0)
     """Where networks that mind positions are to take crops to lie: z', x' in target voxels."""
-
-
-def defects(augmentation: Augmentation) -> tuple[Step, ...]:
-    """Return what goes wrong with the sections a network sees."""
-    steps: list[Step] = []
-    if augmentation.jitter:
-        steps.append(JitteredSections(augmentation.jitter))
-    if augmentation.missing:
-        steps.append(MissingSections(augmentation.missing))
-    return tuple(steps)
-
-
-def pairing_of(degradation: str, augmentation: Augmentation) -> Pairing:
-    """Return how a degradation, by its name, makes pairs."""
-    if degradation in CRAPPIFIERS:
-        return Crappified(CRAPPIFIERS[degradation])
-    known: dict[str, Degradation] = {"avg": "avg", "skip": "skip", "psf": "psf"}
-    return Sectioned(known[degradation], augmentation)
 
 
 def split(box: Box, axis: int) -> tuple[Box, Box, Box]:
@@ -320,16 +258,30 @@ class Crops:
         layout = CropLayout(sampling.read, average, order)
         patch = _read(self.sources[chosen], self.parts[chosen], layout, rng)
         if sampling.augmentation.rotation or sampling.augmentation.zoom:
-            patch = rotate(patch, sampling.patch[2], sampling.augmentation, rng)
+            patch = rotate(patch, sampling.grown[2], sampling.augmentation, rng)
         # Where orders are drawn, they have exchanged y and x already, or those are not alike.
         patch = turn(patch, rng) if sampling.orders == IN_PLACE else flip(patch, rng)
-        return sampling.pairing(vary_intensity(patch, sampling.augmentation, rng), factor, rng)
+        varied = vary_intensity(patch, sampling.augmentation, rng)
+        return _damaged(sampling, varied, factor, self.sources[chosen].shades, rng)
+
+
+def _damaged(
+    sampling: Sampling, patch: Patch, factor: Fraction, shades: Shades, rng: np.random.Generator
+) -> tuple[Patch, Patch]:
+    """Make a pair of a crop with its margin, let defects happen to the input, and cut both."""
+    coarse, target = sampling.pairing(patch, factor, rng)
+    coarse = crappify(coarse, defects(sampling.augmentation, shades.black), rng)
+    margin = sampling.augmentation.margin
+    kept = np.s_[:, margin : coarse.shape[1] - margin, margin : coarse.shape[2] - margin]
+    return (coarse[kept], target[kept]) if margin else (coarse, target)
 
 
 def validation_crops(
     sources: tuple[Source, ...], parts: tuple[Box, ...], sampling: Sampling, count: int
 ) -> list[Batch]:
-    """Read the fixed crops by which snapshots are compared: unaugmented, first averaging only.
+    """Read the fixed crops by which snapshots are compared: first averaging only.
+
+    Nothing of the augmentation happens to them but its defects.
 
     Returns:
         Batches of one crop; factors and orders take turns.
@@ -345,9 +297,9 @@ def validation_crops(
         source, part = sources[i % len(sources)], parts[i % len(parts)]
         order = sampling.orders[i % len(sampling.orders)]
         factor = sampling.factors[i % len(sampling.factors)]
-        patch = _read(source, part, CropLayout(sampling.patch, average, order), rng)
+        patch = _read(source, part, CropLayout(sampling.grown, average, order), rng)
         own = np.random.default_rng([sampling.seed, 1, i])
-        crops.append(_batch([sampling.pairing(patch, factor, own)], factor))
+        crops.append(_batch([_damaged(sampling, patch, factor, source.shades, own)], factor))
     return crops
 
 
@@ -365,9 +317,12 @@ def _batch(pairs: list[tuple[Patch, Patch]], factor: Fraction) -> Batch:
 
 
 def _read(source: Source, part: Box, layout: CropLayout, rng: np.random.Generator) -> Patch:
-    """Read a crop of a part, uniformly over all places where it fits."""
+    """Read a crop of a part, uniformly over all places where it fits and no section is lost."""
     room = sub(part.shape, layout.stored_shape)
-    lo = triple(lo + int(rng.integers(r + 1)) for lo, r in zip(part.lo, room, strict=True))
+    for _ in range(PLACES):
+        lo = triple(lo + int(rng.integers(r + 1)) for lo, r in zip(part.lo, room, strict=True))
+        if source.mending is None or source.mending.good(lo[0], lo[0] + layout.stored_shape[0]):
+            break
     return read_crop(source, lo, layout.shape, layout.average).transpose(layout.order)
 
 

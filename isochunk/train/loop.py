@@ -31,15 +31,15 @@ from isochunk.train.data import (
     Crops,
     Sampling,
     Source,
-    pairing_of,
     read_ahead,
     split,
     validation_crops,
 )
+from isochunk.train.pairs import pairing_of
 from isochunk.train.ranks import Ranks, joined
 from isochunk.train.run import Run, require_free
 from isochunk.train.schedule import scheduled_stages, stage_index
-from isochunk.train.sources import use_volume, with_factors
+from isochunk.train.sources import use_volume, with_factors, with_sections
 
 log = logging.getLogger(__name__)
 
@@ -87,12 +87,14 @@ def train(config: TrainConfig, access: Access = DEFAULT) -> TrainReport:
 
     Raises:
         UsageError: a volume has voxels of the wrong proportions, is constant or smaller than a
-            crop, its axes seem to be in another order, or there is no such device.
+            crop, its axes seem to be in another order, the section table does not fit, or there is
+            no such device.
         TargetConflictError: ``out`` holds a training of another config, or another checkpoint.
         StorageError: a volume cannot be read.
     """
     window = config.read_window()
-    return fit(config, tuple(open_rounded(url, access, window) for url in config.sources))
+    volumes = tuple(open_rounded(url, access, window) for url in config.sources)
+    return fit(*with_sections(config, volumes))
 
 
 def fit(config: TrainConfig, volumes: tuple[Volume, ...]) -> TrainReport:
@@ -114,7 +116,8 @@ def fit(config: TrainConfig, volumes: tuple[Volume, ...]) -> TrainReport:
         _sigterm() as terminated,
     ):
         batches = Batches(config, sources, tuple(part[0] for part in parts), ranks)
-        plain = sampling_of(replace(config, augmentation=Augmentation()))
+        seen = config.augmentation.defects_alone if config.keeping.defects else Augmentation()
+        plain = sampling_of(replace(config, augmentation=seen))
         held_out = validation_crops(
             sources,
             tuple(part[1] for part in parts),

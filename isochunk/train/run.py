@@ -34,6 +34,7 @@ from isochunk.train.encoder import load_encoder
 from isochunk.train.pictures import Picture, curves, side_by_side
 from isochunk.train.ranks import Ranks
 from isochunk.train.schedule import rates, scheduled_stages
+from isochunk.train.start import start_from
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +64,9 @@ class Run:
             shades: the model's values of black and of white.
 
         Raises:
-            UsageError: crops do not fit the network, or the VGG file cannot be used.
+            UsageError: crops do not fit the network, weights to start from are of another one, or
+                the VGG file cannot be used.
+            ModelError: there is no such checkpoint to start from, or it was changed.
         """
         self.config = config
         self.ranks = ranks
@@ -80,6 +83,10 @@ class Run:
         network = build(config.network, config.seed)
         if config.encoder:
             load_encoder(network, Path(config.encoder))
+        self.started_from = ""
+        """Digest of the checkpoint whose weights it started from."""
+        if config.start and not self._begun():
+            self.started_from = start_from(network, config.start, config.normalisation)
         for patch in (config.validation_patch, *(s.stage.patch for s in scheduled_stages(config))):
             require_fit(network, patch)
         network = network.in_fastest_layout().to(self.device)
@@ -151,6 +158,7 @@ class Run:
             "best_step": self.best_step,
             "best_psnr": self.best_psnr,
             "history": self.history,
+            "started_from": self.started_from,
         }
         write_atomically(self.folder / "state.pt", lambda file: torch.save(state, file))
 
@@ -169,6 +177,7 @@ class Run:
         config = self.config
         record = {
             **fingerprint(config),
+            **({"start_sha256": self.started_from} if config.start else {}),
             "steps": config.steps,
             "anneal": config.optimisation.anneal,
             "step": self.step,
@@ -189,8 +198,11 @@ class Run:
             self.cost = self.validated.network.cost()
         save(folder, self.validated.network, card, self.cost)
 
+    def _begun(self) -> bool:
+        return (self.folder / "state.pt").exists()
+
     def _resume(self) -> None:
-        if not (self.folder / "state.pt").exists():
+        if not self._begun():
             return
         state = torch.load(self.folder / "state.pt", map_location=self.device, weights_only=True)
         self.trained.network.load_state_dict(state["network"])
@@ -200,6 +212,7 @@ class Run:
         self.step = state["step"]
         self.best_step, self.best_psnr = state["best_step"], state["best_psnr"]
         self.history = state["history"]
+        self.started_from = state.get("started_from", "")
         log.info("going on at step %d of %s", self.step, self.config.out)
 
     @torch.no_grad()

@@ -12,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isochunk.core.geometry import AXES, Triple, triple
+from isochunk.core.sections import SectionTable
 from isochunk.core.spec import Intensity
+from isochunk.engine.mended import AUTO, MendedVolume, find_table, mended, read_table
 from isochunk.errors import UsageError
 from isochunk.planning.intensity import measure_intensity, sample_boxes
 from isochunk.storage.open import check_supported
@@ -47,7 +49,38 @@ def use_volume(volume: Volume, config: TrainConfig) -> Source:
         require_coarse_z(volume)
     if config.normalisation == "range":
         measured = Intensity.full_range(volume.spec.dtype)
-    return Source(volume, measured)
+    mending = volume.mending if isinstance(volume, MendedVolume) else None
+    return Source(volume, measured, mending)
+
+
+def with_sections(
+    config: TrainConfig, volumes: tuple[Volume, ...]
+) -> tuple[TrainConfig, tuple[Volume, ...]]:
+    """Have volumes read through their section tables, where a config asks for that.
+
+    Returns:
+        The config, with the tables' digests for what named them, and the volumes.
+
+    Raises:
+        UsageError: a table cannot be read, is that of none of the volumes, or does not fit.
+        StorageError: a volume cannot be inspected.
+    """
+    wanted = config.sections
+    if not wanted:
+        return config, volumes
+    tables: list[SectionTable | None]
+    if wanted == AUTO:
+        tables = [find_table(wanted, volume) for volume in volumes]
+    else:
+        read = read_table(wanted)
+        of_one = [read.is_of(volume.spec.url) for volume in volumes]
+        # That of none of them is refused by the first.
+        which = of_one.index(True) if any(of_one) else 0
+        found = find_table(wanted, volumes[which])
+        tables = [found if i == which else None for i in range(len(volumes))]
+    digests = ", ".join("none" if table is None else table.digest for table in tables)
+    mended_volumes = (mended(v, table) for v, table in zip(volumes, tables, strict=True))
+    return replace(config, sections=digests), tuple(mended_volumes)
 
 
 def with_factors(config: TrainConfig, volumes: tuple[Volume, ...]) -> TrainConfig:

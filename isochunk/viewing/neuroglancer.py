@@ -171,8 +171,26 @@ def as_seen(spec: VolumeSpec, access: Access) -> VolumeSpec:
     return replace(spec, url=replace(location, endpoint_url=access.endpoint(location)).url)
 
 
+def check_shown(spec: VolumeSpec) -> None:
+    """Check that neuroglancer reads a volume's format.
+
+    Raises:
+        UsageError: it does not.
+    """
+    if spec.format not in SUFFIXES:
+        raise UsageError(
+            f"{spec.url} is {spec.format}, which neuroglancer does not read; convert it with "
+            "--model identity to look at it"
+        )
+
+
 def layer_url(spec: VolumeSpec) -> str:
-    """Return the data source URL of a volume as neuroglancer takes it."""
+    """Return the data source URL of a volume as neuroglancer takes it.
+
+    Raises:
+        UsageError: neuroglancer does not read the format.
+    """
+    check_shown(spec)
     suffix = SUFFIXES[spec.format]
     return f"{spec.url.rstrip('/')}/{suffix}" if suffix else spec.url
 

@@ -25,8 +25,10 @@ from isochunk.errors import UsageError
 from isochunk.viewing.neuroglancer import (
     LOCAL,
     PUBLIC_NEUROGLANCER,
+    SUFFIXES,
     FilledSections,
     Layer,
+    check_shown,
     neuroglancer_state,
     neuroglancer_url,
 )
@@ -303,10 +305,14 @@ def view(
 
     Raises:
         UsageError: a volume is local and the ``neuroglancer`` package is not installed, or its
-            folder is not there.
+            folder is not there; or neuroglancer does not read the target's format. A source that
+            it does not read is left out.
     """
+    check_shown(target)
     layers = [Layer("result", target, contrast)]
-    if source is not None:
+    if source is not None and source.format not in SUFFIXES:
+        log.warning("neuroglancer does not read %s: %s is not shown", source.format, source.url)
+    elif source is not None:
         layers.append(Layer("source", source, source_contrast or contrast))
     if not any(layer.spec.url.startswith(UNREACHABLE) for layer in layers):
         url = neuroglancer_url(PUBLIC_NEUROGLANCER, neuroglancer_state(layers, filled=filled))

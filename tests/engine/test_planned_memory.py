@@ -13,6 +13,8 @@ import user_networks
 from jobs import write_source
 from networks import tissue
 
+from isochunk.core.sections import Section, SectionTable
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
@@ -25,10 +27,17 @@ import sys
 from pathlib import Path
 import isochunk
 
-source, target, model, memory, block = sys.argv[1:]
+source, target, model, memory, block, sections = sys.argv[1:]
 plan = isochunk.plan(
     isochunk.Job(
-        source=source, target=target, model=model, trust=True, memory=memory, block=block, levels=1
+        source=source,
+        target=target,
+        model=model,
+        trust=True,
+        memory=memory,
+        block=block,
+        levels=1,
+        sections=sections or None,
     )
 )
 report = isochunk.run(plan)
@@ -56,16 +65,40 @@ def test_the_peak_is_within_the_plan(
     tmp_path: Path, model: str, shape: tuple[int, int, int], memory: str, volumes: bool
 ) -> None:
     source = write_source(f"file://{tmp_path}/in", tissue(shape, "uint8") | 1)
-    block = f"{4 * shape[0]},{shape[1]},{shape[2]}"
+    peak, planned, tile = peak_and_plan(tmp_path, (source, model, memory), shape)
+    assert peak <= OVER * planned
+    if volumes:
+        assert tile > planned / 2, "or little is tested"
+        assert peak >= USED * planned
+
+
+def test_so_it_is_with_every_section_mended(tmp_path: Path) -> None:
+    shape = (48, 320, 320)
+    source = write_source(f"file://{tmp_path}/in", tissue(shape, "uint8") | 1)
+    table = SectionTable(
+        source,
+        tuple(
+            Section(z, lost=z in range(9, 14), gain=1 + (z not in range(9, 14)) / 9)
+            for z in range(shape[0])
+        ),
+    )
+    (tmp_path / "sections.toml").write_text(table.text())
+    job = (source, "srunet-z4-small", "1GiB")
+    peak, planned, _ = peak_and_plan(tmp_path, job, shape, str(tmp_path / "sections.toml"))
+    assert USED * planned <= peak <= OVER * planned
+
+
+def peak_and_plan(
+    folder: Path, job: tuple[str, str, str], shape: tuple[int, int, int], sections: str = ""
+) -> tuple[int, int, int]:
+    """Run a source through a model with some memory; return peak, plan, and the tile's of it."""
+    (source, model, memory), block = job, f"{4 * shape[0]},{shape[1]},{shape[2]}"
     done = subprocess.run(
-        [sys.executable, "-c", CODE, source, f"{tmp_path}/out", model, memory, block],
+        [sys.executable, "-c", CODE, source, f"{folder}/out", model, memory, block, sections],
         capture_output=True,
         text=True,
         check=True,
         env={k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")},
     )
     peak, planned, tile = map(int, done.stdout.split())
-    assert peak <= OVER * planned
-    if volumes:
-        assert tile > planned / 2, "or little is tested"
-        assert peak >= USED * planned
+    return peak, planned, tile

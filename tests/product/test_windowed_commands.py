@@ -59,6 +59,17 @@ def test_evaluate(run: Command, tmp_path: Path) -> None:
     assert rows[0] == rows[1]
 
 
+def test_evaluate_without_a_truth(run: Command, tmp_path: Path) -> None:
+    source, plain = pair(tmp_path, "40,10,10", (24, 96, 96))
+    spacing, box = "--source-spacing=40,10,10", "--box=0:24,0:96,0:96"
+    assert "--window LOW" in run("evaluate", f"--source={source}", spacing, code=2)["error"]
+    rows = [
+        [{**row, "seconds": 0} for row in run("evaluate", box, *words)["rows"]]
+        for words in ((f"--source={source}", spacing, WINDOW), (f"--source={plain}",))
+    ]
+    assert rows[0] == rows[1]
+
+
 TINY = {
     "network": {"variant": "compact", "maps": 4, "shrunk": 2, "mappings": 1},
     "arch": "fsrcnn",

@@ -32,8 +32,9 @@ from isochunk.storage.open import open_volume
 from isochunk.train.apply import Application
 from isochunk.train.augment import Augmentation
 from isochunk.train.config import fingerprint
-from isochunk.train.data import IN_PLACE, LATERAL, UPRIGHT, Crops, Sampling, Sectioned, Source
+from isochunk.train.data import IN_PLACE, LATERAL, UPRIGHT, Crops, Sampling, Source
 from isochunk.train.loop import train
+from isochunk.train.pairs import Sectioned
 from isochunk.train.schedule import scheduled_stages
 
 pytestmark = pytest.mark.slow
@@ -181,8 +182,8 @@ def test_turned_crops_have_no_empty_corners(tmp_path):
 def test_sections_seen_may_be_shifted_or_missing_but_not_the_target(tmp_path):
     voxels = np.random.default_rng(0).integers(1, 255, (8, 32, 64)).astype(np.uint8)
     plain = crops_of(voxels, tmp_path, LATERAL, (20, 1, 24))
-    spoilt = Sectioned("avg", Augmentation(jitter=0.7, missing=0.4))
-    crops = Crops(plain.sources, plain.parts, replace(plain.sampling, pairing=spoilt))
+    spoilt = Augmentation(jitter=0.7, missing=0.4)
+    crops = Crops(plain.sources, plain.parts, replace(plain.sampling, augmentation=spoilt))
     lost = 0
     for step in range(6):
         good, bad = plain.batch(step), crops.batch(step)

@@ -32,13 +32,13 @@ from isochunk.train.config import Keeping, Optimisation, TrainConfig, fingerprin
 from isochunk.train.data import (
     Crops,
     Sampling,
-    Sectioned,
     Source,
     read_ahead,
     read_crop,
     split,
 )
 from isochunk.train.loop import train
+from isochunk.train.pairs import Sectioned
 from isochunk.train.presets import config_from_table, read_recipe
 from isochunk.train.schedule import learning_rate
 
@@ -403,7 +403,7 @@ def test_defaults_are_the_papers():
         ({"steps": 0}, "at least 1"),
         ({"steps": "many"}, "wrong kind"),
         ({"patch": [64, 64]}, "wrong kind"),
-        ({"augmentation": {"blur": 1}}, "augmentation: unknown field blur"),
+        ({"augmentation": {"fog": 1}}, "augmentation: unknown field fog"),
         ({"optimisation": {"lr": -1}}, "lr > 0"),
         ({"optimisation": {"schedule": "step"}}, "'step' is unknown"),
         ({"degradation": "skip", "network": {"phase": "mean"}}, "lie at network phase 'sample'"),

@@ -27,11 +27,12 @@ from jobs import command, start, write_source
 from scipy import ndimage
 
 from isochunk.core.geometry import AXES, Box, Spacing
+from isochunk.core.sections import Section
 from isochunk.core.spec import LevelSpec, VolumeSpec
 from isochunk.core.synthetic import synthetic_pair
 from isochunk.storage.access import Access
 from isochunk.storage.open import create_volume, open_volume
-from isochunk.viewing.neuroglancer import contrast_range
+from isochunk.viewing.neuroglancer import FilledSections, contrast_range
 from isochunk.viewing.server import RunningViewer, view
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -190,6 +191,38 @@ def test_source_and_result_lie_on_one_another(
         shown_source = marker_outline(image, places[index + 4])
         np.testing.assert_allclose(shown_result, shown_source, atol=1)
         np.testing.assert_allclose(shown_result, [*down, *across], atol=1.5)
+
+
+def orange(page: Any) -> np.ndarray:
+    """Return where the screen is of the colour that marks filled sections, (y, x)."""
+    from PIL import Image
+
+    red, green, blue = np.moveaxis(np.asarray(Image.open(BytesIO(page.screenshot()))), 2, 0)[:3]
+    return (red > 180) & (green > 60) & (green < 180) & (blue < 90)
+
+
+def test_lost_sections_are_marked_where_they_lie(page: Any, tmp_path: Path) -> None:
+    source = stored(tmp_path / "source", "precomputed", SOURCE_NM, ORIGIN)
+    result = stored(tmp_path / "result", "precomputed", RESULT_NM, ORIGIN)
+    contrast = contrast_range(np.array([[[BACKGROUND]], [[MARKER]]], np.uint8))
+    first, end = 11, 13
+    lost = FilledSections(source, tuple(Section(z, lost=True) for z in range(first, end)))
+    with view(result, source, contrast, lost) as viewer:
+        quiet(viewer)
+        page.goto(viewer.url)
+        screenshot(page, tmp_path, "lost-sections")
+        places, marked = panels(page), orange(page)
+        state = viewer.client.state.to_json()
+        page.goto("about:blank")
+    nm_per_pixel = state["crossSectionScale"] * float(RESULT_NM.x)
+    centre_nm = state["position"][2] * float(RESULT_NM.z)
+    rows_nm = np.array([first, end]) * float(SOURCE_NM.z) - centre_nm
+    for panel in (places[1], places[5]):  # xz, of the result and of the source
+        top, left = round(panel["top"]), round(panel["left"])
+        height, width = round(panel["height"]), round(panel["width"])
+        rows = np.flatnonzero(marked[top : top + height, left : left + width].any(axis=1))
+        seen = np.array([rows[0], rows[-1] + 1]) - panel["height"] / 2
+        np.testing.assert_allclose(seen, rows_nm / nm_per_pixel, atol=2.5)
 
 
 def channels(folder: Path, format_: str) -> str:

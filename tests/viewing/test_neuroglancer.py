@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from isochunk.core.geometry import Box, Spacing
+from isochunk.core.sections import Section
 from isochunk.core.spec import LevelSpec, VolumeSpec
 from isochunk.errors import UsageError
 from isochunk.viewing.neuroglancer import (
     PUBLIC_NEUROGLANCER,
+    FilledSections,
     Layer,
     contrast_range,
     layer_url,
@@ -54,6 +56,12 @@ RESULT = replace(
         ),
     ),
 )
+
+
+def test_formats_that_it_does_not_read() -> None:
+    for format_ in ("tiff", "hdf5", "mrc"):
+        with pytest.raises(UsageError, match=rf"is {format_}, which neuroglancer does not read"):
+            layer_url(replace(SOURCE, format=format_))
 
 
 def opened(layers: list[Layer]) -> neuroglancer.ViewerState:
@@ -109,6 +117,35 @@ def test_what_precomputed_cannot_say_becomes_a_transform():
         source.transform.matrix, [[1, 0, 0, 10], [0, 1, 0, -0.5], [0, 0, 1, -5]], rtol=1e-12
     )
     assert list(state.position) == [722.5, 611.5, 195.5]
+
+
+def test_lost_sections_are_boxes_of_the_source_in_every_view():
+    lost = tuple(Section(z, lost=True) for z in (12, 13, 29))
+    source = replace(SOURCE, corner_nm=(Fraction(-23), Fraction(0), Fraction(46)))
+    layers = [Layer("result", RESULT), Layer("source", source)]
+    made = neuroglancer_state(layers, filled=FilledSections(source, lost))
+    state = neuroglancer.parse_url(neuroglancer_url(PUBLIC_NEUROGLANCER, made))
+    assert [list(view.layers) for view in state.layout.children] == [
+        ["result", "filled sections"],
+        ["source", "filled sections"],
+    ]
+    layer = state.layers["filled sections"]
+    assert layer.source[0].url == "local://annotations"
+    dimensions = layer.source[0].transform.output_dimensions
+    assert dimensions.names == ("x", "y", "z")
+    assert dimensions.scales == pytest.approx([4.6e-9, 4.6e-9, 46e-9], rel=1e-12)
+    boxes = [(box.point_a.tolist(), box.point_b.tolist()) for box in layer.annotations]
+    assert boxes == [
+        ([210.0, 100.0, 11.5], [1234.0, 1124.0, 13.5]),
+        ([210.0, 100.0, 28.5], [1234.0, 1124.0, 29.5]),
+    ]
+    assert layer.annotations[0].description == "filled from neighbours: source section 12 to 13"
+
+
+def test_no_lost_sections_no_layer():
+    filled = FilledSections(SOURCE, ())
+    layers = [Layer("result", RESULT)]
+    assert neuroglancer_state(layers, filled=filled) == neuroglancer_state(layers)
 
 
 def test_ome_zarr_says_itself_where_it_lies():
