@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from isochunk.core.geometry import AXES
 from isochunk.core.option_names import option
@@ -24,6 +24,10 @@ class Pick:
     time: int | None = None
     """Number of the time point; None where there is one, or none was asked for."""
 
+    def of(self, spec: VolumeSpec) -> VolumeSpec:
+        """Return a volume that is this channel and time point of what is stored."""
+        return replace(spec, channel=self.channel, time=self.time)
+
     def index(self, axis: str) -> int:
         """Return the place on an axis of the array that is neither z, y nor x."""
         if axis in CHANNEL_AXES:
@@ -34,6 +38,20 @@ class Pick:
 def pick_of(spec: VolumeSpec) -> Pick:
     """Return what a volume is of what is stored."""
     return Pick(spec.channel, spec.time)
+
+
+def check_pick(spec: VolumeSpec, asked: Pick) -> None:
+    """Check that what was asked for was there to be chosen.
+
+    Raises:
+        UsageError: a volume of one channel or time point, and another than the first was asked for.
+    """
+    for field, chosen, wanted in (
+        ("channel", spec.channel, asked.channel),
+        ("time", spec.time, asked.time),
+    ):
+        if chosen is None:
+            _place(spec.url, field, 1, wanted)
 
 
 def pick_from(url: str, names: tuple[str, ...], shape: tuple[int, ...], asked: Pick) -> Pick:

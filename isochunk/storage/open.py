@@ -14,6 +14,7 @@ from isochunk.core.window import WINDOWED
 from isochunk.errors import UsageError
 from isochunk.storage import precomputed
 from isochunk.storage.access import Access
+from isochunk.storage.axes import check_pick
 from isochunk.storage.detect import DetectedVolume, detect_volume
 from isochunk.storage.files.kinds import file_format
 from isochunk.storage.objects import Store, open_store
@@ -58,7 +59,9 @@ def open_volume(url: str, access: Access = DEFAULT, *, again: bool = False) -> V
         return open_cloudvolume(location, access)
     kind = file_format(location)
     if kind is not None:
-        return _open_file(location, kind, access, again=again)
+        volume = _open_file(location, kind, access, again=again)
+        check_pick(volume.spec, access.pick)
+        return volume
     store = Store(location, access, access.cache_bytes)
     found = detect_volume(store)
     if found.spec.format == "precomputed" and found.spec.encoding not in precomputed.READABLE:

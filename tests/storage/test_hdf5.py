@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from fractions import Fraction
 
 import h5py
@@ -161,7 +163,26 @@ def test_data_sets_that_are_not_named(tmp_path):
 @pytest.mark.parametrize("shape", [(2, 6, 7, 9), (6, 7, 9, 3)])
 def test_channels_are_refused(tmp_path, shape):
     path = write(tmp_path / "v.h5", np.ones(shape, np.uint8))
-    with pytest.raises(UsageError, match=r"more than one volume .*; choose one with --channel"):
+    with pytest.raises(UsageError, match=r"more than one volume .*; save the one that is meant"):
+        open_volume(path, GIVEN)
+
+
+@pytest.mark.parametrize("named", ["labels", "ilastik"])
+def test_each_channel_of_named_axes(tmp_path, named):
+    data = np.random.default_rng(0).integers(0, 255, (6, 7, 9, 3), np.uint8)
+    path = write(tmp_path / "v.h5", data)
+    with h5py.File(tmp_path / "v.h5", "r+") as file:
+        dataset = file["volumes/raw"]
+        for axis, name in enumerate("zyxc"):
+            if named == "labels":
+                dataset.dims[axis].label = name
+        if named == "ilastik":
+            dataset.attrs["axistags"] = json.dumps({"axes": [{"key": name} for name in "zyxc"]})
+    for channel in range(3):
+        volume = open_volume(path, replace(GIVEN, channel=channel))
+        assert volume.spec.channel == channel
+        np.testing.assert_array_equal(volume.read(volume.spec.box), data[..., channel])
+    with pytest.raises(UsageError, match="has 3 channels; choose one with --channel N"):
         open_volume(path, GIVEN)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from importlib.util import find_spec
 
 import numpy as np
@@ -212,7 +213,7 @@ def test_sections_are_ordered_by_number(tmp_path):
     [
         (np.zeros((70, 91), np.uint8), r"70 x 91 uint8, and the first section 70 x 90 uint8"),
         (np.zeros((70, 90), np.uint16), r"70 x 90 uint16, and the first section 70 x 90 uint8"),
-        (np.zeros((70, 90, 3), np.uint8), r"3 along channels\); choose one with --channel"),
+        (np.zeros((70, 90, 3), np.uint8), r"3 along channels\); save the one"),
     ],
 )
 @pytest.mark.parametrize("count", [6, 40])
@@ -246,10 +247,22 @@ def test_pages_that_differ(tmp_path):
 @pytest.mark.parametrize(
     ("shape", "options", "message"),
     [
-        ((9, 9, 3), {"photometric": "rgb"}, r"3 along channels\); choose one with --channel"),
-        ((4, 2, 9, 9), {"imagej": True, "metadata": {"axes": "ZCYX"}}, "2 along channels.*--chan"),
-        ((4, 2, 9, 9), {"ome": True, "metadata": {"axes": "ZCYX"}}, "2 along channels.*--channel"),
-        ((3, 4, 9, 9), {"imagej": True, "metadata": {"axes": "TZYX"}}, "3 along time.*--time"),
+        ((9, 9, 3), {"photometric": "rgb"}, r"3 along channels\); save the one"),
+        (
+            (4, 2, 9, 9),
+            {"imagej": True, "metadata": {"axes": "ZCYX"}},
+            "has 2 channels; choose one with --channel N, from 0 to 1",
+        ),
+        (
+            (4, 2, 9, 9),
+            {"ome": True, "metadata": {"axes": "ZCYX"}},
+            "has 2 channels; choose one with --channel N",
+        ),
+        (
+            (3, 4, 9, 9),
+            {"imagej": True, "metadata": {"axes": "TZYX"}},
+            "has 3 time points; choose one with --time N, from 0 to 2",
+        ),
         ((3, 4, 9, 9), {"photometric": "minisblack"}, "axes QQYX of .*one stack of sections"),
     ],
 )
@@ -257,6 +270,42 @@ def test_channels_and_times_are_refused(tmp_path, shape, options, message):
     tifffile.imwrite(tmp_path / "s.tif", np.ones(shape, np.uint8), **options)
     with pytest.raises(UsageError, match=message):
         open_volume(str(tmp_path / "s.tif"), GIVEN)
+
+
+@pytest.mark.parametrize("axes", ["TZCYX", "ZCYX", "CZYX", "TCYX"])
+@pytest.mark.parametrize(
+    "options", [{"imagej": True}, {"ome": True}, {"ome": True, "compression": "zlib"}]
+)
+def test_each_channel_and_time(tmp_path, axes, options):
+    """Pages lie in any order, one after the other or packed."""
+    if options.get("imagej") and axes not in ("TZCYX", "ZCYX"):
+        pytest.skip("ImageJ has one order")
+    sizes = {"T": 2, "C": 3, "Z": 5, "Y": 9, "X": 11}
+    data = np.random.default_rng(0).integers(0, 255, [sizes[a] for a in axes], np.uint8)
+    path, url = tmp_path / "s.tif", str(tmp_path / "s.tif")
+    tifffile.imwrite(path, data, photometric="minisblack", metadata={"axes": axes}, **options)
+    for time in range(2 if "T" in axes else 1):
+        for channel in range(3):
+            at = {"T": time, "C": channel}
+            wanted = data[tuple(at.get(a, slice(None)) for a in axes)]
+            access = replace(GIVEN, channel=channel, time=time)
+            volume = open_volume(url, access)
+            assert (volume.spec.channel, volume.spec.time) == (
+                channel,
+                time if "T" in axes else None,
+            )
+            np.testing.assert_array_equal(
+                volume.read(volume.spec.box), wanted.reshape(-1, *wanted.shape[-2:])
+            )
+    with pytest.raises(UsageError, match="has 3 channels, and --channel is 3"):
+        open_volume(url, replace(GIVEN, channel=3, time=0))
+
+
+def test_a_channel_of_one(tmp_path):
+    folder = write_folder(tmp_path / "in", sections())
+    assert open_volume(folder, replace(GIVEN, channel=0)).spec.channel is None
+    with pytest.raises(UsageError, match="has 1 channel, and --channel is 1; leave it out"):
+        open_volume(folder, replace(GIVEN, channel=1))
 
 
 def test_pyramids_are_passed_over(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -12,11 +13,12 @@ from typing import Any
 import h5py
 import numpy as np
 
-from isochunk.core.geometry import Box, Spacing, triple
+from isochunk.core.geometry import AXES, Box, Spacing, triple
 from isochunk.core.spec import VolumeSpec
 from isochunk.core.voxels import Voxels
 from isochunk.errors import NotFoundError, UsageError
 from isochunk.storage.access import Access
+from isochunk.storage.axes import Pick, pick_from
 from isochunk.storage.files.kinds import check_single, file_spec, shortened, told
 from isochunk.storage.files.raw import raw_chunk
 from isochunk.storage.files.tiff_sizes import UNITS, rounded
@@ -92,7 +94,7 @@ def open_hdf5(location: Location, access: Access) -> Hdf5Volume:
         )
         dataset = _dataset(file, location)
         location = replace(location, format="hdf5", dataset=dataset.name.strip("/"))
-        index = _index(dataset, location)
+        pick, index = _index(dataset, location, access)
         encoding = _encoding(dataset, location)
         kept = [axis for axis, at in enumerate(index) if at is None]
         shape = triple(dataset.shape[axis] for axis in kept)
@@ -105,7 +107,7 @@ def open_hdf5(location: Location, access: Access) -> Hdf5Volume:
     if size is None:
         raise UsageError(f"the voxel size of {location.url} is not known; {SPACING_HELP}")
     spec = file_spec(location, ("hdf5", dtype.name, encoding), shape, chunk, size)
-    return Hdf5Volume(replace(spec, corner_nm=corner_of(attributes)), dataset, index)
+    return Hdf5Volume(replace(pick.of(spec), corner_nm=corner_of(attributes)), dataset, index)
 
 
 def _dataset(file: h5py.File, location: Location) -> h5py.Dataset:
@@ -140,8 +142,13 @@ def _listed(file: h5py.File) -> list[h5py.Dataset]:
     return found
 
 
-def _index(dataset: h5py.Dataset, location: Location) -> tuple[int | None, ...]:
-    """Tell which axes are z, y, x: the only three, but for axes of size 1 before and behind them.
+def _index(
+    dataset: h5py.Dataset, location: Location, access: Access
+) -> tuple[Pick, tuple[int | None, ...]]:
+    """Tell which axes are z, y, x: those of these names, or the only three longer than 1.
+
+    Returns:
+        What was chosen of the others, and for each axis its only place, or None for z, y, x.
 
     Raises:
         UsageError: there are fewer or more, or the voxels are no numbers.
@@ -151,17 +158,31 @@ def _index(dataset: h5py.Dataset, location: Location) -> tuple[int | None, ...]:
             f"{location.url} has {dataset.ndim} axes {dataset.shape} of {dataset.dtype}; a data "
             "set of integers or floats with axes z, y, x is supported"
         )
+    names = axis_names(dataset)
+    if names is not None and tuple(n for n in names if n in AXES) == AXES:
+        pick = pick_from(location.url, names, dataset.shape, access.pick)
+        return pick, tuple(None if name in AXES else pick.index(name) for name in names)
     first, last = 0, dataset.ndim
     while last - first > RANK and dataset.shape[first] == 1:
         first += 1
     while last - first > RANK and dataset.shape[last - 1] == 1:
         last -= 1
-    # Where --channel and --time will choose, once the file says which axis they are.
     further = dataset.shape[first:last][:-RANK]
     check_single(location.url, {f"axis {first + i}": n for i, n in enumerate(further)})
     if last - first > RANK:
         raise UsageError(f"{location.url} has axes {dataset.shape}; save z, y, x as a data set")
-    return tuple(None if first <= axis < last else 0 for axis in range(dataset.ndim))
+    return Pick(), tuple(None if first <= axis < last else 0 for axis in range(dataset.ndim))
+
+
+def axis_names(dataset: h5py.Dataset) -> tuple[str, ...] | None:
+    """Return the names of a data set's axes, by its labels or as ilastik tags them, if all are."""
+    labels = [dimension.label for dimension in dataset.dims]
+    if not all(labels):
+        try:
+            labels = [axis["key"] for axis in json.loads(dataset.attrs["axistags"])["axes"]]
+        except (KeyError, TypeError, ValueError):
+            return None
+    return tuple(str(label).lower() for label in labels) if len(labels) == dataset.ndim else None
 
 
 def _encoding(dataset: h5py.Dataset, location: Location) -> str:

@@ -177,7 +177,7 @@ def shortened(names: Sequence[str], most: int = 5) -> str:
 
 
 def check_single(url: str, further: Mapping[str, int]) -> None:
-    """Check that axes besides z, y, x have size 1: one channel and one time point are read.
+    """Check that axes besides z, y, x of which none can be chosen have size 1.
 
     Args:
         url: of the volume.
@@ -189,8 +189,7 @@ def check_single(url: str, further: Mapping[str, int]) -> None:
     several = {name: n for name, n in further.items() if n != 1}
     if several:
         listed = " and ".join(f"{n} along {name}" for name, n in several.items())
-        option = "--time" if list(several) == ["time"] else "--channel"
         raise UsageError(
-            f"{url} holds more than one volume ({listed}); choose one with {option}, or save it as "
-            "a file of its own"
+            f"{url} holds more than one volume ({listed}); save the one that is meant as a file of "
+            "its own"
         )

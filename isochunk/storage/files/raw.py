@@ -89,17 +89,19 @@ def raw_chunk(columns: int, itemsize: int) -> Triple:
 class RawVolume:
     """A volume whose sections follow one another in a file; every read opens it anew."""
 
-    def __init__(self, spec: VolumeSpec, path: Path, first: Plane) -> None:
+    def __init__(self, spec: VolumeSpec, path: Path, first: Plane, step: int = 1) -> None:
         """Keep what is known.
 
         Args:
             spec: the volume.
             path: of the file.
             first: its section 0.
+            step: planes from a section to the next; others lie between where channels do.
         """
         self._spec = spec
         self._path = path
         self._first = first
+        self._step = step
 
     @property
     def spec(self) -> VolumeSpec:
@@ -119,7 +121,7 @@ class RawVolume:
         first = self._first
         with told(f"reading box {box} of {self._spec.url}"), self._path.open("rb") as file:
             for z, section in zip(range(box.lo[0], box.hi[0]), voxels, strict=True):
-                at = first.offset + z * first.rows * first.row_bytes
+                at = first.offset + z * self._step * first.rows * first.row_bytes
                 plane = Plane(at, first.rows, first.columns, first.dtype)
                 section[:] = plane.read(file, rows, columns)
         return voxels

@@ -26,6 +26,7 @@ from isochunk.storage.files.kept import KeptSegments
 from isochunk.storage.files.kinds import check_single, file_spec, shortened, told
 from isochunk.storage.files.numbering import number_sections
 from isochunk.storage.files.raw import Plane, RawVolume, raw_chunk
+from isochunk.storage.files.tiff_axes import AXIS_NAMES, picked_sections
 from isochunk.storage.files.tiff_pages import (
     PageForm,
     StoredPage,
@@ -52,9 +53,6 @@ KEPT_PAGES = 128
 
 DESCRIPTION = 270
 """Code of the tag in which OME and others describe axes."""
-
-AXIS_NAMES = {"C": "channels", "S": "channels", "T": "time"}
-"""tifffile's letters of axes that are not sections."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,8 +225,8 @@ def _open_pages(
     _check_complete(file, path)
     series = _only_series(file, path)
     sizes = list(zip(series.axes, series.shape, strict=True))
-    # Where --channel and --time will choose: a page is then not z, but z among the other axes.
-    check_single(str(path), {AXIS_NAMES[a]: n for a, n in sizes if a in AXIS_NAMES})
+    if "S" in series.axes:  # channels within a pixel
+        check_single(str(path), {"channels": dict(sizes)["S"]})
     stacked = [a for a, n in sizes[:-2] if a not in AXIS_NAMES and n > 1]
     if len(stacked) > 1 or series.axes[-2:] != "YX":
         raise UsageError(
@@ -237,23 +235,28 @@ def _open_pages(
         )
     form = page_form(series.keyframe, path.name)
     check_decodes(series.keyframe, path.name)
-    shape = (series.size // (form.rows * form.columns), form.rows, form.columns)
+    pick, sections = picked_sections(location.url, sizes[:-2], access.pick)
+    shape = (len(sections), form.rows, form.columns)
+    count = series.size // (form.rows * form.columns)
     size = voxel_size(file, location, access)
     if series.dataoffset is not None:
         dtype = series.dtype.newbyteorder(file.byteorder)
-        first = Plane(series.dataoffset, form.rows, form.columns, dtype)
+        plane_bytes = form.rows * form.columns * dtype.itemsize
+        at = series.dataoffset + sections.start * plane_bytes
+        first = Plane(at, form.rows, form.columns, dtype)
         if series.dataoffset + series.nbytes > file.filehandle.size:
-            raise _cut_short(path, f"{shape[0]} sections")
+            raise _cut_short(path, f"{count} sections")
         chunk = raw_chunk(form.columns, dtype.itemsize)
         spec = file_spec(location, ("tiff", form.dtype, "raw"), shape, chunk, size)
-        return RawVolume(spec, path, first)
+        return RawVolume(pick.of(spec), path, first, sections.step)
     pages = list(series.pages)
-    if len(pages) != shape[0]:
-        raise _cut_short(path, f"{shape[0]} sections, but {len(pages)} are there")
-    places = [None if page is None else SectionPlace(path, page.offset) for page in pages]
+    if len(pages) != count:
+        raise _cut_short(path, f"{count} sections, but {len(pages)} are there")
+    found = [pages[number] for number in sections]
+    places = [None if page is None else SectionPlace(path, page.offset) for page in found]
     encoding, chunk = encoding_of(series.keyframe), page_chunk(series.keyframe)
     spec = file_spec(location, ("tiff", form.dtype, encoding), shape, chunk, size)
-    return TiffVolume(spec, places, access)
+    return TiffVolume(pick.of(spec), places, access)
 
 
 def _only_series(file: TiffFile, path: Path) -> TiffPageSeries:
