@@ -37,7 +37,7 @@ EVALUATED = (
 )
 """Fields of an evaluation that take one value."""
 
-JUDGED = ("factor", "degradation", "plane", "box", "device", "report", "trust")
+JUDGED = ("factor", "degradation", "plane", "box", "window", "device", "report", "trust")
 """Those that an evaluation without a truth takes, too."""
 
 REPEATED = ("predictions", "references", "precisions")

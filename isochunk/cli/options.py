@@ -42,7 +42,10 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Refuse the arguments."""
-        raise UsageError(f"{message}; {self.prog} --help lists what there is")
+        advice = f"{self.prog} --help lists what there is"
+        if "expected one argument" in message:
+            advice = "a value that begins with - is written behind =, as --window=-1000,2500"
+        raise UsageError(f"{message}; {advice}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,7 +85,7 @@ class OpenJob:
         sections = range(box.lo[0], box.hi[0])
         made = sections_of(stored, origin, sections, model.resolved_factor[0], model.phase)
         # Stored in another type, grey levels span its range.
-        scale = np.iinfo(self.plan.source.dtype).max / np.iinfo(self.plan.target.dtype).max
+        scale = np.iinfo(self.plan.grey_dtype).max / np.iinfo(self.plan.target.dtype).max
         return compare_sections(made * np.float32(scale), read_reflected(self.source, box), box)
 
 

@@ -44,8 +44,8 @@ class EvaluateConfig:
     average: ShapeField = NO_AVERAGE
     """Voxels Z,Y,X that are averaged to one voxel of the truth first, against noise."""
     window: WindowField | None = None
-    """Stored values LOW,HIGH of the truth that become black and white, or ``auto`` to measure them;
-    default: uint8 and uint16 are used as they are."""
+    """Stored values LOW,HIGH that become black and white, or ``auto`` to measure them; default:
+    uint8 and uint16 are used as they are."""
     box: BoxField | None = None
     """Part of the truth, z0:z1,y0:y1,x0:x1; default: all of it."""
     background: BoxField | None = None

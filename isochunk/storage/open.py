@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 
-from isochunk.core.option_names import option
+from isochunk.core.option_names import option, option_of
 from isochunk.core.spec import DTYPES, VolumeSpec
 from isochunk.core.window import WINDOWED
 from isochunk.errors import UsageError
@@ -102,8 +102,12 @@ def _strict(found: DetectedVolume, access: Access) -> bool:
     return found.spec.format == "precomputed" and not found.sparse
 
 
-def check_supported(spec: VolumeSpec) -> None:
+def check_supported(spec: VolumeSpec, window: str = "window") -> None:
     """Check that a source, read through its window if it has one, can be made isotropic.
+
+    Args:
+        spec: the source.
+        window: field by which the caller is told of a window.
 
     Raises:
         UsageError: a voxel type other than uint8 and uint16.
@@ -113,8 +117,8 @@ def check_supported(spec: VolumeSpec) -> None:
     advice = "convert it first"
     if spec.dtype in WINDOWED:
         advice = (
-            f"say which values are black and white with {option('window', 'LOW,HIGH')}, or "
-            f"{option('window', 'auto')} to measure them"
+            f"say which values are black and white with {option(window, 'LOW,HIGH')}, or "
+            f"{option_of(window)} auto to measure them"
         )
     raise UsageError(
         f"{spec.url} holds {spec.dtype}; {' and '.join(DTYPES)} are used as they are: {advice}"

@@ -196,7 +196,7 @@ class TrainConfig:
     """Parts of the training with crops, batch and rates of their own; none: one."""
     averages: tuple[Triple, ...] = ((1, 1, 1),)
     """Blocks of stored voxels averaged before anything else; each crop draws one of them."""
-    window: str = field(default="", metadata=OPTION)
+    grey_window: str = field(default="", metadata=OPTION)
     """Stored values LOW,HIGH of the sources that become black and white, or auto to measure them in
     each; default: uint8 and uint16 are used as they are."""
     normalisation: Normalisation = "range"
@@ -254,12 +254,12 @@ class TrainConfig:
             self._check_patch(patch)
 
     def read_window(self) -> Window | Literal["auto"] | None:
-        """Return the window that ``window`` says; None where it is empty.
+        """Return the window that ``grey_window`` says; None where it is empty.
 
         Raises:
             UsageError: it cannot be read.
         """
-        return read_window(self.window, "window") if self.window else None
+        return read_window(self.grey_window, "grey_window") if self.grey_window else None
 
     def _check_task(self) -> None:
         network, lateral = self.network, self.network.lateral
@@ -369,8 +369,8 @@ def fingerprint(config: TrainConfig) -> dict[str, Any]:
         del found[name]
     for table, name in ((found["loss"], "vgg"), (found["loss"], "dists"), (found, "encoder")):
         table[name] = "given" if table[name] else "none given"
-    if not config.window:  # as it was before there were any
-        del found["window"]
+    if not config.grey_window:  # as it was before there were any
+        del found["grey_window"]
     if config.optimisation.schedule in ("sqrt", "constant") and not config.stages:
         del found["steps"], found["optimisation"]["anneal"]
     return found

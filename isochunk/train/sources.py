@@ -42,7 +42,7 @@ def use_volume(volume: Volume, config: TrainConfig) -> Source:
         UsageError: it is constant, or its voxels have the wrong proportions.
         StorageError: it cannot be read.
     """
-    check_supported(volume.spec)
+    check_supported(volume.spec, "grey_window")
     _require_proportions(volume, config)
     measured = measure_intensity(volume, "standard")  # refuses a volume with nothing to learn
     if config.mode == "self":

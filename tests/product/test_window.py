@@ -167,11 +167,15 @@ def test_what_is_told_of_a_window(tmp_path: Path, run: Command) -> None:
     job = (url, f"{tmp_path}/out", "--model=cubic", f"--source-spacing={SPACING}")
     window = {"low": -1000.0, "high": 2100.0}
     assert run("plan", *job, "--window=-1000,2100")["window"] == window
-    assert run("run", *job, "--window=-1000,2100")["complete"] is True
+    report = run("run", *job, "--window=-1000,2100")
+    assert report["complete"] is True
+    assert 0 < report["consistency"]["rms"] < 25  # grey levels: of noise, cubic blurs some
     plan = json.loads((tmp_path / "out/.isochunk/job.json").read_text())["plan"]
     assert plan["window"] == plan["job"]["window"] == window
     provenance = json.loads((tmp_path / "out/provenance").read_text())
     assert provenance["processing"][0]["method"]["window"] == window
+    said = run("run", *job, "--window", "-1000,2000", code=2)["error"]
+    assert "argument --window: expected one argument; a value that begins with - is" in said
     said = run("run", *job, "--window=-1000,2000", code=2)["error"]
     assert "holds another job: window.high was 2100.0 and is now 2000.0" in said
     assert run("run", *job, "--window=-1e3,2.1e3")["blocks"]["resumed"] > 0

@@ -15,7 +15,7 @@ from networks import tissue
 import isochunk
 from isochunk.engine.opened import open_job
 from isochunk.engine.prepare import TargetPlace, resolve
-from isochunk.errors import TargetConflictError
+from isochunk.errors import TargetConflictError, UsageError
 from isochunk.storage.access import Access
 from isochunk.train.config import fingerprint
 from isochunk.train.loop import train
@@ -59,6 +59,17 @@ def test_evaluate(run: Command, tmp_path: Path) -> None:
     assert rows[0] == rows[1]
 
 
+def test_evaluate_without_a_truth(run: Command, tmp_path: Path) -> None:
+    source, plain = pair(tmp_path, "40,10,10", (24, 96, 96))
+    spacing, box = "--source-spacing=40,10,10", "--box=0:24,0:96,0:96"
+    assert "--window LOW" in run("evaluate", f"--source={source}", spacing, code=2)["error"]
+    rows = [
+        [{**row, "seconds": 0} for row in run("evaluate", box, *words)["rows"]]
+        for words in ((f"--source={source}", spacing, WINDOW), (f"--source={plain}",))
+    ]
+    assert rows[0] == rows[1]
+
+
 TINY = {
     "network": {"variant": "compact", "maps": 4, "shrunk": 2, "mappings": 1},
     "arch": "fsrcnn",
@@ -73,14 +84,16 @@ TINY = {
 def test_train(tmp_path: Path) -> None:
     source, plain = pair(tmp_path, "8,8,8", (32, 32, 128))
     access = Access(spacing=isochunk.Spacing.parse("8,8,8"))
-    table = {**TINY, "sources": [source], "out": f"{tmp_path}/net", "window": f"{LOW},{HIGH}"}
+    table = {**TINY, "sources": [source], "out": f"{tmp_path}/net", "grey_window": f"{LOW},{HIGH}"}
     config = config_from_table(table)
     learnt = train(config, access)
-    same = train(replace(config, sources=(plain,), out=f"{tmp_path}/same", window=""))
+    same = train(replace(config, sources=(plain,), out=f"{tmp_path}/same", grey_window=""))
     assert (learnt.stopped, learnt.cubic_psnr) == ("finished", same.cubic_psnr)
-    with pytest.raises(TargetConflictError, match="window: -1000,2100 there, -900,2100 now"):
-        train(replace(config, window="-900,2100", steps=4), access)
-    assert "window" not in fingerprint(replace(config, window=""))
+    with pytest.raises(TargetConflictError, match="grey_window: -1000,2100 there, -900,2100 now"):
+        train(replace(config, grey_window="-900,2100", steps=4), access)
+    assert "grey_window" not in fingerprint(replace(config, grey_window=""))
+    with pytest.raises(UsageError, match=r"--grey-window LOW,HIGH \(grey_window in Python\), or"):
+        train(replace(config, grey_window="", out=f"{tmp_path}/bare"), access)
 
 
 def test_serve_and_view(tmp_path: Path) -> None:

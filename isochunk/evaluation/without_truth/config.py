@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from isochunk.core.degradation import Degradation
 from isochunk.core.geometry import Triple
 from isochunk.core.job import AxialPlane, Device
-from isochunk.core.text_forms import BoxField, RatioField
+from isochunk.core.text_forms import BoxField, RatioField, WindowField
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,9 @@ class JudgeConfig:
     """How sections came about; default: what the models were made for, else ``avg``."""
     plane: AxialPlane | None = None
     """Slices that axial models run on, ``xz+yz`` for the mean of both; default: each one's own."""
+    window: WindowField | None = None
+    """Stored values LOW,HIGH of the source that become black and white, or ``auto`` to measure
+    them; default: uint8 and uint16 are used as they are."""
     box: BoxField | None = None
     """Part of the source that is judged; default: some boxes, drawn with the seed."""
     samples: int = 4

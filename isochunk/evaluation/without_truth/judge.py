@@ -19,6 +19,7 @@ from isochunk.core.consistency import Consistency, compare_sections, sections_of
 from isochunk.core.geometry import Box, Triple
 from isochunk.core.spec import VolumeSpec
 from isochunk.core.voxels import Voxels
+from isochunk.engine.windowed import open_rounded
 from isochunk.evaluation.evaluate import require_page
 from isochunk.evaluation.restore import predict_volume
 from isochunk.evaluation.without_truth.candidates import (
@@ -69,7 +70,7 @@ from isochunk.evaluation.without_truth.spectrum import (
 from isochunk.evaluation.without_truth.tables import write_judgement
 from isochunk.models.interpolation import INTERPOLATIONS
 from isochunk.storage.access import Access
-from isochunk.storage.open import check_supported, open_volume
+from isochunk.storage.open import check_supported
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +124,7 @@ def judge(config: JudgeConfig, access: Access = DEFAULT_ACCESS) -> Judgement:
     """
     if config.report is not None:
         require_page()
-    source = open_volume(config.source, access)
+    source = open_rounded(config.source, access, config.window)
     check_supported(source.spec)
     setup = set_up(config, source.spec)
     if config.box is None:
