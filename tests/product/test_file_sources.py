@@ -93,6 +93,7 @@ def test_a_data_set(data_set: str, twin: Path, tmp_path: Path, run: Command) -> 
     assert tree_digest(tmp_path / "out") == tree_digest(twin)
 
 
+@pytest.mark.slow
 def test_a_stack_and_an_mrc_file(em: np.ndarray, twin: Path, tmp_path: Path, run: Command) -> None:
     metadata = {"axes": "ZYX", "spacing": 0.046, "unit": "um"}
     resolution = (1 / 0.0046, 1 / 0.0046)
@@ -190,6 +191,7 @@ def test_the_extra_that_is_not_installed(
     assert "pip install 'isochunk[files]'" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_damaged_section_fails_its_blocks_and_is_named(
     sections: Path, twin: Path, tmp_path: Path, run: Command
 ) -> None:
