@@ -7,9 +7,10 @@ what ``--help`` says.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, TypeAlias, get_type_hints
 
+from isochunk.core.codec import LATER
 from isochunk.core.text_forms import (
     BoxField,
     BytesField,
@@ -107,6 +108,8 @@ class Job(RunOptions):
     ``tf32`` is a GPU's; a CPU then computes in ``fp32``."""
     plane: AxialPlane | None = None
     """Slices that an axial network runs on, ``xz+yz`` for the mean of both; default: its own."""
+    consistent: bool = field(default=False, metadata=LATER)
+    """Add back what means of the output over each section lack of the input; for whole factors."""
     allow_inexact: bool = False
     """Accept a model whose tiles do not join exactly; the report then says by how much."""
     overwrite: bool = False

@@ -252,4 +252,5 @@ def provenance(plan: Plan) -> dict[str, Any]:
         "intensity_offset": plan.intensity.offset,
         "intensity_scale": plan.intensity.scale,
         "precision": plan.precision,
+        **({"consistent": True} if plan.job.consistent else {}),
     }

@@ -147,7 +147,13 @@ class Plan:
     def identity(self) -> dict[str, Any]:
         """Return what decides the output's bytes, as JSON; equal for the same job."""
         model = {name: to_json(getattr(self.model, name)) for name in MODEL_IDENTITY}
-        return {**{name: to_json(getattr(self, name)) for name in IDENTITY}, "model": model}
+        # Left out where it is not asked for, as it was before it could be.
+        later = {"consistent": True} if self.job.consistent else {}
+        return {
+            **{name: to_json(getattr(self, name)) for name in IDENTITY},
+            "model": model,
+            **later,
+        }
 
     def summary(self) -> dict[str, Any]:
         """Return the JSON object of ``isochunk plan``."""
