@@ -34,10 +34,21 @@ EVALUATED = (
     "device",
     "report",
     "trust",
+    "consistent",
 )
 """Fields of an evaluation that take one value."""
 
-JUDGED = ("factor", "degradation", "plane", "box", "window", "device", "report", "trust")
+JUDGED = (
+    "factor",
+    "degradation",
+    "plane",
+    "box",
+    "window",
+    "device",
+    "report",
+    "trust",
+    "consistent",
+)
 """Those that an evaluation without a truth takes, too."""
 
 REPEATED = ("predictions", "references", "precisions")

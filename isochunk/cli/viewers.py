@@ -27,6 +27,7 @@ PREVIEWED = (
     "precision",
     "memory",
     "trust",
+    "consistent",
     "allow_inexact",
 )
 """Fields of a job that can be said of a preview."""

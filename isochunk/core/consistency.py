@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isochunk.core.geometry import Box
+from isochunk.core.geometry import Box, ceil_div
 from isochunk.core.spec import ModelSpec, Phase
 from isochunk.errors import ModelError
 
@@ -169,6 +169,22 @@ def require_consistent(spec: ModelSpec) -> None:
             f"--consistent cannot be done with model {spec.name!r}: {reason}; leave it out, or "
             "choose a model for sections that are means, at a whole factor along z alone"
         )
+
+
+def whole_sections(target: Box, factor: int) -> tuple[Box, Box]:
+    """Extend a target box to the ends of the sections that it touches.
+
+    Args:
+        target: any box.
+        factor: target voxels per section; y and x have none.
+
+    Returns:
+        The target voxels of those sections, and the sections themselves in source voxels.
+    """
+    (z0, y0, x0), (z1, y1, x1) = target.lo, target.hi
+    first, last = z0 // factor, ceil_div(z1, factor)
+    whole = Box((first * factor, y0, x0), (last * factor, y1, x1))
+    return whole, Box((first, y0, x0), (last, y1, x1))
 
 
 def add_back(answer: Any, sections: Any, factor: int) -> Any:

@@ -121,6 +121,8 @@ class Job(RunOptions):
     ``tf32`` is a GPU's; a CPU then computes in ``fp32``."""
     plane: AxialPlane | None = None
     """Slices that an axial network runs on, ``xz+yz`` for the mean of both; default: its own."""
+    consistent: bool = field(default=False, metadata=LATER)
+    """Add back what means of the output over each section lack of the input; for whole factors."""
     allow_inexact: bool = False
     """Accept a model whose tiles do not join exactly; the report then says by how much."""
     overwrite: bool = False

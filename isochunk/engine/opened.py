@@ -162,6 +162,7 @@ def _load_model(plan: Plan, seat: Seat | None) -> Predictor:
         tile=tile,
         trust=job.trust,
         allow_inexact=job.allow_inexact,
+        consistent=job.consistent,
         plane=plan.model.plane,
         known=known,
     )

@@ -301,4 +301,5 @@ def provenance(plan: Plan) -> dict[str, Any]:
         "precision": plan.precision,
         **({} if plan.window is None else {"window": plan.window.summary()}),
         **({} if plan.sections is None else {"sections": plan.sections_summary()}),
+        **({"consistent": True} if plan.job.consistent else {}),
     }

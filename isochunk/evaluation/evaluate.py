@@ -36,7 +36,7 @@ from isochunk.evaluation.ground_truth import (
     describe_left_out,
 )
 from isochunk.evaluation.noise import noise_ceiling
-from isochunk.evaluation.restore import describe_models, open_prediction, restore
+from isochunk.evaluation.restore import CONSISTENT, describe_models, open_prediction, restore
 from isochunk.evaluation.results import Evaluation, ModelResult
 from isochunk.evaluation.tables import write_tables
 from isochunk.models.interpolation import INTERPOLATIONS
@@ -108,6 +108,11 @@ def evaluate_volume(
             for name, spec in specs.items()
             if name not in INTERPOLATIONS
             for precision in config.precisions
+        },
+        **{
+            f"{name} {CONSISTENT}": partial(restore, name, spec, source, config, consistent=True)
+            for name, spec in specs.items()
+            if config.consistent and name != "nearest"  # which is by itself
         },
         **{name: partial(restore_by_baseline, name, sections, setup) for name in config.references},
         **{url: partial(volume.read, region.degraded) for url, volume in predictions.items()},

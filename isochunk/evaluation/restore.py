@@ -7,6 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 
+from isochunk.core.consistency import require_consistent
 from isochunk.core.degradation import PHASES, Degradation
 from isochunk.core.geometry import Box, Factor, Triple, cells, target_box
 from isochunk.core.job import Precision
@@ -22,6 +23,9 @@ from isochunk.storage.access import Access
 from isochunk.storage.open import open_volume
 from isochunk.storage.volume import Volume, read_reflected
 
+CONSISTENT = "consistent"
+"""Follows the name of a model whose answer was made consistent with its input."""
+
 ALWAYS_EVALUATED = ("nearest", "linear", "cubic")
 """Interpolations that every evaluation includes; the weights of wPSNR come from cubic."""
 
@@ -34,15 +38,17 @@ def describe_models(config: EvaluateConfig) -> tuple[dict[str, ModelSpec], Facto
 
     Raises:
         UsageError: the factor is below 1.
-        ModelError: a model cannot be loaded, or was made for another factor or degradation; or
-            some models refine z, and others y and x.
+        ModelError: a model cannot be loaded, or was made for another factor or degradation; some
+            models refine z, and others y and x; or one cannot be made consistent.
     """
     names = dict.fromkeys((*ALWAYS_EVALUATED, *config.models))
     specs = {name: _describe(name, config) for name in names}
     factor = _common_factor(specs, config.factor)
-    return {
-        name: _for_sections(spec, factor, config.degradation) for name, spec in specs.items()
-    }, factor
+    fixed = {name: _for_sections(spec, factor, config.degradation) for name, spec in specs.items()}
+    if config.consistent:
+        for spec in fixed.values():
+            require_consistent(spec)
+    return fixed, factor
 
 
 def restore(
@@ -51,6 +57,8 @@ def restore(
     source: Volume,
     config: EvaluateConfig,
     precision: Precision = "fp32",
+    *,
+    consistent: bool = False,
 ) -> Voxels:
     """Load a model and restore all of a volume.
 
@@ -60,12 +68,13 @@ def restore(
         source: the degraded volume; its grid starts at zero.
         config: block, device and trust.
         precision: arithmetic of networks.
+        consistent: whether the answer is made consistent with the input.
 
     Returns:
         All target voxels, (z, y, x), of the source's dtype.
     """
     if name in INTERPOLATIONS:
-        return predict_volume(Interpolation(spec), source, config.block)
+        return predict_volume(Interpolation(spec, consistent), source, config.block)
     runtime = Runtime(
         factor=spec.resolved_factor,
         intensity=measure_intensity(source, spec.normalisation),
@@ -74,6 +83,7 @@ def restore(
         precision=precision,
         trust=config.trust,
         allow_inexact=True,  # seams cost what they cost in the figures
+        consistent=consistent,
         plane=spec.plane if spec.plane in AXIAL else None,
     )
     return predict_volume(load(name, runtime), source, config.block)

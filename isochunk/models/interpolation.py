@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from isochunk.core.consistency import add_back, whole_sections
 from isochunk.core.geometry import Box, reflected
 from isochunk.core.limits import INTERPOLATED_VOXELS
 from isochunk.core.spec import INTERPOLATION_REACH, ModelSpec, Phase
@@ -73,6 +74,8 @@ class Interpolation:
     """Spec with its factor resolved."""
     dtype: str = "uint8"
     """numpy name of the type in which answers to float32 are stored."""
+    consistent: bool = False
+    """Whether the answer is made consistent with the input; see ``core.consistency``."""
 
     @property
     def halvings(self) -> int:
@@ -85,6 +88,8 @@ class Interpolation:
 
     def restore(self, source: Voxels, read: Box, write: Box) -> Voxels:
         """Interpolate the target box ``write``; arguments as :meth:`stage`."""
+        if self.consistent:
+            return self._restore_consistent(source, read, write)
         taps = [
             axis_taps(self.spec.arch, (lo, hi), r, origin, self.spec.phase)
             for lo, hi, r, origin in zip(
@@ -104,6 +109,25 @@ class Interpolation:
             values = resample(lateral, z.part(slab), axis=0)
             result[slab] = quantise(values, dtype)
         return result
+
+    def _restore_consistent(self, source: Voxels, read: Box, write: Box) -> Voxels:
+        """Interpolate whole sections along z, and add back what their means lack of the input."""
+        factor = int(self.spec.resolved_factor[0])
+        whole, under = whole_sections(write, factor)
+        span = (whole.lo[0], whole.hi[0])
+        z = axis_taps(self.spec.arch, span, Fraction(factor), read.lo[0], self.spec.phase)
+        _, y, x = write.slices(read.lo)
+        lateral = source[:, y, x]
+        dtype = stored_dtype(source, self.dtype)
+        result = np.empty(whole.shape, dtype)
+        count = max(1, INTERPOLATED_VOXELS // (factor * write.shape[1] * write.shape[2]))
+        for start in range(under.lo[0], under.hi[0], count):
+            sections = range(start, min(start + count, under.hi[0]))
+            part = slice(start * factor - span[0], sections.stop * factor - span[0])
+            given = lateral[start - read.lo[0] : sections.stop - read.lo[0]].astype(np.float32)
+            values = add_back(resample(lateral, z.part(part), axis=0), given, factor)
+            result[part] = quantise(values, dtype)
+        return result[write.lo[0] - span[0] : write.hi[0] - span[0]]
 
 
 @dataclass(frozen=True, slots=True)

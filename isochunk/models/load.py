@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from isochunk.core.consistency import require_consistent
 from isochunk.core.geometry import Factor, Triple, triple
 from isochunk.core.job import Precision
 from isochunk.core.limits import COST_TILE, DEFAULT_TILE, WORKSPACE
@@ -50,6 +51,8 @@ class Runtime:
     """The user allowed the model to run code of its own."""
     allow_inexact: bool = False
     """The user accepts seams."""
+    consistent: bool = False
+    """The answer is made consistent with the input: sections made again of it are those read."""
     plane: Plane | None = None
     """Slices that an axial network runs on; None for the model's own."""
     known: ModelSpec | None = None
@@ -130,10 +133,13 @@ def load(name: str, runtime: Runtime) -> Predictor:
 
     Raises:
         ModelError: it cannot be found, trusted or loaded, has another factor, or cannot be tiled
-            exactly and ``runtime.allow_inexact`` is not set.
+            exactly and ``runtime.allow_inexact`` is not set; or its answer cannot be made
+            consistent.
     """
     if name in INTERPOLATIONS:
-        return Interpolation(interpolation_spec(name).for_factor(runtime.factor), runtime.dtype)
+        spec = interpolation_spec(name).for_factor(runtime.factor)
+        _require_consistent(spec, runtime)
+        return Interpolation(spec, runtime.dtype, runtime.consistent)
     from isochunk.models.predictor import TorchPredictor
 
     device = device_of(runtime.device)
@@ -153,6 +159,11 @@ def load(name: str, runtime: Runtime) -> Predictor:
         network = load_module(folder, checked=known)
         _require_exact(spec, network.inexact_because, runtime)
         engine = network.engine(spec)
+    _require_consistent(spec, runtime)
+    if runtime.consistent:
+        from isochunk.models.consistent import ConsistentEngine
+
+        engine = ConsistentEngine(engine, int(spec.resolved_factor[0]))
     return TorchPredictor(
         spec,
         engine,
@@ -170,6 +181,11 @@ def _require_exact(spec: ModelSpec, reason: str, runtime: Runtime) -> None:
             f"model {spec.name!r} cannot be tiled exactly ({reason}); {option('allow_inexact')} "
             "accepts seams, and the report then says how large they are"
         )
+
+
+def _require_consistent(spec: ModelSpec, runtime: Runtime) -> None:
+    if runtime.consistent:
+        require_consistent(spec)
 
 
 def shipped() -> list[tuple[str, ModelSpec]]:

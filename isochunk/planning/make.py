@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
+from isochunk.core.consistency import require_consistent
 from isochunk.core.geometry import AXES, Box, Triple, factor_between, sub, target_box, triple
 from isochunk.core.job import FoundDevice, Job, Precision
 from isochunk.core.limits import MAX_DEPTH
@@ -70,6 +71,8 @@ def make_plan(job: Job, found: Inputs) -> Plan:
             f"model {model.name!r} cannot be tiled exactly; {option('allow_inexact')} accepts "
             "that, and the report then says how much tiles differ at their seams"
         )
+    if job.consistent:
+        require_consistent(model)
     anchored = target_box(region, factor, source.box)
     shift, corner = placement(source, anchored, found.target_format, spacing=tuple(spacing))
     encoding = job.encoding or ("raw" if found.target_format == "precomputed" else "zstd")

@@ -162,6 +162,8 @@ class Plan:
             found["window"] = self.window.summary()
         if self.sections is not None and self.sections.effects():
             found["sections"] = {**self.sections.effects(), "digest": self.sections.digest}
+        if self.job.consistent:
+            found["consistent"] = True
         return found
 
     def summary(self) -> dict[str, Any]:

@@ -106,6 +106,16 @@ def test_figures_are_those_of_the_rounded_prediction_without_the_edges(tmp_path)
     assert figures(EvaluateConfig(truth))["linear"].psnr == pytest.approx(expected, abs=0.01)
 
 
+def test_models_are_evaluated_once_more_made_consistent(tmp_path):
+    truth = write_source(f"{tmp_path}/texture", texture(), "10,10,10")
+    found = figures(EvaluateConfig(truth, consistent=True))
+    assert list(found)[3:] == ["linear consistent", "cubic consistent"]
+    assert found["cubic consistent"].psnr > found["cubic"].psnr + 0.1
+    for changes in ({"factor": Fraction(5, 2)}, {"degradation": "skip"}):
+        with pytest.raises(ModelError, match="--consistent cannot be done with model 'nearest'"):
+            evaluate(replace(EvaluateConfig(truth, consistent=True), **changes))
+
+
 def test_degraded_voxels_are_rounded_means():
     voxels = texture((20, 6, 5))
     for factor in (1, 2, 5):

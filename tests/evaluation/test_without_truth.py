@@ -151,6 +151,20 @@ def test_a_network_is_judged_beside_them_and_what_it_cannot_do_is_said(source: s
     assert "no PSNR of a run" in judged.limits
 
 
+def test_models_are_judged_once_more_made_consistent(source: str) -> None:
+    judged = judge(JudgeConfig(source, (SHIPPED,), device="cpu", consistent=True))
+    rows = {figures.model: figures for figures in judged.figures}
+    assert list(rows)[3:] == [f"{name} consistent" for name in ("linear", "cubic", SHIPPED)]
+    for name in ("linear", "cubic", SHIPPED):
+        made = rows[f"{name} consistent"]
+        assert made.consistency_rms < 0.25 < rows[name].consistency_rms
+        assert made.lateral_psnr > rows[name].lateral_psnr
+    assert [card.name for card in judged.cards] == [SHIPPED]
+    assert {missing.model for missing in judged.not_measured} == {SHIPPED, f"{SHIPPED} consistent"}
+    with pytest.raises(ModelError, match="--consistent cannot be done"):
+        judge(JudgeConfig(source, factor=Fraction(5, 2), consistent=True))
+
+
 def test_networks_for_volumes_get_sections_restored_for_the_lateral_test(tmp_path: Path) -> None:
     """Where all sections are one, restoring z changes nothing, and so it must not matter."""
     section = texture((1, 64, 56))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Literal
 
+from isochunk.core.consistency import require_consistent
 from isochunk.core.degradation import PHASES, Degradation
 from isochunk.core.geometry import Factor
 from isochunk.core.spec import AXIAL, ModelSpec, Phase, Plane, VolumeSpec
 from isochunk.errors import ModelError, UsageError
+from isochunk.evaluation.restore import CONSISTENT
 from isochunk.evaluation.without_truth.config import JudgeConfig
 from isochunk.models.interface import Predictor
 from isochunk.models.interpolation import INTERPOLATIONS, Interpolation, interpolation_spec
@@ -36,6 +38,8 @@ class Setup:
     """What is known of each model, by name, factors resolved."""
     fixed: frozenset[str] = frozenset()
     """Those that were built for this factor and take no other."""
+    consistent: Mapping[str, str] = field(default_factory=dict)
+    """Models behind the names of those that are made consistent with their input."""
 
     @property
     def phase(self) -> Phase:
@@ -48,7 +52,7 @@ class Candidate:
     """A model ready to be judged."""
 
     name: str
-    """As ``--model`` takes it."""
+    """Of :attr:`Setup.specs`."""
     restore: Predictor
     """Restores sections, as a run does."""
     lateral: Predictor
@@ -63,7 +67,7 @@ def set_up(config: JudgeConfig, source: VolumeSpec) -> Setup:
     Raises:
         UsageError: the source is isotropic already, or the factor is not above 1.
         ModelError: a model cannot be loaded, does not fit the source or the degradation, or some
-            models were made for means and others for samples.
+            models were made for means and others for samples; or one cannot be made consistent.
     """
     z, y, x = source.spacing
     if z <= max(y, x):
@@ -84,30 +88,34 @@ def set_up(config: JudgeConfig, source: VolumeSpec) -> Setup:
     for spec in specs.values():
         _require_fit(spec, factor, degradation, f"{source.url} has voxels of {source.spacing} nm")
     resolved = {name: spec.for_factor((factor, ONE, ONE)) for name, spec in specs.items()}
-    fixed = frozenset(name for name, spec in specs.items() if spec.factor[0] is not None)
-    return Setup(factor, degradation, resolved, fixed)
+    consistent = _made_consistent(resolved) if config.consistent else {}
+    resolved |= {name: resolved[model] for name, model in consistent.items()}
+    fixed = {name for name, spec in specs.items() if spec.factor[0] is not None}
+    fixed |= {name for name, model in consistent.items() if model in fixed}
+    return Setup(factor, degradation, resolved, frozenset(fixed), consistent)
 
 
 def load_candidate(name: str, setup: Setup, config: JudgeConfig, source: Volume) -> Candidate:
     """Load a model for each test.
 
     Args:
-        name: as ``--model`` takes it.
+        name: of :attr:`Setup.specs`.
         setup: what is asked of it.
         config: device and trust.
         source: the volume whose intensities are those of a run.
     """
     spec = setup.specs[name]
     twice: Factor = (2 * setup.factor, ONE, ONE)
-    if name in INTERPOLATIONS:
-        same = Interpolation(spec)
-        wide = Interpolation(interpolation_spec(name, setup.phase).for_factor(twice))
-        return Candidate(name, same, same, wide)
+    model, consistent = setup.consistent.get(name, name), name in setup.consistent
+    if model in INTERPOLATIONS:
+        same = Interpolation(spec, consistent=consistent)
+        wide = interpolation_spec(model, setup.phase).for_factor(twice)
+        return Candidate(name, same, same, Interpolation(wide, consistent=consistent))
     intensity = measure_intensity(source, spec.normalisation)
 
     def made(factor: Factor, plane: Plane | None) -> Predictor:
         return load(
-            name,
+            model,
             Runtime(
                 factor=factor,
                 intensity=intensity,
@@ -115,6 +123,7 @@ def load_candidate(name: str, setup: Setup, config: JudgeConfig, source: Volume)
                 device=config.device,
                 trust=config.trust,
                 allow_inexact=True,  # seams cost what they cost in the figures
+                consistent=consistent,
                 plane=plane,
             ),
         )
@@ -140,6 +149,17 @@ def _describe(name: str, config: JudgeConfig) -> ModelSpec | None:
     if config.plane is not None and spec.plane in AXIAL:
         spec = spec.on_plane(config.plane)
     return spec
+
+
+def _made_consistent(specs: Mapping[str, ModelSpec]) -> dict[str, str]:
+    """Return the models that are judged once more, by the names that they then have.
+
+    Raises:
+        ModelError: one cannot be made consistent.
+    """
+    for spec in specs.values():
+        require_consistent(spec)
+    return {f"{name} {CONSISTENT}": name for name in specs}
 
 
 def _degradation_of(described: Mapping[str, ModelSpec | None]) -> Degradation:

@@ -39,5 +39,7 @@ class JudgeConfig:
     """Where networks run."""
     trust: bool = False
     """Accept models that run code of their own."""
+    consistent: bool = False
+    """Evaluate models once more, made consistent with their input as ``run --consistent`` does."""
     report: str | None = None
     """Folder for ``evaluation.json``, ``evaluation.md`` and ``index.html``; none by default."""

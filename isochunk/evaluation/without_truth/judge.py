@@ -207,12 +207,14 @@ def _judgement(
     lateral = mean_spectrum([lateral_spectrum(v, spec.spacing) for v in sample.voxels])
     section_nm = float(spec.spacing.z)
     results = _results(subject, setup, trials, lateral)
+    networks = tuple(n for n, s in setup.specs.items() if s.arch not in INTERPOLATIONS)
     seen = (
         Seen(
             box,
             sample.voxels[i],
             {name: trial.restored[i] for name, trial in trials.items()},
             {name: trial.made[i] for name, trial in trials.items()},
+            networks,
         )
         for i, box in enumerate(sample.boxes)
     )
@@ -220,7 +222,7 @@ def _judgement(
     anything_held_out = any(trial.held_out.voxels for trial in trials.values())
     return Judgement(
         results=results,
-        cards=tuple(s for name, s in setup.specs.items() if name not in INTERPOLATIONS),
+        cards=tuple(setup.specs[name] for name in networks if name not in setup.consistent),
         places=tuple(places),
         source=config.source,
         spacing=spec.spacing,

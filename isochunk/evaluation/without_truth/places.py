@@ -19,7 +19,6 @@ from isochunk.core.geometry import Box
 from isochunk.core.voxels import Voxels
 from isochunk.evaluation.metrics import NORMAL, PLANES, ImagePlane
 from isochunk.evaluation.without_truth.results import Place
-from isochunk.models.interpolation import INTERPOLATIONS
 
 NEIGHBOURHOOD = 17
 """Edge of the square over which squared differences are averaged, to find a place and no pixel."""
@@ -40,11 +39,13 @@ class Seen:
     """Target voxels by model, (z, y, x)."""
     made: Mapping[str, NDArray[np.float32]]
     """Sections made of them; those that target voxels cover whole, from the first on."""
+    networks: tuple[str, ...]
+    """Those of the models that are no interpolations."""
 
 
 def worst_place(seen: Seen, factor: Fraction) -> Place:
     """Find the worst place of a box and cut its planes out."""
-    names = [name for name in seen.made if name not in INTERPOLATIONS] or ["cubic"]
+    names = seen.networks or ("cubic",)
     differences = {
         name: np.abs(made - seen.voxels[: len(made)]) for name, made in seen.made.items()
     }

@@ -9,7 +9,7 @@ from fractions import Fraction
 from typing import Any
 
 from isochunk.core.consistency import Consistency
-from isochunk.core.degradation import Degradation
+from isochunk.core.degradation import PHASES, Degradation
 from isochunk.core.geometry import Box, Spacing
 from isochunk.core.spec import ModelSpec
 from isochunk.core.voxels import Voxels
@@ -124,6 +124,12 @@ class Judgement:
     def section_nm(self) -> float:
         """Distance of sections."""
         return float(self.spacing.z)
+
+    @property
+    def rounding_rms(self) -> float:
+        """What rounding of the output makes of the consistency by itself, in grey levels."""
+        voxels = float(self.factor) if PHASES[self.degradation] == "mean" else 1.0
+        return math.sqrt(1 / (12 * voxels))
 
     @property
     def figures(self) -> tuple[JudgedFigures, ...]:
