@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from scipy.ndimage import gaussian_filter, shift
 
 import isochunk
 from isochunk.core.section_judging import Findings, judge_sections
-from isochunk.core.section_profile import profile_sections
+from isochunk.core.section_profile import LAGS, SectionProfile, profile_sections
 from isochunk.core.synthetic import synthetic_pair
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -39,6 +39,8 @@ class Kind:
     damage: Damage
     sections: int = 1
     """Sections in a row that are damaged."""
+    place: str = "inside"
+    """``inside`` at even distances, ``first`` or ``last``."""
 
 
 def clipped(values: np.ndarray) -> np.ndarray:
@@ -81,7 +83,7 @@ def move(pixels: float) -> Damage:
     return change(lambda v, _: shift(v, (0, pixels), order=3, mode="mirror"))
 
 
-KINDS = (
+INSIDE = (
     Kind("blank, 0", "lost", fill(0)),
     Kind("blank, one grey level", "lost", fill(90)),
     Kind("saturated", "lost", fill(255)),
@@ -104,6 +106,22 @@ KINDS = (
     Kind("displaced by 3 pixels", "shifts", move(3)),
     Kind("displaced by 4 pixels", "shifts", move(4)),
 )
+AT_THE_ENDS = (
+    "saturated",
+    "half of it saturated",
+    "a wedge of a half replaced",
+    "replaced",
+    "noise of 60 grey levels",
+    "blur of 4 pixels",
+    "12 grey levels brighter",
+)
+ALL_OF_IT = Kind("replaced", "lost", fold(1.7))
+KINDS = INSIDE + tuple(
+    replace(kind, name=f"{place}: {kind.name}", place=place)
+    for place in ("first", "last")
+    for kind in (*INSIDE, ALL_OF_IT)
+    if kind.name in AT_THE_ENDS
+)
 
 
 @dataclass(frozen=True)
@@ -118,21 +136,40 @@ class Score:
     """Sections named without a reason."""
 
 
+def profiled(stack: Stack, pool: int = FACTOR) -> tuple[SectionProfile, ...]:
+    """Measure a stack of whole sections that lies in memory."""
+    return tuple(profile_sections(enumerate(stack), pool))
+
+
 def judge(stack: Stack, pool: int = FACTOR) -> Findings:
     """Inspect a stack of whole sections that lies in memory."""
-    return judge_sections(tuple(profile_sections(enumerate(stack), pool)))
+    return judge_sections(profiled(stack, pool))
 
 
-def score(kind: Kind, stack: Stack, seed: int = 0) -> Score:
-    """Damage sections at even distances and see what is found."""
+def again(clean: tuple[SectionProfile, ...], stack: Stack, changed: set[int]) -> Findings:
+    """Inspect a stack of which some sections are no longer those that were measured before."""
+    profiles = list(clean)
+    near = {z + after for z in changed for after in range(LAGS + 1)} & set(range(len(stack)))
+    for z in near:
+        part = range(max(0, z - LAGS), z + 1)
+        *_, profiles[z] = profile_sections(((i, stack[i]) for i in part), FACTOR)
+    return judge_sections(profiles)
+
+
+def score(kind: Kind, stack: Stack, clean: tuple[SectionProfile, ...], seed: int = 0) -> Score:
+    """Damage sections at even distances, or at an end, and see what is found."""
     rng = np.random.default_rng(seed)
     damaged = stack.copy()
-    places = range(FIRST, len(stack) - 4, EVERY * kind.sections)
+    places = {
+        "inside": range(FIRST, len(stack) - 4, EVERY * kind.sections),
+        "first": range(1),
+        "last": range(len(stack) - 1, len(stack)),
+    }[kind.place]
     for z in places:
         kind.damage(damaged, z, rng)
-    found = judge(damaged)
-    named = {what: {s.z for s in getattr(found, what)} for what in ("lost", "corrected", "shifts")}
     wanted = {z + i for z in places for i in range(kind.sections)}
+    found = again(clean, damaged, wanted)
+    named = {what: {s.z for s in getattr(found, what)} for what in ("lost", "corrected", "shifts")}
     hits = named.pop(kind.wanted)
     back = {z + kind.sections for z in places}  # the next one steps back
     others = set.union(*named.values())
@@ -164,16 +201,16 @@ def table(volumes: list[tuple[str, Stack]]) -> Iterator[str]:
     """Yield the lines of a Markdown table."""
     yield "| damage | found as | " + " | ".join(name for name, _ in volumes) + " |"
     yield "|---|---|" + "---|" * len(volumes)
-    clean = []
-    for _, stack in volumes:
-        found = judge(stack)
+    clean, profiles = [], [profiled(stack) for _, stack in volumes]
+    for own, (_, stack) in zip(profiles, volumes, strict=True):
+        found = judge_sections(own)
         named = len(found.lost) + len(found.corrected) + len(found.shifts)
         clean.append(f"{named} of {len(stack)} named")
     yield "| none | | " + " | ".join(clean) + " |"
     for kind in KINDS:
         cells = []
-        for _, stack in volumes:
-            s = score(kind, stack)
+        for own, (_, stack) in zip(profiles, volumes, strict=True):
+            s = score(kind, stack, own)
             cell = f"{s.hits}/{s.damaged}"
             cell += f", {s.otherwise} as something else" if s.otherwise else ""
             cells.append(cell + (f", {s.false_alarms} false" if s.false_alarms else ""))

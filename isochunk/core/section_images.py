@@ -21,6 +21,8 @@ from isochunk.core.voxels import Voxels
 Grey: TypeAlias = NDArray[np.float32]
 Mask: TypeAlias = NDArray[np.bool_]
 Waves: TypeAlias = NDArray[np.complex64]
+Image: TypeAlias = tuple[Grey, Mask]
+"""Values, and where they are those of tissue."""
 
 BACKGROUND = 8
 """What is larger than a window over this, such as uneven lighting, does not count as agreement."""
@@ -28,6 +30,8 @@ TAPER = 0.25
 """Share of a window over which it falls off before it is transformed, both sides together."""
 LEAST_SAMPLES = 64
 """Means of pixels that a correlation or a tile needs."""
+TILES = 4
+"""Tiles along each side of a section that are measured one by one."""
 DISTINCT = 8.0
 """Standard deviations by which a shift must stand out from all others, to be one."""
 NOWHERE = (math.nan, math.nan)
@@ -87,9 +91,17 @@ def detail_of(means: Grey, mask: Mask) -> Grey:
     return detail
 
 
-def correlation(
-    a: tuple[Grey, Mask], b: tuple[Grey, Mask], shift: tuple[int, int] = (0, 0)
-) -> float:
+def overlap(a: Image, b: Image, shift: tuple[int, int]) -> tuple[Image, Image]:
+    """Return what two images have in common, where the second lies ``shift`` from the first."""
+    _, height, width = a[0].shape
+    (ya, yb), (xa, xb) = (
+        (slice(max(0, -s), n - max(0, s)), slice(max(0, s), n - max(0, -s)))
+        for s, n in zip(shift, (height, width), strict=True)
+    )
+    return (a[0][:, ya, xa], a[1][:, ya, xa]), (b[0][:, yb, xb], b[1][:, yb, xb])
+
+
+def correlation(a: Image, b: Image, shift: tuple[int, int] = (0, 0)) -> float:
     """Return Pearson's correlation of two sections' details where both are tissue.
 
     Args:
@@ -100,20 +112,33 @@ def correlation(
     Returns:
         NaN where there is too little in common, or no contrast.
     """
-    _, height, width = a[0].shape
-    (ya, yb), (xa, xb) = (
-        (slice(max(0, -s), n - max(0, s)), slice(max(0, s), n - max(0, -s)))
-        for s, n in zip(shift, (height, width), strict=True)
+    first, second = overlap(a, b, shift)
+    return _pearson(first[0], second[0], first[1] & second[1])
+
+
+def tile_correlations(a: Image, b: Image, shift: tuple[int, int] = (0, 0)) -> tuple[float, ...]:
+    """Return what :func:`correlation` does, tile by tile of what both have in common."""
+    first, second = overlap(a, b, shift)
+    both = first[1] & second[1]
+    return tuple(
+        _pearson(*parts)
+        for parts in zip(*(tiles_of(part) for part in (first[0], second[0], both)), strict=True)
     )
-    both = a[1][:, ya, xa] & b[1][:, yb, xb]
+
+
+def tiles_of(windows: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """Cut windows (n, y, x) into about ``TILES`` x ``TILES`` tiles (y, x) together."""
+    side = max(1, math.ceil(TILES / math.sqrt(len(windows))))
+    for window in windows:
+        for rows in np.array_split(window, side):
+            yield from np.array_split(rows, side, 1)
+
+
+def _pearson(a: NDArray[Any], b: NDArray[Any], both: NDArray[Any]) -> float:
     if np.count_nonzero(both) < LEAST_SAMPLES:
         return math.nan
     first, second = (
-        values - values.mean()
-        for values in (
-            a[0][:, ya, xa][both].astype(np.float64),
-            b[0][:, yb, xb][both].astype(np.float64),
-        )
+        values - values.mean() for values in (v[both].astype(np.float64) for v in (a, b))
     )
     norm = math.sqrt(float(first @ first) * float(second @ second))
     return float(first @ second) / norm if norm > 0 else math.nan

@@ -10,32 +10,27 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
+from isochunk.core.robust import Numbers, median_around, robust_spread
+from isochunk.core.section_agreement import disagreeing
 from isochunk.core.section_profile import SectionProfile
+from isochunk.core.section_texture import blurred_and_noisy
 from isochunk.core.sections import Section
 
-Numbers: TypeAlias = NDArray[np.float64]
-
-ROBUST = 1.4826
-"""Standard deviation of a normal distribution over its median absolute deviation."""
 BESIDE = 4
 """Good sections on either side with which the contrast of one is compared."""
-AROUND = 20
-"""Sections on either side that say what agreement is usual."""
 DRIFT = 3
 """Steps on either side that say how structures drift there."""
 PART = 0.75
 """Tissue left, over that on either side, below which a section is half blank."""
 MOSTLY = 0.9
 """Share of a blank section that says what it is."""
-AGREES = 0.7
-"""Agreement, over the usual one, below which two sections do not agree."""
-UNUSUAL, CERTAIN = 3.0, 5.0
-"""Deviations by which what is judged with others, and alone, must differ from what is usual."""
+FEW = 2
+"""Blank sections at an end that are damaged, not padding, where they are not 0."""
+CERTAIN = 5.0
+"""Deviations by which what is judged alone must differ from what is usual."""
 LEAST_OFFSET = 0.15
 """Change of the mean, in deviations of the tissue, below which contrast is left as it is."""
 LEAST_GAIN = 0.06
@@ -86,10 +81,10 @@ def judge_sections(
     """Judge every section of a stack.
 
     Lost are: blank sections between others; those that hold much less tissue than both sides; those
-    that agree with neither neighbour, where these agree with each other as usual, also two in a
-    row; neighbours that have changed places. The first and the last section have one neighbour
-    only, so of these none but the contrast is judged. Corrected is contrast that differs in all of
-    a section alike, more than structures differ. Blank sections at either end are padding.
+    that do not agree with their neighbours, as :func:`disagreeing` tells; those that are blurred or
+    noisy and their neighbours are not. Corrected is contrast that differs in all of a section
+    alike, more than structures differ. Blank sections at either end are padding, but for up to
+    ``FEW`` of one grey level that is not 0: a volume is not padded with that.
 
     Args:
         profiles: all sections, by rising z.
@@ -99,18 +94,25 @@ def judge_sections(
     if not used:
         return Findings((), (), (), tuple(p.z for p in profiles))
     first, last = used[0].z, used[-1].z
-    lost = {p.z: _blank(p) for p in profiles if p.blank and first < p.z < last}
-    padding = tuple(p.z for p in profiles if not first <= p.z <= last)
+    outside = [[p for p in profiles if p.z < first], [p for p in profiles if p.z > last]]
+    padding = [p for end in outside if _is_padding(end) for p in end]
+    inside = [p for p in profiles if first <= p.z <= last]
+    blank = {p.z: _blank(p) for p in profiles if p.blank and p not in padding}
+    lost, ends = blank, (not outside[0], not outside[1])
     if len(used) >= LEAST_SECTIONS:
-        lost |= _half_blank(used)
-        lost |= _damaged(profiles)
+        lost = blurred_and_noisy(used) | disagreeing(inside) | _half_blank(used, ends) | blank
     good = [p for p in used if p.z not in lost]
     return Findings(
         tuple(Section(z, lost=True, why=why) for z, why in sorted(lost.items())),
         _uneven(good) if len(good) >= LEAST_SECTIONS else (),
         _displaced(used, lost, pixel) if len(good) >= LEAST_SECTIONS else (),
-        padding,
+        tuple(p.z for p in padding),
     )
+
+
+def _is_padding(end: Sequence[SectionProfile]) -> bool:
+    """Tell whether blank sections at an end were never recorded; else they are damaged."""
+    return len(end) > FEW or any(p.black > MOSTLY for p in end)
 
 
 def _blank(profile: SectionProfile) -> str:
@@ -121,67 +123,31 @@ def _blank(profile: SectionProfile) -> str:
     return "one grey level"
 
 
-def _half_blank(used: Sequence[SectionProfile]) -> dict[int, str]:
-    """Find sections with much less tissue than there is before and after them."""
+def _half_blank(used: Sequence[SectionProfile], ends: tuple[bool, bool]) -> dict[int, str]:
+    """Find sections with much less tissue than there is before and after them.
+
+    Args:
+        used: sections with tissue.
+        ends: whether the first and the last are those of the volume. Then they are compared with
+            the others; else padding begins there, and tissue may taper to it.
+    """
     tissue = np.array([p.tissue for p in used])
     found = {}
-    for i in range(1, len(used) - 1):
-        sides = (tissue[max(0, i - BESIDE) : i], tissue[i + 1 : i + 1 + BESIDE])
-        usual = min(float(np.median(side)) for side in sides)
-        if tissue[i] < PART * usual:
+    for i in range(len(used)):
+        sides = [tissue[max(0, i - BESIDE) : i], tissue[i + 1 : i + 1 + BESIDE]]
+        if i == 0 and ends[0]:
+            sides[0] = _continued(sides[1])
+        elif i == len(used) - 1 and ends[1]:
+            sides[1] = _continued(sides[0][::-1])
+        usual = min((float(np.median(side)) for side in sides if len(side)), default=0.0)
+        if all(map(len, sides)) and tissue[i] < PART * usual:
             found[used[i].z] = f"tissue in {tissue[i]:.0%} of it beside {usual:.0%}"
     return found
 
 
-def _damaged(profiles: Sequence[SectionProfile]) -> dict[int, str]:
-    """Find sections that do not agree with their neighbours as these do with each other."""
-    table = np.array([p.before for p in profiles])
-    usual = np.stack([_around(column, AROUND) for column in table.T], 1)
-    spread = np.array([_spread(column) for column in (table - usual).T])
-    low = (table < AGREES * usual) & (table < usual - UNUSUAL * spread)
-    near = table >= np.maximum(AGREES * usual - spread, usual - UNUSUAL * spread)
-    clear = usual > 2 * spread
-    found: dict[int, str] = {}
-    i = 1
-    while i < len(profiles) - 1:
-        if i + 2 < len(profiles) and _swapped(table, usual, i):
-            for one, other in ((i, i + 1), (i + 1, i)):
-                found[profiles[one].z] = (
-                    f"seems to have changed places with section {profiles[other].z}"
-                )
-            i += 2
-        elif low[i, 0] and low[i + 1, 0] and near[i + 1, 1]:
-            with_them, between = max(table[i, 0], table[i + 1, 0]), table[i + 1, 1]
-            found[profiles[i].z] = (
-                f"agrees {with_them:.2f} with its neighbours, usual is {usual[i, 0]:.2f}; "
-                f"they agree {between:.2f} with each other"
-            )
-            i += 1
-        elif (
-            i + 2 < len(profiles)
-            and low[i, 0]
-            and low[i + 2, 0]
-            and low[i + 1, 1]
-            and low[i + 2, 1]
-            and near[i + 2, 2]
-            and clear[i + 2, 2]
-        ):
-            for one, link in ((i, i), (i + 1, i + 2)):
-                found[profiles[one].z] = (
-                    f"agrees {table[link, 0]:.2f} with the section beside this pair, usual is "
-                    f"{usual[link, 0]:.2f}; those on its sides agree {table[i + 2, 2]:.2f}"
-                )
-            i += 2
-        else:
-            i += 1
-    return found
-
-
-def _swapped(table: Numbers, usual: Numbers, i: int) -> bool:
-    """Tell whether sections ``i`` and ``i + 1`` agree better with each other's neighbours."""
-    falls = (usual[i, 0] - usual[i, 1]) / 4
-    before, after = table[i + 1, 1] - table[i, 0], table[i + 2, 1] - table[i + 2, 0]
-    return bool(before > falls > 0 and after > falls)
+def _continued(tissue: Numbers) -> Numbers:
+    """Return how much tissue there is beyond the end where it changes on as it does beside it."""
+    return tissue[:1] - (np.max(tissue) - np.min(tissue))
 
 
 def _uneven(good: Sequence[SectionProfile]) -> tuple[Section, ...]:
@@ -235,7 +201,7 @@ def _common(changes: Numbers) -> tuple[float, float]:
     """Return the change that tiles have in common, and its standard error by their scatter."""
     middle = float(np.median(changes))
     error = math.sqrt(math.pi / 2 / len(changes))  # of a median, over the deviation
-    return middle, error * _spread(changes - middle)
+    return middle, error * robust_spread(changes - middle)
 
 
 def _displaced(
@@ -247,28 +213,11 @@ def _displaced(
         for before, p in pairwise(used)
     ]
     steps = np.array(kept) * pixel
-    rest = np.stack([column - _around(column, DRIFT) for column in steps.T], 1)
-    spread = max(_spread(column) for column in rest.T)
+    rest = np.stack([column - median_around(column, DRIFT) for column in steps.T], 1)
+    spread = max(robust_spread(column) for column in rest.T)
     length = np.hypot(rest[:, 0], rest[:, 1])
     limit = max(LEAST_SHIFT, LEAST_SHIFT_READ * max(pixel), CERTAIN * spread)
     return tuple(
         Shift(used[i + 1].z, float(rest[i, 0]), float(rest[i, 1]))
         for i in np.flatnonzero(length > limit).tolist()
     )
-
-
-def _around(values: Numbers, reach: int) -> Numbers:
-    """Return the median of up to ``reach`` values on either side of each; NaN are left out."""
-    found = np.full(len(values), math.nan)
-    for i in range(len(values)):
-        near = np.delete(values[max(0, i - reach) : i + reach + 1], min(i, reach))
-        near = near[~np.isnan(near)]
-        if near.size:
-            found[i] = np.median(near)
-    return found
-
-
-def _spread(values: Numbers) -> float:
-    """Return the standard deviation around 0 that the middle half of the values has; 0 for none."""
-    known = values[~np.isnan(values)]
-    return ROBUST * float(np.median(np.abs(known))) if known.size else 0.0
