@@ -74,7 +74,7 @@ def restore(
         All target voxels, (z, y, x), of the source's dtype.
     """
     if name in INTERPOLATIONS:
-        return predict_volume(Interpolation(spec, consistent), source, config.block)
+        return predict_volume(Interpolation(spec, consistent=consistent), source, config.block)
     runtime = Runtime(
         factor=spec.resolved_factor,
         intensity=measure_intensity(source, spec.normalisation),
