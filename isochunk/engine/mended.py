@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from isochunk.core.geometry import Box
 from isochunk.core.mending import Mending
 from isochunk.core.sections import SectionTable
 from isochunk.core.spec import VolumeSpec
 from isochunk.core.voxels import Voxels
+from isochunk.core.window import Window
+from isochunk.engine.windowed import RoundedVolume, open_rounded
 from isochunk.errors import UsageError
+from isochunk.storage.access import Access
 from isochunk.storage.volume import Volume
 
 AUTO = "auto"
@@ -59,6 +63,31 @@ def mending_of(table: SectionTable, spec: VolumeSpec) -> Mending:
         UsageError: a section does not exist, or all are lost.
     """
     return Mending.of(table, spec.box.lo[0], spec.box.hi[0])
+
+
+def open_mended(
+    url: str, access: Access, window: Window | Literal["auto"] | None, sections: str | None
+) -> tuple[Volume, Mending | None]:
+    """Open a volume to be looked at, rounded, its sections used as a table says.
+
+    Args:
+        url: a path or URL.
+        access: how it is reached.
+        window: as :func:`isochunk.engine.windowed.open_rounded`.
+        sections: as :func:`find_table`; None for sections as they are stored.
+
+    Returns:
+        The volume, and how it is mended; None where it is not.
+
+    Raises:
+        UsageError: the volume, its window or its table cannot be had.
+        StorageError: it cannot be read.
+    """
+    volume = open_rounded(url, access, window)
+    if sections is None:
+        return volume, None
+    through = MendedVolume(volume, mending_of(find_table(sections, volume), volume.spec))
+    return RoundedVolume(through), through.mending
 
 
 def find_table(wanted: str, volume: Volume) -> SectionTable:

@@ -46,6 +46,9 @@ class EvaluateConfig:
     window: WindowField | None = None
     """Stored values LOW,HIGH that become black and white, or ``auto`` to measure them; default:
     uint8 and uint16 are used as they are."""
+    sections: str | None = None
+    """Section table of the truth, or ``auto`` to inspect it; none of what is evaluated may be
+    lost."""
     box: BoxField | None = None
     """Part of the truth, z0:z1,y0:y1,x0:x1; default: all of it."""
     background: BoxField | None = None

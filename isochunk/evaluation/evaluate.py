@@ -15,8 +15,10 @@ import numpy as np
 
 from isochunk.core.degradation import Degradation
 from isochunk.core.geometry import Box, Factor
+from isochunk.core.mending import Mending
 from isochunk.core.spec import VolumeSpec
 from isochunk.core.voxels import Voxels
+from isochunk.engine.mended import open_mended
 from isochunk.engine.windowed import open_rounded
 from isochunk.errors import UsageError
 from isochunk.evaluation.baselines.published import (
@@ -64,7 +66,9 @@ def evaluate(config: EvaluateConfig, access: Access = DEFAULT_ACCESS) -> Evaluat
     """
     if config.report is not None:
         require_page()
-    truth = averaged(open_rounded(config.truth, access, config.window), config.average)
+    stored, mending = open_mended(config.truth, access, config.window, config.sections)
+    _require_recorded(config, stored.spec, mending)
+    truth = averaged(stored, config.average)
     check_supported(truth.spec)
     evaluation = evaluate_volume(config, truth, access)
     if config.report is not None:
@@ -74,6 +78,22 @@ def evaluate(config: EvaluateConfig, access: Access = DEFAULT_ACCESS) -> Evaluat
         write_tables(evaluation, folder)
         write_page(evaluation, folder)
     return evaluation
+
+
+def _require_recorded(config: EvaluateConfig, truth: VolumeSpec, mending: Mending | None) -> None:
+    """Refuse to compare with sections that were filled.
+
+    Raises:
+        UsageError: one of what is evaluated is lost.
+    """
+    box = truth.box if config.box is None else config.box
+    thick = 1 if config.box is None else config.average[0]
+    if mending is not None and not mending.good(box.lo[0] * thick, box.hi[0] * thick):
+        lost = [f"{run.first}:{run.end}" for run in mending.runs]
+        raise UsageError(
+            f"sections {', '.join(lost)} of {truth.url} are lost, so there is no truth to compare "
+            f"with in {box}; choose a --box without them"
+        )
 
 
 def evaluate_volume(

@@ -27,6 +27,9 @@ class JudgeConfig:
     window: WindowField | None = None
     """Stored values LOW,HIGH of the source that become black and white, or ``auto`` to measure
     them; default: uint8 and uint16 are used as they are."""
+    sections: str | None = None
+    """Section table of the source, or ``auto`` to inspect it first; default: sections are used as
+    they are stored."""
     box: BoxField | None = None
     """Part of the source that is judged; default: some boxes, drawn with the seed."""
     samples: int = 4

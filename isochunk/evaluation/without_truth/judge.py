@@ -19,7 +19,7 @@ from isochunk.core.consistency import Consistency, compare_sections, sections_of
 from isochunk.core.geometry import Box, Triple
 from isochunk.core.spec import VolumeSpec
 from isochunk.core.voxels import Voxels
-from isochunk.engine.windowed import open_rounded
+from isochunk.engine.mended import open_mended
 from isochunk.evaluation.evaluate import require_page
 from isochunk.evaluation.restore import predict_volume
 from isochunk.evaluation.without_truth.candidates import (
@@ -124,7 +124,7 @@ def judge(config: JudgeConfig, access: Access = DEFAULT_ACCESS) -> Judgement:
     """
     if config.report is not None:
         require_page()
-    source = open_rounded(config.source, access, config.window)
+    source, _ = open_mended(config.source, access, config.window, config.sections)
     check_supported(source.spec)
     setup = set_up(config, source.spec)
     if config.box is None:
