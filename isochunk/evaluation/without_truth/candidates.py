@@ -10,6 +10,7 @@ from typing import Literal
 from isochunk.core.consistency import require_consistent
 from isochunk.core.degradation import PHASES, Degradation
 from isochunk.core.geometry import Factor
+from isochunk.core.option_names import option
 from isochunk.core.spec import AXIAL, ModelSpec, Phase, Plane, VolumeSpec
 from isochunk.errors import ModelError, UsageError
 from isochunk.evaluation.restore import CONSISTENT
@@ -74,7 +75,7 @@ def set_up(config: JudgeConfig, source: VolumeSpec) -> Setup:
         raise UsageError(
             f"{source.url} has voxels of {source.spacing} nm (z,y,x): its sections are no thicker "
             "than its pixels, so there is nothing to make isotropic; evaluate with --truth, or "
-            "correct --source-spacing"
+            f"correct {option('source_spacing', 'Z,Y,X')}"
         )
     factor = z / x if config.factor is None else config.factor
     if factor <= 1:
