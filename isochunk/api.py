@@ -67,6 +67,7 @@ def inspect(
     level: int | None = None,
     endpoint_url: str | None = None,
     spacing: Spacing | str | None = None,
+    client: Client | None = None,
 ) -> Inspection:
     """Find sections that are lost, uneven or displaced; each is read coarsely, nothing is written.
 
@@ -76,6 +77,7 @@ def inspect(
         level: level of the source to read; None for the finest whose sections are small.
         endpoint_url: as for :func:`open`.
         spacing: as for :func:`open`.
+        client: a Dask client, on whose workers sections are read; None for this process.
 
     Returns:
         What was found; ``inspection.table`` is the :class:`~isochunk.SectionTable`.
@@ -83,12 +85,33 @@ def inspect(
     Raises:
         UsageError: the source, the box or the level cannot be read.
         StorageError: storage failed.
+        ClusterError: the cluster went away.
     """
+    where = None if box is None else read_box(box, "box")
+    size = None if spacing is None else read_spacing(spacing, "spacing")
+    access = Access(endpoint_url=endpoint_url, spacing=size)
+    return inspect_on(open_volume(source, access), access, client, where, level)
+
+
+def inspect_on(
+    volume: Volume,
+    access: Access,
+    client: Client | None,
+    box: Box | None = None,
+    level: int | None = None,
+) -> Inspection:
+    """Inspect a volume on the workers of a client, or in this process where there is none."""
     # What inspects a volume brings scipy, which takes longer to load than all the rest.
     from isochunk.engine.inspection import inspect_volume
 
-    where = None if box is None else read_box(box, "box")
-    return inspect_volume(open(source, endpoint_url, spacing), where, level)
+    if client is None:
+        return inspect_volume(volume, box, level)
+    from isochunk.cluster.inspection import DaskMeasure
+
+    wait_s = getattr(client, "wait_s", None) or TIMEOUTS.no_workers_s
+    timeouts = replace(TIMEOUTS, no_workers_s=wait_s)
+    measure = DaskMeasure(client, volume, access, timeouts)
+    return inspect_volume(volume, box, level, measure)
 
 
 def plan(job: Job) -> Plan:

@@ -13,7 +13,10 @@ from isochunk.cli.options import (
     add_fields,
     given,
 )
-from isochunk.core.job import Job
+from isochunk.core.job import Job, RunOptions
+
+PLACE = ("scheduler", "cluster", "workers")
+"""Fields that say where a volume is read."""
 
 
 def info_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,19 +37,30 @@ def inspect_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source")
     parser.add_argument("--out", metavar="FILE", help="section table to write, TOML to be edited")
     parser.add_argument("--level", type=int, help="level to read; default: the finest small one")
-    add_fields(parser, Job, ("box", "source_spacing", "timeout_s", "requests"))
+    parser.add_argument("--report", metavar="DIR", help="folder for a page that shows what is told")
+    add_fields(parser, Job, ("box", "source_spacing", "timeout_s", "requests", *PLACE))
 
 
 def inspect(options: argparse.Namespace) -> Result:
     """``isochunk inspect``."""
-    from isochunk.engine.inspection import inspect_volume
+    from isochunk.api import inspect_on, open_cluster
     from isochunk.storage.access import Access
     from isochunk.storage.open import open_volume
 
-    volume = open_volume(options.source, Access(**access_arguments(options)))
-    found = inspect_volume(volume, given(options, Job, ("box",)).get("box"), options.level)
+    access = Access(**access_arguments(options))
+    box = given(options, Job, ("box",)).get("box")
+    volume = open_volume(options.source, access)
+    place = RunOptions(
+        model="linear", **given(options, Job, PLACE)
+    )  # nothing is computed with a model
+    with open_cluster(place, None) as client:
+        found = inspect_on(volume, access, client, box, options.level)
     if options.out is not None:
         found.write(options.out)
+    if options.report is not None:
+        from isochunk.evaluation.sections_page import write_sections_page
+
+        write_sections_page(found, volume, options.report)
     return found.summary(), DONE
 
 
