@@ -26,7 +26,8 @@ from isochunk.engine.pipeline import Pipeline
 from isochunk.engine.prepare import TargetPlace, plan_job, prepare_target, resolve
 from isochunk.engine.report import Report
 from isochunk.engine.timeouts import Timeouts
-from isochunk.engine.windowed import find_window, rounded, windowed
+from isochunk.engine.windowed import Opening, find_window, rounded, windowed
+from isochunk.errors import UsageError
 from isochunk.host.memory import usable_memory_bytes
 from isochunk.models.interface import Predictor
 from isochunk.models.load import Runtime, describe, load
@@ -80,13 +81,15 @@ def open(
     return open_volume(url, access)
 
 
-def inspect(
+def inspect(  # noqa: PLR0913 - what to look at, how it is reached, and where
     source: str | Volume,
     box: Box | str | None = None,
     level: int | None = None,
     endpoint_url: str | None = None,
     source_spacing: Spacing | str | None = None,
     window: Window | str | tuple[float, float] | None = None,
+    *,
+    client: Client | None = None,
 ) -> Inspection:
     """Find sections that are lost, uneven or displaced; each is read coarsely, nothing is written.
 
@@ -97,6 +100,7 @@ def inspect(
         endpoint_url: as for :func:`open`.
         source_spacing: as for :func:`open`.
         window: stored values that become black and white, or ``auto``; None for uint8 and uint16.
+        client: a Dask client, on whose workers sections are read; None for this process.
 
     Returns:
         What was found; ``inspection.table`` is the :class:`~isochunk.SectionTable`.
@@ -104,15 +108,50 @@ def inspect(
     Raises:
         UsageError: the source, the box or the level cannot be read.
         StorageError: storage failed.
+        ClusterError: the cluster went away.
+    """
+    where = None if box is None else read_box(box, "box")
+    size = None if source_spacing is None else read_spacing(source_spacing, "source_spacing")
+    wanted = None if window is None else read_window(window, "window")
+    if isinstance(source, str):
+        opening = Opening(source, Access(endpoint_url=endpoint_url, spacing=size), wanted)
+        volume, opening = opening.fixed()
+        return inspect_on(volume, opening, client, where, level)
+    if client is not None:
+        raise UsageError(
+            f"workers open a volume by its URL, and got {source.spec.url} open already; give "
+            "inspect the URL, or leave client out"
+        )
+    found = rounded(windowed(source, find_window(wanted, source), GREY))
+    return inspect_on(found, Opening(source.spec.url, Access(), None), None, where, level)
+
+
+def inspect_on(
+    volume: Volume,
+    opening: Opening,
+    client: Client | None,
+    box: Box | None = None,
+    level: int | None = None,
+) -> Inspection:
+    """Inspect a volume on the workers of a client, or in this process where there is none.
+
+    Args:
+        volume: what is inspected.
+        opening: how workers open it.
+        client: a Dask client.
+        box: as for :func:`inspect`.
+        level: as for :func:`inspect`.
     """
     # What inspects a volume brings scipy, which takes longer to load than all the rest.
     from isochunk.engine.inspection import inspect_volume
 
-    where = None if box is None else read_box(box, "box")
-    volume = open(source, endpoint_url, source_spacing) if isinstance(source, str) else source
-    wanted = None if window is None else read_window(window, "window")
-    found = find_window(wanted, volume)
-    return inspect_volume(rounded(windowed(volume, found, GREY)), where, level)
+    if client is None:
+        return inspect_volume(volume, box, level)
+    from isochunk.cluster.inspection import DaskMeasure
+
+    wait_s = getattr(client, "wait_s", None) or TIMEOUTS.no_workers_s
+    timeouts = replace(TIMEOUTS, no_workers_s=wait_s)
+    return inspect_volume(volume, box, level, DaskMeasure(client, volume.spec, opening, timeouts))
 
 
 def plan(job: Job) -> Plan:

@@ -7,8 +7,11 @@ from dataclasses import fields
 
 import isochunk
 from isochunk.cli.options import DONE, INCOMPLETE, Command, Result, add_fields, job_of
+from isochunk.core.codec import JsonObject
 from isochunk.core.job import Job
 from isochunk.errors import UsageError
+from isochunk.planning.plan import Plan
+from isochunk.storage.access import Access
 
 DEMO_MODEL = "srunet-z4-small"
 
@@ -38,14 +41,29 @@ def plan(options: argparse.Namespace) -> Result:
     if options.calibrate is None:
         if options.prices:
             raise UsageError("--prices says what calibrated blocks cost; add --calibrate N")
-        return isochunk.plan(job_of(options)).summary(), DONE
+        made = isochunk.plan(job_of(options))
+        return {**made.summary(), **hinted(made)}, DONE
     from isochunk.engine.cost import estimate, read_prices
 
     prices = read_prices(options.prices)
     made = isochunk.plan(job_of(options))
     measured = isochunk.calibrate(made, options.calibrate)
     cost = estimate(made, measured, prices).summary()
-    return {**made.summary(), "calibration": measured.summary(), "cost": cost}, DONE
+    found = {**made.summary(), **hinted(made)}
+    return {**found, "calibration": measured.summary(), "cost": cost}, DONE
+
+
+def hinted(made: Plan) -> JsonObject:
+    """Look at some sections of a plan's source; empty where nothing is to be said of them.
+
+    With a section table nothing is looked at: what is to be done of sections is said already.
+    """
+    if made.sections is not None:
+        return {}
+    from isochunk.engine.section_hint import hint_of_sections
+
+    hint = hint_of_sections(made.source.url, Access.for_job(made.job), made.region)
+    return {} if hint is None else {"sections_hint": hint.summary()}
 
 
 def run(options: argparse.Namespace) -> Result:

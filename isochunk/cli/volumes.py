@@ -13,7 +13,10 @@ from isochunk.cli.options import (
     add_fields,
     given,
 )
-from isochunk.core.job import Job
+from isochunk.core.job import Job, RunOptions
+
+PLACE = ("scheduler", "cluster", "workers")
+"""Fields that say where a volume is read."""
 
 
 def info_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,21 +38,29 @@ def inspect_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source")
     parser.add_argument("--out", metavar="FILE", help="section table to write, TOML to be edited")
     parser.add_argument("--level", type=int, help="level to read; default: the finest small one")
-    add_fields(parser, Job, ("box", "window", *READING))
+    parser.add_argument("--report", metavar="DIR", help="folder for a page that shows what is told")
+    add_fields(parser, Job, ("box", "window", *READING, *PLACE))
 
 
 def inspect(options: argparse.Namespace) -> Result:
     """``isochunk inspect``."""
-    from isochunk.engine.inspection import inspect_volume
-    from isochunk.engine.windowed import open_rounded
+    from isochunk.api import inspect_on, open_cluster
+    from isochunk.engine.windowed import Opening
     from isochunk.storage.access import Access
 
     told = given(options, Job, ("box", "window"))
-    access = Access(**access_arguments(options))
-    volume = open_rounded(options.source, access, told.get("window"))
-    found = inspect_volume(volume, told.get("box"), options.level)
+    opening = Opening(options.source, Access(**access_arguments(options)), told.get("window"))
+    volume, opening = opening.fixed()
+    # Nothing is computed with a model.
+    place = RunOptions(model="linear", **given(options, Job, PLACE))
+    with open_cluster(place, None) as client:
+        found = inspect_on(volume, opening, client, told.get("box"), options.level)
     if options.out is not None:
         found.write(options.out)
+    if options.report is not None:
+        from isochunk.evaluation.sections_page import write_sections_page
+
+        write_sections_page(found, volume, options.report)
     return found.summary(), DONE
 
 

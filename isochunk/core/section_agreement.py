@@ -44,6 +44,8 @@ class _Links:
     """Correlations (sections, ``LAGS``)."""
     usual: Numbers
     """Medians of those around."""
+    spread: Numbers
+    """How far they scatter around that, the same in each row."""
     low: NDArray[np.bool_]
     """Whether they do not agree."""
     none: NDArray[np.bool_]
@@ -60,9 +62,9 @@ class _Links:
         arrays = (getattr(self, f.name) for f in fields(self)[1:])
         return _Links(self.z[::-1], *(_reversed(array) for array in arrays))
 
-    def says(self, later: int, lag: int = 0) -> str:
+    def says(self, whom: str, later: int, lag: int = 0) -> str:
         """Write how much a section agrees with one before it, and what is usual."""
-        return f"{self.table[later, lag]:.2f}, usual is {self.usual[later, lag]:.2f}"
+        return f"{self.table[later, lag]:.2f} {whom}, usual is {self.usual[later, lag]:.2f}"
 
 
 def disagreeing(profiles: Sequence[SectionProfile]) -> dict[int, str]:
@@ -96,6 +98,7 @@ def _links_of(profiles: Sequence[SectionProfile]) -> _Links:
         tuple(p.z for p in profiles),
         table,
         usual,
+        np.tile(spread, (len(table), 1)),
         low=(table < AGREES * usual) & (table < usual - UNUSUAL * spread),
         none=(table < AT_ALL * usual) & (table < usual - CERTAIN * spread),
         near=table >= np.maximum(AGREES * usual - spread, usual - UNUSUAL * spread),
@@ -120,7 +123,9 @@ def _swapped(links: _Links, i: int) -> dict[int, str] | None:
     table, usual, z = links.table, links.usual, links.z
     falls = (usual[i, 0] - usual[i, 1]) / 4
     before, after = table[i + 1, 1] - table[i, 0], table[i + 2, 1] - table[i + 2, 0]
-    if not (before > falls > 0 and after > falls):
+    # Where agreement hardly falls with distance, scatter alone would exchange sections.
+    least = max(falls, UNUSUAL * links.spread[i, 0])
+    if not (falls > 0 and before > least and after > least):
         return None
     text = "seems to have changed places with section"
     return {z[i]: f"{text} {z[i + 1]}", z[i + 1]: f"{text} {z[i]}"}
@@ -132,7 +137,7 @@ def _single(links: _Links, i: int) -> dict[int, str] | None:
         return None
     better = i if links.table[i, 0] > links.table[i + 1, 0] else i + 1
     between = links.table[i + 1, 1]
-    why = f"agrees {links.says(better)} with its neighbours; they agree {between:.2f}"
+    why = f"agrees {links.says('with its neighbours', better)}; they agree {between:.2f}"
     return {links.z[i]: f"{why} with each other"}
 
 
@@ -146,11 +151,15 @@ def _pair(links: _Links, i: int) -> dict[int, str] | None:
     low, none, apart = links.low, links.none, links.low | links.deaf
     alone = low[i, 0] and low[i + 2, 0] and apart[i + 1, 1] and apart[i + 2, 1]
     certain = none[i, 0] and none[i + 2, 0]
-    across = links.near[i + 2, 2] if links.clear[i + 2, 2] else certain
-    if not (alone and across):
+    bridged = links.near[i + 2, 2] if links.clear[i + 2, 2] else certain
+    if not (alone and bridged):
         return None
-    text = f"with the section beside this pair; those on its sides agree {links.says(i + 2, 2)}"
-    return {links.z[j]: f"agrees {links.says(link)} {text}" for j, link in ((i, i), (i + 1, i + 2))}
+    beside = "with the section beside this pair"
+    across = links.says("across it", i + 2, 2)
+    return {
+        links.z[j]: f"agrees {links.says(beside, link)}; those on its sides agree {across}"
+        for j, link in ((i, i), (i + 1, i + 2))
+    }
 
 
 def _ends(links: _Links) -> dict[int, str]:
@@ -171,7 +180,7 @@ def _start(links: _Links) -> dict[int, str]:
         count = 2
     else:
         return {}
-    why = f"agrees {links.says(1)} with the section next to it; it has no other"
+    why = f"agrees {links.says('with the section next to it', 1)}; it has no other"
     return dict.fromkeys(links.z[:count], why)
 
 

@@ -117,6 +117,28 @@ def open_rounded(
     return rounded(windowed(stored, window, GREY, background=access.missing == "background"))
 
 
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """How a volume that is looked at is opened, in whichever process; see :func:`open_rounded`."""
+
+    url: str
+    """A path or URL."""
+    access: Access
+    """How it is reached."""
+    window: Window | Literal["auto"] | None = None
+    """Which values become black and white."""
+
+    def open(self) -> Volume:
+        """Open it."""
+        return open_rounded(self.url, self.access, self.window)
+
+    def fixed(self) -> tuple[Volume, Opening]:
+        """Open it, and return how others open the same, its window measured."""
+        window = find_window(self.window, open_volume(self.url, self.access))
+        fixed = replace(self, window=window)
+        return fixed.open(), fixed
+
+
 def find_window(wanted: Window | Literal["auto"] | None, volume: Volume) -> Window | None:
     """Return the window through which a volume is read, measured where that is asked for.
 

@@ -188,7 +188,7 @@ def draw_plot(plot: Plot) -> Image:
     axes.legend(frameon=False, fontsize=8)
     buffer = BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return Image(plot.title, _data_uri(buffer, "svg+xml"))
+    return Image(plot.title, data_uri(buffer, "svg+xml"))
 
 
 def _error_palette(evaluation: Evaluation) -> Palette:
@@ -214,12 +214,13 @@ def draw_image(values: Array, palette: Palette, description: str, caption: str) 
     """Draw a slice, a pixel for each voxel."""
     buffer = BytesIO()
     imsave(buffer, values, vmin=palette.low, vmax=palette.high, cmap=palette.colours, format="png")
-    return Image(description, _data_uri(buffer, "png"), caption)
+    return Image(description, data_uri(buffer, "png"), caption)
 
 
 def _absolute_error(truth: Array, predicted: Array) -> Array:
     return np.abs(truth.astype(np.float32) - predicted.astype(np.float32))
 
 
-def _data_uri(buffer: BytesIO, kind: str) -> str:
+def data_uri(buffer: BytesIO, kind: str) -> str:
+    """Return an image, ``png`` or ``svg+xml``, as a URI that holds it."""
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -186,6 +186,14 @@ def test_tissue_may_taper_to_an_end(cube: np.ndarray) -> None:
     assert [s.z for s in judge(taper).lost] == [19]
 
 
+def test_sections_that_agree_over_any_distance_have_not_changed_places() -> None:
+    """Structures are the same in all of them, and noise decides which agree better."""
+    rng = np.random.default_rng(0)
+    structures = synthetic_pair((1, 128, 128), 4, seed=3)[0].astype(float)
+    stack = clipped(structures + rng.normal(0, 25, (120, 128, 128)))
+    assert judge(stack, 2).lost == ()
+
+
 def test_changed_places_are_told_with_the_other(cube: np.ndarray) -> None:
     swapped = cube.copy()
     swapped[[20, 21]] = swapped[[21, 20]]

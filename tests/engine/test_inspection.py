@@ -15,7 +15,8 @@ from jobs import noise, write_source
 import isochunk
 from isochunk.core.geometry import Box, Spacing
 from isochunk.core.spec import LevelSpec, VolumeSpec
-from isochunk.engine.inspection import SECTION_VOXELS, inspect_volume, plan_reading
+from isochunk.engine.inspection import inspect_volume, pooling, profile_part
+from isochunk.engine.section_reading import SECTION_VOXELS, cut_slabs, plan_reading
 from isochunk.errors import UsageError
 
 ZERO = (Fraction(0), Fraction(0), Fraction(0))
@@ -85,7 +86,7 @@ def test_windows_of_a_real_volume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Bytes are told before they are read, each section is read once, and damage is found."""
-    monkeypatch.setattr("isochunk.engine.inspection.SECTION_VOXELS", 4 * 128 * 128)
+    monkeypatch.setattr("isochunk.engine.section_reading.SECTION_VOXELS", 4 * 128 * 128)
     voxels = np.repeat(noise((1, 512, 512)), 20, 0)
     voxels[13] = 0
     url = write_source(f"file://{tmp_path}/in", voxels, offset=(5, 0, 0))
@@ -123,3 +124,19 @@ def test_the_suggestion_does_not_invent(tmp_path: Path, spacing: str, factor: in
     told = isochunk.inspect(url).summary()["suggestion"]
     assert (told["degradation"], told["factor"]) == (None, factor)
     assert ("isotropic already" in told["reason"]) == (factor == 1)
+
+
+def test_slabs_end_where_chunks_meet() -> None:
+    own = level((100, 400, 400), "40,8,8", (24, 64, 64))  # from 10 on
+    assert cut_slabs(own, 10, 110, 64) == [(10, 58), (58, 106), (106, 110)]
+    assert cut_slabs(own, 30, 70, 64) == [(30, 58), (58, 70)]
+    assert cut_slabs(own, 10, 40, 10) == [(10, 20), (20, 30), (30, 40)]
+
+
+def test_parts_are_measured_as_among_all(tmp_path: Path) -> None:
+    volume = isochunk.open(write_source(f"file://{tmp_path}/in", noise((20, 96, 96))))
+    found = inspect_volume(volume)
+    assert pooling(volume.spec.levels[0], (20, 96, 96)) == 2
+    cuts = [(0, 2), (2, 11), (11, 20)]
+    parts = [profile_part(volume, found.reading, cut, 2) for cut in cuts]
+    assert repr(tuple(p for part in parts for p in part)) == repr(found.profiles)
