@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 import user_networks
+import zarr
 from jobs import write_source
 from networks import tissue
 
@@ -23,11 +27,12 @@ pytestmark = [
 ]
 
 CODE = """
+import json
 import sys
 from pathlib import Path
 import isochunk
 
-source, target, model, memory, block, sections = sys.argv[1:]
+source, target, model, memory, block, more = sys.argv[1:]
 plan = isochunk.plan(
     isochunk.Job(
         source=source,
@@ -37,7 +42,7 @@ plan = isochunk.plan(
         memory=memory,
         block=block,
         levels=1,
-        sections=sections or None,
+        **json.loads(more),
     )
 )
 report = isochunk.run(plan)
@@ -84,17 +89,34 @@ def test_so_it_is_with_every_section_mended(tmp_path: Path) -> None:
     )
     (tmp_path / "sections.toml").write_text(table.text())
     job = (source, "srunet-z4-small", "1GiB")
-    peak, planned, _ = peak_and_plan(tmp_path, job, shape, str(tmp_path / "sections.toml"))
+    more = {"sections": str(tmp_path / "sections.toml")}
+    peak, planned, _ = peak_and_plan(tmp_path, job, shape, more)
+    assert USED * planned <= peak <= OVER * planned
+
+
+@pytest.mark.parametrize("dtype", ["int16", "float32"])
+def test_so_it_is_through_a_window(tmp_path: Path, dtype: str) -> None:
+    shape = (16, 256, 256)
+    values = tissue(shape, "uint8").astype(dtype)
+    array = zarr.create_array(tmp_path / "in", shape=shape, chunks=(16, 64, 64), dtype=dtype)
+    array[:] = values - 100
+    job = (str(tmp_path / "in"), "srunet-z4-small", "1GiB")
+    more = {"window": "-100,150", "source_spacing": "40,10,10"}
+    peak, planned, _ = peak_and_plan(tmp_path, job, shape, more)
     assert USED * planned <= peak <= OVER * planned
 
 
 def peak_and_plan(
-    folder: Path, job: tuple[str, str, str], shape: tuple[int, int, int], sections: str = ""
+    folder: Path,
+    job: tuple[str, str, str],
+    shape: tuple[int, int, int],
+    more: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[int, int, int]:
     """Run a source through a model with some memory; return peak, plan, and the tile's of it."""
     (source, model, memory), block = job, f"{4 * shape[0]},{shape[1]},{shape[2]}"
+    fields = json.dumps(dict(more))
     done = subprocess.run(
-        [sys.executable, "-c", CODE, source, f"{folder}/out", model, memory, block, sections],
+        [sys.executable, "-c", CODE, source, f"{folder}/out", model, memory, block, fields],
         capture_output=True,
         text=True,
         check=True,
