@@ -64,7 +64,17 @@ RUN = {
 }
 BLOCKS = {"total", "done", "resumed", "empty", "failed"}
 AUDIT = {"complete", "expected", "missing", "corrupt"}
-INSPECT = {"url", "sections", "level", "bytes_read", "lost", "corrected", "shifts", "suggestion"}
+INSPECT = {
+    "url",
+    "sections",
+    "level",
+    "bytes_read",
+    "lost",
+    "corrected",
+    "padding",
+    "shifts",
+    "suggestion",
+}
 MODELS = {
     "name",
     "arch",
