@@ -41,6 +41,8 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class PSSRConfig(NetworkConfig):
     """Hyperparameters; defaults are the paper's single-frame network, without its attention."""
 
+    RECIPE_ONLY = ("sections",)  # on the command line, that is arch pssr-mf
+
     sections: int = 0
     """Neighbouring sections used on each side; 2 for the multi-frame network."""
     width: int = 64

@@ -236,7 +236,8 @@ def test_one_shape_only_cannot_be_halved() -> None:
 def test_a_share_of_a_device_that_is_none(job: isochunk.Job, value: str) -> None:
     with pytest.raises(UsageError, match="device_memory is"):
         replace(job, device_memory=value)
-    assert "device_memory is" in command(*words(job, f"--device-memory={value}"), code=2)["error"]
+    told = command(*words(job, f"--device-memory={value}"), code=2)["error"]
+    assert "--device-memory is" in told
 
 
 def test_tiles_fit_the_device_whatever_the_host_has(job: isochunk.Job) -> None:

@@ -16,6 +16,7 @@ def test_options_of_a_training_are_its_marked_fields() -> None:
     assert set(TRAIN_OPTIONS) == {
         *("arch", "factor", "mode", "degradation", "steps", "out", "device", "precision", "seed"),
         *("patch", "batch", "start", "encoder", "licence", "trained-on", "grey-window"),
+        "sections",
     }
     names = {field.name for field in fields(TrainConfig)}
     assert {name.replace("-", "_") for name in TRAIN_OPTIONS} - names == {"arch", "factor"}

@@ -177,7 +177,11 @@ def test_constant_and_small_volumes_are_refused(source, tmp_path):
         ("niiv", {"encoder": "resnet.pth"}, "only pssr has one"),
         ("pssr", {"encoder": "/dev/null"}, "weights /dev/null"),
         ("niiv", {"augmentation": {"rotation": 5.0}}, "of mode supervised"),
-        ("niiv", {"augmentation": {"missing": 1.5}}, "missing of at most 1"),
+        (
+            "niiv",
+            {"augmentation": {"missing": 1.5}},
+            "missing, filled, blank and chance of at most 1",
+        ),
         ("srunet", {"patch": [32, 1, 31]}, "multiples of"),
     ],
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from jobs import write_source
+from jobs import Command, write_source
 from trainings import config, weights
 
 from isochunk.core.geometry import Box
@@ -57,6 +57,25 @@ def test_training_is_that_of_the_volume_mended(even: np.ndarray, tmp_path: Path)
     write_table(tmp_path / "t.toml", bad, Section(2, gain=1.5))
     with pytest.raises(TargetConflictError, match="sections: "):
         train(config("niiv", bad, tmp_path / "b", sections=table, **steps))
+
+
+def test_the_command_takes_a_table(even: np.ndarray, tmp_path: Path, run: Command) -> None:
+    source = write_source(f"{tmp_path}/em", even, "32,8,8")
+    table = write_table(tmp_path / "t.toml", source, Section(2, lost=True))
+    small = ("--blocks=2", "--width=8", "--hidden=16", "--layers=2", "--patch=32,1,32", "--batch=1")
+    run(
+        "train",
+        f"--source={source}",
+        "--arch=niiv",
+        "--mode=self",
+        "--steps=1",
+        "--device=cpu",
+        f"--out={tmp_path}/a",
+        f"--sections={table}",
+        *small,
+    )
+    digest = SectionTable(source, (Section(2, lost=True),)).digest
+    assert digest in (tmp_path / "a" / "model.json").read_text()
 
 
 def test_no_crop_is_taken_where_sections_are_lost(even: np.ndarray, tmp_path: Path) -> None:
