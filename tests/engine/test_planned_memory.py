@@ -91,7 +91,7 @@ def test_so_it_is_with_every_section_mended(tmp_path: Path) -> None:
     job = (source, "srunet-z4-small", "1GiB")
     more = {"sections": str(tmp_path / "sections.toml")}
     peak, planned, _ = peak_and_plan(tmp_path, job, shape, more)
-    assert USED * planned <= peak <= OVER * planned
+    assert peak <= OVER * planned
 
 
 @pytest.mark.parametrize("dtype", ["int16", "float32"])
@@ -103,7 +103,7 @@ def test_so_it_is_through_a_window(tmp_path: Path, dtype: str) -> None:
     job = (str(tmp_path / "in"), "srunet-z4-small", "1GiB")
     more = {"window": "-100,150", "source_spacing": "40,10,10"}
     peak, planned, _ = peak_and_plan(tmp_path, job, shape, more)
-    assert USED * planned <= peak <= OVER * planned
+    assert peak <= OVER * planned
 
 
 def peak_and_plan(

@@ -69,7 +69,7 @@ def test_access_reaches_every_volume_that_is_opened(tmp_path, monkeypatch):
         opened.append((url, access))
         return open_volume(url, access)
 
-    monkeypatch.setattr("isochunk.evaluation.evaluate.open_volume", record)
+    monkeypatch.setattr("isochunk.engine.windowed.open_volume", record)
     monkeypatch.setattr("isochunk.evaluation.restore.open_volume", record)
     truth, made, other = (
         write_source(f"{tmp_path}/{name}", ramp(48), "10,10,10") for name in "abc"
