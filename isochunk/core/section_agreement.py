@@ -24,6 +24,8 @@ AGREES, AT_ALL = 0.7, 0.5
 decides, not even a little."""
 UNUSUAL, CERTAIN = 3.0, 5.0
 """Deviations by which it must differ from what is usual, with other signs and alone."""
+TOLD = 2.0
+"""Deviations above which a value can be told from nothing."""
 TILE_AGREES, TILE_BRIDGED = 0.5, 0.6
 """The same for tiles, which scatter more: below the first there is none, above the second there
 is some two sections apart."""
@@ -102,7 +104,7 @@ def _links_of(profiles: Sequence[SectionProfile]) -> _Links:
         low=(table < AGREES * usual) & (table < usual - UNUSUAL * spread),
         none=(table < AT_ALL * usual) & (table < usual - CERTAIN * spread),
         near=table >= np.maximum(AGREES * usual - spread, usual - UNUSUAL * spread),
-        clear=usual > 2 * spread,
+        clear=usual > TOLD * spread,
         deaf=usual < (UNUSUAL + 1) * spread,
     )
 
@@ -121,11 +123,10 @@ def _swapped(links: _Links, i: int) -> dict[int, str] | None:
     if i + 2 >= len(links.z):
         return None
     table, usual, z = links.table, links.usual, links.z
-    falls = (usual[i, 0] - usual[i, 1]) / 4
+    falls = usual[i, 0] - usual[i, 1]
     before, after = table[i + 1, 1] - table[i, 0], table[i + 2, 1] - table[i + 2, 0]
     # Where agreement hardly falls with distance, scatter alone would exchange sections.
-    least = max(falls, UNUSUAL * links.spread[i, 0])
-    if not (falls > 0 and before > least and after > least):
+    if not (falls > TOLD * links.spread[i, 0] and min(before, after) > falls / 4):
         return None
     text = "seems to have changed places with section"
     return {z[i]: f"{text} {z[i + 1]}", z[i + 1]: f"{text} {z[i]}"}
