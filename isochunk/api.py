@@ -122,8 +122,10 @@ def inspect(  # noqa: PLR0913 - what to look at, how it is reached, and where
             f"workers open a volume by its URL, and got {source.spec.url} open already; give "
             "inspect the URL, or leave client out"
         )
-    found = rounded(windowed(source, find_window(wanted, source), GREY))
-    return inspect_on(found, Opening(source.spec.url, Access(), None), None, where, level)
+    from isochunk.engine.inspection import inspect_volume
+
+    grey = windowed(source, find_window(wanted, source), GREY)
+    return inspect_volume(rounded(grey), where, level)
 
 
 def inspect_on(

@@ -52,7 +52,7 @@ class SectionsPlugin(HoldingPlugin[Volume]):
     def open(self, worker: Any) -> Volume:
         """Open the volume."""
         del worker
-        return self.opening.open()
+        return self.opening.fixed()[0]
 
     def close(self, held: Volume) -> None:
         """Leave it to the garbage collector."""

@@ -261,3 +261,9 @@ def cells(box: Box, cell: Triple) -> Iterator[Box]:
     for index in product(*(range(n) for n in grid_shape(box.shape, cell))):
         lo = triple(a + i * c for a, i, c in zip(box.lo, index, cell, strict=True))
         yield Box.from_shape(cell, lo) & box
+
+
+def spread(count: int) -> Iterator[int]:
+    """Yield the numbers below a count, far from one another, by a stride that is prime to it."""
+    stride = next(s for s in (7919, 104729, 1299709) if count % s)
+    return (i * stride % count for i in range(count))

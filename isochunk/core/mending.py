@@ -75,6 +75,11 @@ class Mending:
         return cls(changed, tuple(runs))
 
     @property
+    def changes(self) -> bool:
+        """Whether any section is not used as it is stored."""
+        return bool(self.contrast or self.runs)
+
+    @property
     def longest(self) -> int:
         """Sections of the longest run of lost ones: what a read grows by at most on either side."""
         return max((run.end - run.first for run in self.runs), default=0)

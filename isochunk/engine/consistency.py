@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from itertools import islice
 
 from isochunk.core.consistency import PASSED_THROUGH, span_of_sections
-from isochunk.core.geometry import Box
+from isochunk.core.geometry import Box, spread
 from isochunk.engine.ledger import Ledger
 from isochunk.planning.layout import blocks_over
 from isochunk.planning.plan import Plan
@@ -37,7 +36,7 @@ def consistency_boxes(plan: Plan, ledger: Ledger) -> list[Box]:
         return []
     table, grid, block = ledger.tables[0], plan.target.box, plan.stages[0].block
     chosen: list[Box] = []
-    for number in islice(_spread(plan.block_count(0)), TRIED):
+    for number in islice(spread(plan.block_count(0)), TRIED):
         box = _inside(plan, plan.block(0, number).write)
         stored = sections_box(plan, box)
         if not box.size or stored not in grid:
@@ -75,9 +74,3 @@ def _middle(lo: int, hi: int, most: int) -> tuple[int, int]:
     length = min(most, hi - lo)
     start = lo + (hi - lo - length) // 2
     return start, start + length
-
-
-def _spread(count: int) -> Iterator[int]:
-    """Yield the numbers below a count, far from one another, by a stride that is prime to it."""
-    stride = next(s for s in (7919, 104729, 1299709) if count % s)
-    return (i * stride % count for i in range(count))

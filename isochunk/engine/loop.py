@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from isochunk.core.consistency import Consistency
-from isochunk.core.geometry import Box, Triple, triple
+from isochunk.core.geometry import Box, Triple, spread, triple
 from isochunk.core.gpus import wrong_cudnn
 from isochunk.core.limits import RECORD_S
 from isochunk.engine.consistency import consistency_boxes
@@ -320,8 +320,7 @@ def corners(grid: Box, block: Triple) -> Iterator[Triple]:
         for lo, hi, b in zip(grid.lo, grid.hi, block, strict=True)
     ]
     count = len(inner[0]) * len(inner[1]) * len(inner[2])
-    stride = next(s for s in (7919, 104729, 1299709) if count % s)
-    for i in range(count):
-        z, rest = divmod(i * stride % count, len(inner[1]) * len(inner[2]))
+    for number in spread(count):
+        z, rest = divmod(number, len(inner[1]) * len(inner[2]))
         y, x = divmod(rest, len(inner[2]))
         yield (inner[0][z], inner[1][y], inner[2][x])

@@ -49,11 +49,9 @@ class MendedVolume:
         return self.mending.mended(stored, first, start, stop)
 
 
-def mended(volume: Volume, table: SectionTable | None) -> Volume:
-    """Return a volume whose sections are used as a table says; the volume itself without one."""
-    if table is None:
-        return volume
-    return MendedVolume(volume, mending_of(table, volume.spec))
+def mended(volume: Volume, mending: Mending | None) -> Volume:
+    """Return a volume whose sections are mended; the volume itself where none is."""
+    return volume if mending is None else MendedVolume(volume, mending)
 
 
 def mending_of(table: SectionTable, spec: VolumeSpec) -> Mending:
@@ -109,9 +107,18 @@ def find_table(wanted: str, volume: Volume) -> SectionTable:
         table = inspect_volume(volume).table
     else:
         table = read_table(wanted)
-        table.check_source(volume.spec.url)
-    mending_of(table, volume.spec)
+    check_table(table, volume)
     return table
+
+
+def check_table(table: SectionTable, volume: Volume) -> None:
+    """Check that a table is that of a volume.
+
+    Raises:
+        UsageError: it is that of another, names a section that does not exist, or calls all lost.
+    """
+    table.check_source(volume.spec.url)
+    mending_of(table, volume.spec)
 
 
 def read_table(path: str) -> SectionTable:

@@ -110,7 +110,7 @@ def open_job(plan: Plan, threads: Sequence[int] = (), seat: Seat | None = None) 
     return OpenJob(
         plan,
         predictor=_load_model(plan, seat),
-        source=mended(_grey_levels(plan, access), plan.sections),
+        source=mended(_grey_levels(plan, access), plan.mending),
         target=open_target(plan.target, access),
         mask=open_volume(plan.mask.url, access.beside()) if plan.mask else None,
         device=_told(seat or Seat()) if plan.on_gpu else None,

@@ -121,7 +121,7 @@ def resolve(job: Job, place: TargetPlace, begun: Plan | None = None) -> Plan:
     found = replace(found, window=window, sections=table)
     plan = make_plan(job, found)
     _warn_beyond_training(plan.model)
-    intensity = measure_intensity(mended(grey, table), model.normalisation)
+    intensity = measure_intensity(mended(grey, plan.mending), model.normalisation)
     return replace(plan, intensity=intensity, examined_by=described.examined_by)
 
 

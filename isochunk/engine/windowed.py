@@ -112,9 +112,7 @@ def open_rounded(
         UsageError: the volume, or its window, cannot be had.
         StorageError: it cannot be read.
     """
-    stored = open_volume(url, access)
-    window = find_window(wanted, stored)
-    return rounded(windowed(stored, window, GREY, background=access.missing == "background"))
+    return Opening(url, access, wanted).fixed()[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,15 +126,13 @@ class Opening:
     window: Window | Literal["auto"] | None = None
     """Which values become black and white."""
 
-    def open(self) -> Volume:
-        """Open it."""
-        return open_rounded(self.url, self.access, self.window)
-
     def fixed(self) -> tuple[Volume, Opening]:
         """Open it, and return how others open the same, its window measured."""
-        window = find_window(self.window, open_volume(self.url, self.access))
-        fixed = replace(self, window=window)
-        return fixed.open(), fixed
+        stored = open_volume(self.url, self.access)
+        window = find_window(self.window, stored)
+        background = self.access.missing == "background"
+        volume = rounded(windowed(stored, window, GREY, background=background))
+        return volume, replace(self, window=window)
 
 
 def find_window(wanted: Window | Literal["auto"] | None, volume: Volume) -> Window | None:

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from isochunk import __version__
 from isochunk.engine.inspection import Inspection
 from isochunk.errors import UsageError
+from isochunk.evaluation.page import PAGE, page_environment
 from isochunk.evaluation.sections_pictures import draw_profiles, draw_worst
 from isochunk.storage.volume import Volume
 
-PAGE = "index.html"
 TEMPLATE = "sections_page.html.j2"
 
 
@@ -42,28 +40,24 @@ def render_sections_page(found: Inspection, volume: Volume) -> str:
     Raises:
         StorageError: a section that is shown cannot be read again.
     """
-    environment = Environment(
-        loader=PackageLoader("isochunk.evaluation", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
     findings = found.findings
     shown = draw_worst(found, volume)
-    return environment.get_template(TEMPLATE).render(
-        title=f"Sections of {found.url}",
-        found=found,
-        counts={
-            "lost": len(findings.lost),
-            "corrected": len(findings.corrected),
-            "displaced": len(findings.shifts),
-        },
-        shown=shown,
-        named=len(findings.lost) + len(findings.corrected) + len(findings.shifts),
-        profiles=draw_profiles(found),
-        table=found.table.text(len(found.profiles)),
-        spacing=str(volume.spec.spacing),
-        version=__version__,
+    return (
+        page_environment()
+        .get_template(TEMPLATE)
+        .render(
+            title=f"Sections of {found.url}",
+            found=found,
+            counts={
+                "lost": len(findings.lost),
+                "corrected": len(findings.corrected),
+                "displaced": len(findings.shifts),
+            },
+            shown=shown,
+            named=len(findings.lost) + len(findings.corrected) + len(findings.shifts),
+            profiles=draw_profiles(found),
+            table=found.table.text(len(found.profiles)),
+            spacing=str(volume.spec.spacing),
+            version=__version__,
+        )
     )

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from isochunk.core.geometry import Box, Triple, cells, grid_shape, triple
 from isochunk.core.spec import Intensity, Normalisation
-from isochunk.core.voxels import quantise
+from isochunk.core.voxels import Voxels, quantise
 from isochunk.errors import UsageError
 from isochunk.storage.volume import Volume
 
@@ -51,9 +53,7 @@ def measure_intensity(volume: Volume, normalisation: Normalisation) -> Intensity
     spec = volume.spec
     if normalisation == "range":
         return Intensity.full_range(spec.dtype)
-    level = spec.levels[0]
-    boxes = sample_boxes(level.box, level.chunk)
-    count, total, squares = _moments(volume, boxes)
+    count, total, squares = _moments(volume)
     if count == 0:
         raise UsageError(
             f"{spec.url} holds no nonzero voxel in the sampled boxes; intensity cannot be "
@@ -87,21 +87,37 @@ def sample_boxes(bounds: Box, chunk: Triple, seed: int = 0) -> Iterator[Box]:
         yield Box.from_shape(cell, lo) & bounds
 
 
-def _moments(volume: Volume, boxes: Iterator[Box]) -> tuple[int, int, int]:
-    """Count nonzero voxels and sum their values and squares until the sample is full."""
-    count = total = squares = read_bytes = 0
-    dtype = np.dtype(volume.spec.dtype)
+def sampled(volume: Volume, counting: Callable[[Voxels], NDArray[Any]]) -> Iterator[NDArray[Any]]:
+    """Yield what counts of sampled boxes, until the sample is full.
+
+    Args:
+        volume: what is sampled.
+        counting: returns the values of a box that count; a box of none is no part of the sample.
+    """
+    level, read_bytes = volume.spec.levels[0], 0
+    boxes = sample_boxes(level.box, level.chunk)
     with ThreadPoolExecutor(READERS) as pool:
         while read_bytes < SAMPLE_BYTES and (batch := list(islice(boxes, READERS))):
             for voxels in pool.map(volume.read, batch):
-                if voxels.dtype != dtype:  # mended sections: rounded, so that sums stay exact
-                    voxels = quantise(voxels, dtype)
-                nonzero = np.count_nonzero(voxels)
-                if nonzero == 0:
-                    continue
-                values = voxels.astype(np.uint64).ravel()
-                count += int(nonzero)
-                total += int(values.sum())
-                squares += int(np.dot(values, values))
-                read_bytes += voxels.nbytes
+                values = counting(voxels)
+                if values.size:
+                    read_bytes += voxels.size * volume.spec.itemsize
+                    yield values
+
+
+def _moments(volume: Volume) -> tuple[int, int, int]:
+    """Count the nonzero voxels of the sample, and sum their values and squares."""
+    dtype = np.dtype(volume.spec.dtype)
+
+    def nonzero(voxels: Voxels) -> NDArray[np.uint64]:
+        # What is mended or seen through a window is rounded, so that sums stay exact.
+        whole = voxels if voxels.dtype == dtype else quantise(voxels, dtype)
+        values: NDArray[np.uint64] = whole[whole != 0].astype(np.uint64)
+        return values
+
+    count = total = squares = 0
+    for values in sampled(volume, nonzero):
+        count += values.size
+        total += int(values.sum())
+        squares += int(np.dot(values, values))
     return count, total, squares

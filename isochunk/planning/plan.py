@@ -96,6 +96,11 @@ class Plan:
     """Which stored values become black and white; None where they are used as they are."""
     sections: SectionTable | None = field(default=None, metadata=LATER)
     """Which source sections are not used as they are stored; None where all are."""
+    mending: Mending | None = field(
+        init=False, compare=False, repr=False, metadata={"stored_as": None}
+    )
+    """How source sections are used that are not used as they are stored; None if none is. Derived
+    once, since what a block takes is asked again and again."""
     examined_by: str = field(default="", compare=False, repr=False, metadata={"stored_as": None})
     """Version of the torch that examined the model when this was planned; empty for a plan read
     from its record, whose model is examined again."""
@@ -104,6 +109,18 @@ class Plan:
     )
     """What workers were found to have, for a job that leaves it open; None where they have not been
     asked. Never stored: whoever takes the job up may have other machines."""
+
+    def __post_init__(self) -> None:
+        """Derive how sections are mended.
+
+        Raises:
+            UsageError: the section table is not one of the source.
+        """
+        found = None
+        if self.sections is not None:
+            made = Mending.of(self.sections, self.source.box.lo[0], self.source.box.hi[0])
+            found = made if made.changes else None
+        object.__setattr__(self, "mending", found)
 
     def block(self, stage: int, index: int) -> Block:
         """Return block ``index`` of ``stage``."""
@@ -160,7 +177,7 @@ class Plan:
         found = {**{name: to_json(getattr(self, name)) for name in IDENTITY}, "model": model}
         if self.window is not None:
             found["window"] = self.window.summary()
-        if self.sections is not None and self.sections.effects():
+        if self.sections is not None and self.mending is not None:
             found["sections"] = {**self.sections.effects(), "digest": self.sections.digest}
         if self.job.consistent:
             found["consistent"] = True
@@ -198,13 +215,6 @@ class Plan:
     def grey_dtype(self) -> str:
         """Type whose range the model's grey levels have: stored ones, or those of the window."""
         return self.source.dtype if self.window is None else self.target.dtype
-
-    @property
-    def mending(self) -> Mending | None:
-        """How source sections are used that are not used as they are stored; None if none is."""
-        if self.sections is None or not self.sections.effects():
-            return None
-        return Mending.of(self.sections, self.source.box.lo[0], self.source.box.hi[0])
 
     def invented_voxels(self) -> int:
         """Return the target voxels of full resolution that lie in sections filled from others."""
@@ -247,8 +257,8 @@ class Plan:
         """Return the host bytes that one block of the first stage holds while in flight."""
         (read, write), size = self._block_voxels(), np.dtype(self.grey_dtype).itemsize
         held, stored = 2 * self._read_itemsize * read, read
-        if (mending := self.mending) is not None:
-            stored = self._block_read().grow((mending.longest, 0, 0)).size
+        if self.mending is not None:
+            stored = self._block_read().grow((self.mending.longest, 0, 0)).size
             held += (size if self.window is None else GREY_BYTES) * stored
         if self.window is not None:
             held += self.source.itemsize * stored

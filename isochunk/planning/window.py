@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from isochunk.core.voxels import Voxels
 from isochunk.core.window import Window
 from isochunk.errors import UsageError
-from isochunk.planning.intensity import READERS, SAMPLE_BYTES, sample_boxes
+from isochunk.planning.intensity import sampled
 from isochunk.storage.volume import Volume
 
 PERCENTILES = (0.1, 99.9)
@@ -35,7 +33,7 @@ def measure_window(volume: Volume) -> Window:
         StorageError: a sampled box cannot be read.
     """
     level, url = volume.spec.levels[0], volume.spec.url
-    values = np.concatenate([*_samples(volume), np.empty(0, volume.spec.dtype)])
+    values = np.concatenate([*sampled(volume, _numbers), np.empty(0, volume.spec.dtype)])
     if values.size == 0:
         raise UsageError(
             f"{url} holds no value other than zero in the sampled boxes of {level.box}; give the "
@@ -52,16 +50,10 @@ def measure_window(volume: Volume) -> Window:
     return Window(low, high)
 
 
-def _samples(volume: Volume) -> Iterator[NDArray[Any]]:
-    """Yield the values of sampled boxes that count, until the sample is full."""
-    level, read_bytes = volume.spec.levels[0], 0
-    boxes = sample_boxes(level.box, level.chunk)
-    with ThreadPoolExecutor(READERS) as pool:
-        while read_bytes < SAMPLE_BYTES and (batch := list(islice(boxes, READERS))):
-            for voxels in pool.map(volume.read, batch):
-                counts = voxels != 0
-                if voxels.dtype.kind == "f":
-                    counts &= np.isfinite(voxels)
-                if counts.any():
-                    read_bytes += voxels.nbytes
-                    yield voxels[counts]
+def _numbers(voxels: Voxels) -> NDArray[Any]:
+    """Return the values of a box that count."""
+    counts = voxels != 0
+    if voxels.dtype.kind == "f":
+        counts &= np.isfinite(voxels)
+    values: NDArray[Any] = voxels[counts]
+    return values

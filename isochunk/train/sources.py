@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 from isochunk.core.geometry import AXES, Triple, triple
 from isochunk.core.sections import SectionTable
 from isochunk.core.spec import Intensity
-from isochunk.engine.mended import AUTO, MendedVolume, find_table, mended, read_table
+from isochunk.engine.mended import (
+    AUTO,
+    MendedVolume,
+    check_table,
+    find_table,
+    mended,
+    mending_of,
+    read_table,
+)
 from isochunk.errors import UsageError
 from isochunk.planning.intensity import measure_intensity, sample_boxes
 from isochunk.storage.open import check_supported
@@ -76,11 +84,14 @@ def with_sections(
         of_one = [read.is_of(volume.spec.url) for volume in volumes]
         # That of none of them is refused by the first.
         which = of_one.index(True) if any(of_one) else 0
-        found = find_table(wanted, volumes[which])
-        tables = [found if i == which else None for i in range(len(volumes))]
+        check_table(read, volumes[which])
+        tables = [read if i == which else None for i in range(len(volumes))]
     digests = ", ".join("none" if table is None else table.digest for table in tables)
-    mended_volumes = (mended(v, table) for v, table in zip(volumes, tables, strict=True))
-    return replace(config, sections=digests), tuple(mended_volumes)
+    through = (
+        mended(volume, None if table is None else mending_of(table, volume.spec))
+        for volume, table in zip(volumes, tables, strict=True)
+    )
+    return replace(config, sections=digests), tuple(through)
 
 
 def with_factors(config: TrainConfig, volumes: tuple[Volume, ...]) -> TrainConfig:

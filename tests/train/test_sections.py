@@ -15,7 +15,7 @@ from isochunk.core.geometry import Box
 from isochunk.core.sections import Section, SectionTable
 from isochunk.core.spec import Intensity
 from isochunk.core.synthetic import synthetic_pair
-from isochunk.engine.mended import mended
+from isochunk.engine.mended import mended, mending_of
 from isochunk.errors import TargetConflictError, UsageError
 from isochunk.storage.open import open_volume
 from isochunk.train.augment import Augmentation
@@ -83,7 +83,7 @@ def test_no_crop_is_taken_where_sections_are_lost(even: np.ndarray, tmp_path: Pa
     spoilt[[1, 2, 5]] = 255
     volume = open_volume(write_source(f"{tmp_path}/em", spoilt, "32,8,8"))
     lost = tuple(Section(z, lost=True) for z in (1, 2, 5))
-    through = mended(volume, SectionTable(volume.spec.url, lost))
+    through = mended(volume, mending_of(SectionTable(volume.spec.url, lost), volume.spec))
     source = Source(through, Intensity(), through.mending)
     sampling = Sampling(
         (32, 1, 32), 4, (4,), ((1, 1, 1),), Augmentation(), 0, Sectioned("avg"), LATERAL
