@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import torch
+from jobs import read_all
 
+import isochunk
 from isochunk.core.spec import ModelSpec
 
 
@@ -87,3 +91,15 @@ def assert_equals_whole(got: np.ndarray, exact: np.ndarray) -> None:
     # A grey level of difference is allowed only for what float32 cannot tell from a half.
     off = np.abs(got - np.clip(exact, limits.min, limits.max))
     assert off.max() <= 0.5 + 2e-6 * limits.max
+
+
+def assert_every_block_shape(
+    job: isochunk.Job, blocks: Mapping[str, Mapping[str, Any]], exact: np.ndarray
+) -> None:
+    """Run a job by blocks of several shapes, each to its own target; compare with the whole."""
+    for shape, options in blocks.items():
+        target = f"{job.target}-{shape}"
+        report = isochunk.run(isochunk.plan(replace(job, target=target, **options)))
+        assert report.complete, report.errors
+        assert report.seam is None or report.seam.max_difference <= 1
+        assert_equals_whole(read_all(target), exact)

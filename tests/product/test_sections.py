@@ -13,7 +13,7 @@ import torch
 from distributed import Client
 from jobs import Command, read_all, tree_digest, write_source
 from networks import network_of, tissue
-from whole import Model, assert_equals_whole
+from whole import Model, assert_equals_whole, assert_every_block_shape
 
 import isochunk
 from isochunk.core.sections import Section, SectionTable
@@ -124,12 +124,7 @@ def test_blocks_equal_the_whole_wherever_sections_are_lost(
     job, voxels = job_of(tmp_path, models[name].name, TABLES[table])
     values = plainly_mended(voxels, TABLES[table])
     exact = models[name].whole(values, OFFSET, Fraction(4), stored_as="uint8")
-    for shape, options in BLOCKS.items():
-        plan = isochunk.plan(replace(job, target=f"{tmp_path}/{shape}", **options))
-        report = isochunk.run(plan)
-        assert report.complete, report.errors
-        assert report.seam is None or report.seam.max_difference <= 1
-        assert_equals_whole(read_all(f"{tmp_path}/{shape}"), exact)
+    assert_every_block_shape(job, BLOCKS, exact)
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ import zarr
 from distributed import Client
 from jobs import Command, read_all, tree_digest, write_source
 from networks import tissue
-from whole import Model, assert_equals_whole
+from whole import Model, assert_equals_whole, assert_every_block_shape
 
 import isochunk
 from isochunk.core.sections import Section, SectionTable
@@ -94,12 +94,7 @@ def test_blocks_equal_the_whole(
     job = job_of(tmp_path, name, dtype)
     levels = grey(stored_values(dtype), dtype)
     exact = models[name].whole(levels, NO_OFFSET, Fraction(4), stored_as="uint8")
-    for shape, options in BLOCKS.items():
-        plan = isochunk.plan(replace(job, target=f"{tmp_path}/{shape}", **options))
-        report = isochunk.run(plan)
-        assert report.complete, report.errors
-        assert report.seam is None or report.seam.max_difference <= 1
-        assert_equals_whole(read_all(f"{tmp_path}/{shape}"), exact)
+    assert_every_block_shape(job, BLOCKS, exact)
 
 
 @pytest.mark.parametrize("dtype", ["int16", "float32"])
