@@ -75,6 +75,8 @@ class TileCosts:
     """(n, 4)."""
     slices: Slices | None = None
     """How slices pass; all counts are then of one slice, and grow with their number."""
+    then: TileCosts | None = None
+    """What is done to the tile afterwards, as along another plane: work adds, memory does not."""
 
     @classmethod
     def of_walks(
@@ -121,7 +123,8 @@ class TileCosts:
         """Return the costs where more or fewer pixels of slices pass together."""
         if self.slices is None:
             return self
-        return replace(self, slices=replace(self.slices, pixels=pixels))
+        then = None if self.then is None else self.then.with_pixels(pixels)
+        return replace(self, slices=replace(self.slices, pixels=pixels), then=then)
 
     def of(self, tile: Triple) -> TileCost:
         """Return what a tile of a shape costs."""
@@ -136,6 +139,14 @@ class TileCosts:
         Returns:
             Multiply-adds, bytes and elements, (n,) each; see :class:`TileCost`.
         """
+        macs, alive, largest = self._of_one(tiles)
+        if self.then is None:
+            return macs, alive, largest
+        more, alive_then, largest_then = self.then.of_many(tiles)
+        return macs + more, np.maximum(alive, alive_then), np.maximum(largest, largest_then)
+
+    def _of_one(self, tiles: NDArray[np.int64]) -> tuple[NDArray[np.float64], ...]:
+        """Return the same, without what is done afterwards."""
         # Extents multiply, so each count is a polynomial of them, and so is a sum of counts.
         powers = _products(tiles - self.base)
         macs, sizes, elements = (

@@ -44,12 +44,12 @@ def tile_costs(engine: Engine, spec: ModelSpec, dtype: torch.dtype) -> TileCosts
         values.
     """
     if isinstance(engine, PlanesEngine) and "+" in engine.plane:
-        # One plane after the other: the work of both, the memory of either.
+        # One plane after the other.
         one, other = (
             tile_costs(replace(engine, plane=plane), spec.on_plane(plane), dtype)
             for plane in ("xz", "yz")
         )
-        return one and replace(one, macs=2 * one.macs) if other is not None else None
+        return None if one is None or other is None else replace(one, then=other)
     slices = _slices(engine, spec)
     cell = triple(
         max(1, int(g * r)) for g, r in zip(spec.alignment, spec.resolved_factor, strict=True)

@@ -192,3 +192,18 @@ def test_costs_are_those_of_a_walk(name: str) -> None:
         together = [values[number] for values in found.of_many(np.array(tiles))]
         assert together == pytest.approx([got.macs, got.bytes, got.elements], rel=1e-12)
         assert math.prod(tile) < got.elements
+
+
+@pytest.mark.parametrize("name", ["niiv-z2-10", "srunet-z4-self"])
+def test_costs_of_both_planes_are_those_of_a_walk_along_each(name: str) -> None:
+    """Of any tile, however narrow along either."""
+    one = Fraction(1)
+    found = examined(name)
+    spec = found.spec.on_plane("xz+yz").for_factor((Fraction(4), one, one))
+    got = found.costs(spec, "fp32")
+    assert got is not None
+    assert found.engine is not None
+    hollow = _hollow(found.engine(spec), torch.float32)
+    for tile in ((32, 48, 8), (32, 8, 48), (64, 128, 128), (256, 64, 16)):
+        walk = _walk(hollow, Box.from_shape(tile))
+        assert got.of(tile).macs == pytest.approx(sum(walk.macs), rel=1e-6)
