@@ -28,6 +28,7 @@ from isochunk.cluster.plugin import (
     send_plugin,
     wait_for_a_worker,
 )
+from isochunk.cluster.roster import known_workers
 from isochunk.cluster.start import connected
 from isochunk.cluster.window import TaskWindow, Work
 from isochunk.core.consistency import Consistency
@@ -157,7 +158,7 @@ def worker_memory_bytes(client: Client) -> int | None:
     """Return the host memory of the worker that has least; None where they cannot tell."""
     limits = {
         address: int(WORKER_SHARE * worker["memory_limit"])
-        for address, worker in client.scheduler_info(n_workers=-1)["workers"].items()
+        for address, worker in known_workers(client).items()
         if worker["memory_limit"]
     }
     free = client.run(usable_memory_bytes, on_error="ignore")

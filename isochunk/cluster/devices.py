@@ -10,6 +10,7 @@ from typing import Any
 
 from distributed import Client
 
+from isochunk.cluster.roster import known_workers
 from isochunk.core.gpus import SeenGpus, device_summary
 from isochunk.core.job import FoundDevice
 from isochunk.errors import ClusterError, UsageError
@@ -61,7 +62,7 @@ def ask_devices(plan: Plan, client: Client) -> WorkerDevices:
     seen = answers(client.run(tell_gpus, on_error="return"))
     if not on_gpus(seen, wanted=plan.job.device == "cuda"):
         return WorkerDevices("cpu")
-    known = client.scheduler_info(n_workers=-1)["workers"]
+    known = known_workers(client)
     # A worker that has gone since is not known any more, and needs no seat.
     names = {address: str(known[address]["name"]) for address in seen if address in known}
     seating = seat_workers(

@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 from distributed import Client, Future, as_completed
 
 from isochunk.cluster.placement import Placement
+from isochunk.cluster.roster import known_workers
 from isochunk.engine.events import Notify
 from isochunk.engine.timeouts import Timeouts
 from isochunk.errors import ClusterError
@@ -274,7 +275,7 @@ class TaskWindow(Generic[Answer]):
         # All that a scheduler knows of a thousand workers is much to ask for every second.
         strayed = any(self.placement.at.get(key, w) != w for key, w in found.items())
         if strayed or self.not_running:
-            known = self.client.scheduler_info(n_workers=-1)["workers"]
+            known = known_workers(self.client)
             self.not_running = {w for w, said in known.items() if said["status"] != "running"}
         self.placement.update(workers - self.not_running, found)
         self.send_stranded(where)

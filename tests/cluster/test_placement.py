@@ -18,6 +18,7 @@ from jobs import noise, write_source
 
 import isochunk
 from isochunk.cluster.placement import IN_FLIGHT_PER_WORKER, Placement
+from isochunk.cluster.roster import known_workers
 from isochunk.engine.report import Report
 from isochunk.planning.plan import Plan
 
@@ -64,7 +65,7 @@ def slow_plan(folder: Path, blocks: int, seconds: float) -> Plan:
 def blocks_run(client: Client) -> list[int]:
     """Return how many blocks each worker has stored, as its metrics say."""
     found = []
-    for worker in client.scheduler_info(n_workers=-1)["workers"].values():
+    for worker in known_workers(client).values():
         url = f"http://127.0.0.1:{worker['services']['dashboard']}/metrics"
         with urllib.request.urlopen(url, timeout=30) as answer:
             page = answer.read().decode()

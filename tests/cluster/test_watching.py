@@ -12,6 +12,7 @@ from distributed import Client
 from jobs import noise, slow_model, start, write_source
 
 import isochunk
+from isochunk.cluster.roster import known_workers
 from isochunk.engine.events import EventLog, last_event, read_events
 from isochunk.engine.report import KEPT_SAMPLES, Throughput
 from isochunk.engine.target import open_written_target
@@ -111,7 +112,7 @@ def test_workers_serve_metrics(client: Client, tmp_path: Path) -> None:
 
     def look(report: isochunk.engine.report.Report) -> None:
         if report.complete and not pages:
-            for worker in client.scheduler_info(n_workers=-1)["workers"].values():
+            for worker in known_workers(client).values():
                 url = f"http://127.0.0.1:{worker['services']['dashboard']}/metrics"
                 with urllib.request.urlopen(url, timeout=30) as answer:
                     pages.append(answer.read().decode())
