@@ -81,12 +81,13 @@ def train(options: argparse.Namespace) -> Result:
         TRAIN_OPTIONS,
         TRAIN_PARTS,
         with_options,
+        with_sources,
     )
     from isochunk.train.presets import config_from_table, read_recipe
 
     table = read_recipe(options.recipe) if options.recipe else {}
     if options.sources:
-        table["sources"] = options.sources
+        table = with_sources(table, options.sources)
     names = (*TRAIN_OPTIONS, *TRAIN_PARTS, *NETWORK_OPTIONS)
     told = {name: getattr(options, name.replace("-", "_")) for name in names}
     table = with_options(table, {name: text for name, text in told.items() if text is not None})

@@ -7,7 +7,7 @@ networks that are not ``RECIPE_ONLY``. Their help is the docstring below the fie
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, get_type_hints
 
@@ -67,6 +67,18 @@ NETWORK_OPTIONS: Mapping[str, str] = _network_options()
 
 TEXTS = {"factor", *(name for name, hint in get_type_hints(TrainConfig).items() if hint is str)}
 """Fields whose options are text, whatever they look like."""
+
+
+def with_sources(table: Mapping[str, Any], sources: Sequence[str]) -> dict[str, Any]:
+    """Put other volumes into a recipe; its name and what it says of its own volumes go.
+
+    Args:
+        table: as :func:`isochunk.train.presets.config_from_table` takes it.
+        sources: URLs of volumes.
+    """
+    words = ("name", "licence", "trained_on")
+    kept = {key: value for key, value in table.items() if key not in words}
+    return {**kept, "sources": list(sources)}
 
 
 def with_options(table: Mapping[str, Any], options: Mapping[str, str]) -> dict[str, Any]:

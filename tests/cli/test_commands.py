@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ import pytest
 import servers
 import torch
 from distributed import LocalCluster
-from jobs import Command, command, noise, read_all, slow_model, start, write_source
+from jobs import Command, command, look, noise, read_all, slow_model, start, write_source
 
 import isochunk
 from isochunk.core.synthetic import synthetic_pair
@@ -359,26 +357,6 @@ def test_a_target_does_not_make_repair_run_code(run: Command, source: str, tmp_p
     assert run("audit", target, code=1)["complete"] is False
     assert run("repair", target, "--trust")["complete"] is True
     np.testing.assert_array_equal(read_all(target), noise((9, 64, 70)).repeat(4, 0))
-
-
-def look(*arguments: str) -> str:
-    """Run ``isochunk view``, open its link, end it as a user does, and return the link."""
-    process = start("view", *arguments, "--json")
-    try:
-        assert process.stdout is not None
-        told = json.loads(process.stdout.readline())
-        assert told.keys() == {"neuroglancer_url"}
-        with urllib.request.urlopen(told["neuroglancer_url"], timeout=60) as page:
-            assert b"neuroglancer" in page.read().lower()
-        os.kill(process.pid, signal.SIGINT)
-        out, err = process.communicate(timeout=30)
-        assert (process.returncode, out) == (0, b"")
-        assert b"Traceback" not in err
-    finally:
-        process.kill()
-        process.communicate()
-    link: str = told["neuroglancer_url"]
-    return link
 
 
 def test_view_serves_until_it_is_ended(run: Command, source: str, tmp_path: Path) -> None:

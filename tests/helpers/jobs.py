@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -119,6 +121,26 @@ def command(*arguments: str, code: int | tuple[int, ...] = 0) -> dict[str, Any]:
     assert process.returncode in wanted, (process.returncode, out.decode(), err.decode())
     result: dict[str, Any] = json.loads(out)
     return result
+
+
+def look(*arguments: str) -> str:
+    """Run ``isochunk view``, open its link, end it as a user does, and return the link."""
+    process = start("view", *arguments, "--json")
+    try:
+        assert process.stdout is not None
+        told = json.loads(process.stdout.readline())
+        assert told.keys() == {"neuroglancer_url"}
+        with urllib.request.urlopen(told["neuroglancer_url"], timeout=60) as page:
+            assert b"neuroglancer" in page.read().lower()
+        os.kill(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+        assert (process.returncode, out) == (0, b"")
+        assert b"Traceback" not in err
+    finally:
+        process.kill()
+        process.communicate()
+    link: str = told["neuroglancer_url"]
+    return link
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
