@@ -1,17 +1,17 @@
 """How shipped networks bear sections as serial sectioning makes them: tables of docs/models.md.
 
-    python benchmarks/stress.py [--models NAME ...] [--cases CASE ...]
+    python benchmarks/stress.py [--models NAME ...] [--cases CASE ...] [--mended]
 
 A case is a key of CASES; all by default. Sections of a cube that no network was trained on are
 damaged, restored as a run restores them, and compared with the truth, which is not damaged. Each
-damage is one draw of a fixed seed. MENDS holds what may be done to sections before they are
-restored; each adds lines of its own. Networks for slices run on xz and yz slices.
+damage is one draw of a fixed seed. With ``--mended`` each is restored once more as with
+``--sections auto``, inspected and mended first. Networks for slices run on xz and yz slices.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import TypeAlias
@@ -24,6 +24,7 @@ from scipy import ndimage
 
 from isochunk.core.geometry import Box
 from isochunk.core.voxels import Voxels, quantise
+from isochunk.engine.mended import find_table, mended, mending_of
 from isochunk.evaluation.config import EvaluateConfig
 from isochunk.evaluation.ground_truth import (
     ArrayVolume,
@@ -39,15 +40,10 @@ from isochunk.storage.volume import Volume
 Values: TypeAlias = NDArray[np.float32]
 Damage: TypeAlias = Callable[[Values, np.random.Generator], Values]
 """Changes sections (z, y, x) of grey levels; the result is rounded to the volume's dtype."""
-Mend: TypeAlias = Callable[[Voxels], Values]
-"""Returns sections as they should be, of sections as they were recorded."""
 
 SEED = 0
 MIDDLE = Box((45, 45, 45), (205, 205, 205))
 """Part of the truth that is damaged."""
-
-MENDS: Mapping[str, Mend] = {}
-"""What may be done to sections first, by what the table calls it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,15 +183,20 @@ def damaged(sections: Voxels, damage: Damage) -> Voxels:
     return quantise(changed, sections.dtype)
 
 
+def inspected(volume: Volume) -> Volume:
+    """Return a volume as ``--sections auto`` has it used."""
+    return mended(volume, mending_of(find_table("auto", volume), volume.spec))
+
+
 def measure(
-    case: Case, rows: tuple[Row, ...], mends: Mapping[str, Mend]
+    case: Case, rows: tuple[Row, ...], *, mend: bool
 ) -> Iterator[tuple[str, dict[str, float]]]:
     """Yield for each line its name and PSNR in dB by model; rows of one damage share its answers.
 
     Args:
         case: what is restored, and by which models.
         rows: damages, and where the answers are compared.
-        mends: what is done to sections first, besides nothing.
+        mend: whether each is also restored after it was inspected and mended.
     """
     specs, factor = describe_models(case.config)
     region = choose_region(case.truth.spec, case.box, factor, case.config.degradation)
@@ -203,21 +204,19 @@ def measure(
     sections = degrade_voxels(true, factor, case.config.degradation)
     spec = degraded_spec(case.truth.spec, region.degraded, factor)
     names = ("cubic", *case.config.models)
-    answers: dict[str, dict[str, Voxels]] = {}
+    answers: dict[bool, dict[str, Voxels]] = {}
     last: Damage | None = None
-    for row, mending in product(rows, ("", *mends)):
+    for row, mending in product(rows, (False, True) if mend else (False,)):
         if row.damage is not last:
             answers, last = {}, row.damage
         if mending not in answers:
-            stack = damaged(sections, row.damage)
-            if mending:  # a network is given integers here, which costs less than 0.01 dB
-                stack = quantise(mends[mending](stack), stack.dtype)
-            source = ArrayVolume(spec, stack)
+            source: Volume = ArrayVolume(spec, damaged(sections, row.damage))
+            source = inspected(source) if mending else source
             answers[mending] = {n: restore(n, specs[n], source, case.config) for n in names}
         z = compared_along_z(row, region.inner[0], len(sections), int(factor[0]))
         inner = (z, *region.inner[1:])
         found = {n: psnr(true[inner], answers[mending][n][inner], 255.0) for n in names}
-        yield row.name + (f", {mending} first" if mending else ""), found
+        yield row.name + (", mended" if mending else ""), found
 
 
 def compared_along_z(
@@ -248,6 +247,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", nargs="*", default=[*known], choices=[*known])
     parser.add_argument("--models", nargs="*", help="instead of all that are shipped")
+    parser.add_argument("--mended", action="store_true", help="also inspect and mend first")
     options = parser.parse_args()
     for name in options.cases:
         case = known[name]
@@ -256,7 +256,7 @@ def main() -> None:
             models = tuple(m for m in models if m in options.models)
         case = replace(case, config=replace(case.config, models=models))
         rows = ROWS if name != "sstem" else ROWS[:1]
-        for line in table(case, measure(case, rows, MENDS)):
+        for line in table(case, measure(case, rows, mend=options.mended)):
             print(line, flush=True)
 
 

@@ -76,18 +76,17 @@ def test_more_is_worse(weak, strong) -> None:
 
 @pytest.mark.slow
 def test_rows_are_compared_where_they_say_and_mending_is_a_line_of_its_own(case: Case) -> None:
-    whole = sections()
     rows = (ROWS[0], *(row for row in ROWS if row.name in ZEROS), Row("uneven", uneven(20, 20)))
-    found = dict(measure(case, rows, {"undone": lambda stack: whole.astype(np.float32)}))
+    found = dict(measure(case, rows, mend=True))
     clean, inside, away, uneven_ = (found[row.name] for row in rows)
     assert set(clean) == {"cubic", NETWORK}
     assert clean[NETWORK] > clean["cubic"]
     for model in clean:
         assert inside[model] < away[model] - 5
         assert uneven_[model] < clean[model] - 3
-        for row in (rows[0], rows[3]):
-            assert found[f"{row.name}, undone first"][model] == clean[model]
-        assert found[f"{ZEROS[0]}, undone first"][model] > inside[model] + 5
+        assert found["clean, mended"][model] == clean[model]
+        assert found[f"{ZEROS[0]}, mended"][model] > inside[model] + 5
+        assert found["uneven, mended"][model] > uneven_[model] + 2
     lines = list(table(case, iter(found.items())))
     assert len(lines) == 3 + len(found)
     assert f"| clean | {clean['cubic']:.2f} | {clean[NETWORK] - clean['cubic']:+.2f} |" in lines
