@@ -184,7 +184,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[clusters.Clust
 @pytest.fixture
 def client(cluster: clusters.Cluster) -> Iterator[Client]:
     with Client(cluster.address, set_as_default=False) as client:
-        client.wait_for_workers(2, timeout=60)
+        cluster.wait_until_whole(client)
         yield client
 
 
@@ -193,7 +193,7 @@ def good(tmp_path_factory: pytest.TempPathFactory, source: str, cluster: cluster
     folder = tmp_path_factory.mktemp("good")
     case = Case(folder, source)
     with Client(cluster.address, set_as_default=False) as client:
-        client.wait_for_workers(2, timeout=60)
+        cluster.wait_until_whole(client)
         begun = time.monotonic()
         assert isochunk.run(isochunk.plan(case.job()), client).complete
         seconds = time.monotonic() - begun
@@ -277,7 +277,7 @@ def test_kill_a_nanny(case: Case, row: Row, tmp_path: Path) -> None:
         clusters.cluster(tmp_path) as running,
         Client(running.address, set_as_default=False) as client,
     ):
-        client.wait_for_workers(2, timeout=60)
+        running.wait_until_whole(client)
         kill = running.nannies[0].kill
         report = isochunk.run(isochunk.plan(case.job()), client, after(10, kill), SHORT)
     assert report.complete
@@ -291,7 +291,7 @@ def test_kill_the_scheduler(case: Case, good: Good, row: Row, tmp_path: Path) ->
         clusters.cluster(tmp_path) as running,
         Client(running.address, set_as_default=False) as client,
     ):
-        client.wait_for_workers(2, timeout=60)
+        running.wait_until_whole(client)
         with pytest.raises(ClusterError, match=r"scheduler is gone.*same command again"):
             isochunk.run(plan, client, after(20, running.scheduler.kill), SHORT)
     recorded = open_written_target(str(case.target)).ledger.count()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,9 @@ from distributed import Client, LocalCluster
 TTL_S = 10
 """A worker that is silent for so long is restarted."""
 
+PATIENCE_S = 20
+"""How long a nanny may take to start a worker again."""
+
 ALLOWED_FAILURES = 1
 """Workers that may die of a task, besides the first."""
 
@@ -27,12 +30,30 @@ class Cluster:
 
     address: str
     scheduler: subprocess.Popen[bytes]
+    start_nanny: Callable[[int], subprocess.Popen[bytes]]
     nannies: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def wait_until_whole(self, client: Client) -> None:
+        """Wait for all workers; start those again whose nanny gave up, as a batch system would.
+
+        A nanny whose worker is killed while it is being started again sometimes leaves it at that.
+        """
+        try:
+            client.wait_for_workers(len(self.nannies), timeout=PATIENCE_S)
+        except TimeoutError:
+            for number, nanny in enumerate(self.nannies):
+                if not self._workers(number):
+                    end_family(nanny)
+                    self.nannies[number] = self.start_nanny(number)
+            client.wait_for_workers(len(self.nannies), timeout=60)
 
     def worker(self, number: int) -> psutil.Process:
         """Return the worker process that a nanny looks after now."""
+        return self._workers(number)[0]
+
+    def _workers(self, number: int) -> list[psutil.Process]:
         children = psutil.Process(self.nannies[number].pid).children()
-        return next(c for c in children if "spawn_main" in " ".join(c.cmdline()))
+        return [c for c in children if "spawn_main" in " ".join(c.cmdline())]
 
 
 @contextmanager
@@ -58,40 +79,31 @@ def cluster(folder: Path, workers: int = 2) -> Iterator[Cluster]:
         closing.callback(end_family, process)
         return process
 
-    with ExitStack() as closing:
-        address = f"tcp://127.0.0.1:{port}"
-        made = Cluster(
+    address = f"tcp://127.0.0.1:{port}"
+
+    def start_nanny(number: int) -> subprocess.Popen[bytes]:
+        return start(
+            f"worker-{number}",
+            "worker",
             address,
-            start(
-                "scheduler",
-                "scheduler",
-                "--host",
-                "127.0.0.1",
-                "--port",
-                str(port),
-                "--no-dashboard",
-            ),
+            "--host",
+            "127.0.0.1",
+            "--nthreads",
+            "1",
+            "--memory-limit",
+            "0",
+            "--no-dashboard",
+            "--death-timeout",
+            "60",
+            "--local-directory",
+            str(folder),
         )
-        for number in range(workers):
-            made.nannies.append(
-                start(
-                    f"worker-{number}",
-                    "worker",
-                    address,
-                    "--host",
-                    "127.0.0.1",
-                    "--nthreads",
-                    "1",
-                    "--memory-limit",
-                    "0",
-                    "--no-dashboard",
-                    "--death-timeout",
-                    "60",
-                    "--local-directory",
-                    str(folder),
-                )
-            )
-        yield made
+
+    with ExitStack() as closing:
+        scheduler = start(
+            "scheduler", "scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard"
+        )
+        yield Cluster(address, scheduler, start_nanny, [start_nanny(n) for n in range(workers)])
 
 
 def end_family(process: subprocess.Popen[bytes]) -> None:
