@@ -11,8 +11,8 @@ from isochunk.models.pssr import PSSRConfig
 from isochunk.models.registry import make
 from isochunk.train.config import Optimisation
 from isochunk.train.encoder import load_encoder, their_name
-from isochunk.train.options import parse_value, with_options
-from isochunk.train.presets import PRESETS, config_from_table
+from isochunk.train.options import parse_value, with_options, with_sources
+from isochunk.train.presets import PRESETS, config_from_table, read_recipe
 from isochunk.train.schedule import one_cycle, rates, scheduled_stages
 
 
@@ -135,3 +135,11 @@ def test_the_encoder_starts_from_a_file(sections, tmp_path):
     torch.save(theirs, tmp_path / "other.pth")
     with pytest.raises(UsageError, match=r"layer4\.0\.bn1\.bias of .* is missing"):
         load_encoder(network, tmp_path / "other.pth")
+
+
+def test_what_a_recipe_says_of_its_own_volumes_is_not_said_of_others():
+    recipe = read_recipe("niiv-z2-10")
+    assert {"name", "licence", "trained_on"} <= recipe.keys()
+    table = with_sources(recipe, ["mine"])
+    assert table["sources"] == ["mine"]
+    assert recipe.keys() - table.keys() == {"name", "licence", "trained_on"}
