@@ -17,6 +17,7 @@ NETWORKS: Mapping[str, str] = {
     "a2i": "isochunk.models.a2i:A2I",
     "niiv": "isochunk.models.niiv:NIIV",
     "pssr": "isochunk.models.pssr:PSSR",
+    "anyz": "isochunk.models.anyz:AnyZ",
 }
 """Each architecture's name in checkpoints and recipes, and its class."""
 
