@@ -14,6 +14,11 @@ PHASES: Mapping[str, Phase] = {"avg": "mean", "skip": "sample", "psf": "mean"}
 """Where the sections of a degradation lie."""
 
 
+def degradations_of(text: str) -> tuple[str, ...]:
+    """Return the degradations that a training names, such as ``avg+skip``."""
+    return tuple(text.split("+"))
+
+
 def phase_of(degradation: str) -> Phase:
     """Return where sections lie; those of a crappifier, which makes y and x coarse, are means."""
     return PHASES.get(degradation, "mean")

@@ -34,7 +34,7 @@ from isochunk.models.torch_interpolation import blended, on_device_of
 HEAD: Triple = (3, 5, 5)
 """Kernel of the first convolution."""
 TOLD = 3
-"""Numbers that say what sections are like: their share of the ratio, its root, and whether means."""
+"""Numbers that say what sections are like: inverse ratio, its root, and whether they are means."""
 PLACE = 4
 """Numbers that say where between two sections a target voxel lies."""
 LEAK = 0.2
@@ -74,6 +74,11 @@ class AnyZConfig(NetworkConfig):
         """Whether xz slices stay apart: kernels reach along y."""
         return False
 
+    @property
+    def told_phase(self) -> bool:
+        """Whether it is told where sections lie."""
+        return True
+
 
 class Block(nn.Module):
     """A residual block that is told what sections are like."""
@@ -107,10 +112,9 @@ class Decoder(nn.Module):
             nn.PReLU(),
             nn.Linear(config.hidden, config.bases),
         )
-        self.kernels = nn.Parameter(torch.randn(config.bases, inputs, config.decoded))
+        self.kernels = nn.Parameter(torch.empty(config.bases, inputs, config.decoded))
         self.last = nn.Linear(config.decoded, 1)
-        with torch.no_grad():
-            self.kernels *= (2 / inputs) ** 0.5
+        nn.init.normal_(self.kernels, std=(2 / inputs) ** 0.5)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 
@@ -197,7 +201,7 @@ class AnyZ(Network):
         features = functional.pad(features, (0, 0, 0, 0, 1, 1), mode="replicate")
         sections = coarse.shape[2]
         taps = axis_taps("linear", (0, int(sections * factor)), factor, -1, phase)
-        answer = self.decoder(features, taps, told)
+        answer: Tensor = self.decoder(features, taps, told)
         if self.config.residual == "none":
             return answer
         base = whole_axis_taps(self.config.residual, sections, factor, phase)

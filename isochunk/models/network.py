@@ -69,6 +69,11 @@ class NetworkConfig:
         return None
 
     @property
+    def told_phase(self) -> bool:
+        """Whether it is told where sections lie, and so can learn both kinds."""
+        return False
+
+    @property
     def lateral(self) -> bool:
         """Whether it makes y and x of whole sections finer, not z."""
         return False

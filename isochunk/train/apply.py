@@ -27,15 +27,16 @@ from isochunk.train.perceptual import perceptual_loss
 class Application(nn.Module):
     """A network as training calls it; a module, so that torch can share it among processes."""
 
-    def __init__(self, network: Network, phase: Phase) -> None:
-        """Wrap a network whose sections lie at ``phase``."""
+    def __init__(self, network: Network) -> None:
+        """Wrap a network."""
         super().__init__()
         self.network = network
-        self.phase = phase
 
-    def forward(self, coarse: Tensor, factor: Fraction, corner: Corner = (0, 0)) -> Tensor:
+    def forward(
+        self, coarse: Tensor, factor: Fraction, phase: Phase, corner: Corner = (0, 0)
+    ) -> Tensor:
         """Restore whole crops, that are to be taken to lie at ``corner``."""
-        return self.network.restore_crops(coarse, factor, self.phase, corner)
+        return self.network.restore_crops(coarse, factor, phase, corner)
 
 
 def build(config: NetworkConfig, seed: int) -> Network:
@@ -95,11 +96,20 @@ class Criterion:
         return self.shades.to_unit(planes)
 
 
-def interpolated(application: Application, coarse: Tensor, factor: Fraction, kernel: str) -> Tensor:
-    """Return what interpolation makes of what a network sees, for comparison."""
-    if not application.network.config.lateral:
-        taps = whole_axis_taps(kernel, coarse.shape[2], factor, application.phase)
-        return blended(coarse, taps)
+def interpolated(
+    coarse: Tensor, factor: Fraction, phase: Phase, kernel: str, *, lateral: bool
+) -> Tensor:
+    """Return what interpolation makes of what a network sees, for comparison.
+
+    Args:
+        coarse: (b, 1, z, y, x).
+        factor: target voxels per section, or per pixel where those become finer.
+        phase: where sections lie.
+        kernel: linear or cubic.
+        lateral: whether y and x of the middle section become finer, not z.
+    """
+    if not lateral:
+        return blended(coarse, whole_axis_taps(kernel, coarse.shape[2], factor, phase))
     middle = coarse.shape[2] // 2
     finer = coarse[:, :, middle : middle + 1]
     for axis in (3, 4):

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any, Literal, TypeAlias, get_args
 
 from isochunk.core.codec import LATER, to_json
-from isochunk.core.degradation import Degradation, phase_of
+from isochunk.core.degradation import Degradation, degradations_of, phase_of
 from isochunk.core.geometry import AXES, Triple
 from isochunk.core.spec import Normalisation
 from isochunk.core.text_forms import read_window
@@ -184,8 +184,8 @@ class TrainConfig:
     """Target voxels per section: 4, 9.5, 225/23, or several for niiv and a2i: 2,4,8, of which each
     step draws one; default: the network's own or, for mode self, how much coarser z is."""
     degradation: str = field(default="avg", metadata=OPTION)
-    """How coarse input is made of a crop: avg, skip or psf; for pssr em, fluorescence, gaussian,
-    poisson or coarse."""
+    """How coarse input is made of a crop: avg, skip or psf; for anyz also avg+skip, of which each
+    step draws one; for pssr em, fluorescence, gaussian, poisson or coarse."""
     steps: int = field(default=290_000, metadata=OPTION)
     """Steps altogether, resumed ones included."""
     patch: Triple = field(default=(64, 64, 64), metadata=OPTION)
@@ -264,11 +264,17 @@ class TrainConfig:
     def _check_task(self) -> None:
         network, lateral = self.network, self.network.lateral
         known = tuple(CRAPPIFIERS) if lateral else get_args(Degradation)
-        if self.degradation not in known:
+        named = degradations_of(self.degradation)
+        if not set(named) <= set(known):
             raise UsageError(
                 f"degradation {self.degradation!r} is unknown for {self.arch}; choose one of "
                 f"{', '.join(known)}"
             )
+        _require(
+            len(named) == 1 or network.told_phase,
+            f"{self.arch} is not told how sections came about, so it learns one degradation, not "
+            f"{self.degradation}; choose one of them, or anyz",
+        )
         _require(
             not lateral or self.normalisation == "range",
             f"{self.arch}'s inputs are made of values in 0..1; choose normalisation range",
@@ -281,7 +287,7 @@ class TrainConfig:
             not (self.start and self.encoder),
             "start gives all weights, so encoder gives none; leave one of them out",
         )
-        phase = phase_of(self.degradation)
+        phase = phase_of(named[0])
         _require(
             network.own_phase in (None, phase),
             f"sections of degradation {self.degradation!r} lie at network phase {phase!r}; leave "

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from isochunk.core.geometry import AXES, Box, Triple, sub, triple
 from isochunk.core.mending import Mending
-from isochunk.core.spec import Intensity
+from isochunk.core.spec import Intensity, Phase
 from isochunk.errors import UsageError
 from isochunk.models.network import Corner
 from isochunk.storage.volume import Volume
@@ -127,8 +127,8 @@ class Sampling:
     """How crops are varied."""
     seed: int
     """Seed of the whole sequence."""
-    pairing: Pairing
-    """How input and target are made of a crop."""
+    pairings: tuple[Pairing, ...]
+    """How input and target are made of a crop; each step draws one."""
     orders: tuple[Triple, ...] = IN_PLACE
     """Axes of the volume that become (z', y', x'); each crop draws one of them."""
     rank: int = 0
@@ -161,6 +161,8 @@ class Batch:
     """What it is to answer, float32 (b, 1, z', y', x')."""
     factor: Fraction
     """Target voxels per section."""
+    phase: Phase = "mean"
+    """Where sections lie."""
     corner: Corner = (0, 0)
     """Where networks that mind positions are to take crops to lie: z', x' in target voxels."""
 
@@ -245,11 +247,14 @@ class Crops:
         rng = np.random.default_rng([sampling.seed, step])
         factor = sampling.factors[int(rng.integers(len(sampling.factors)))]
         corner = (int(rng.integers(FARTHEST)), int(rng.integers(FARTHEST)))
+        pairing = sampling.pairings[int(rng.integers(len(sampling.pairings)))]
         places = range(sampling.rank, sampling.batch, sampling.ranks)
-        pairs = [self._pair(step, place, factor) for place in places]
-        return replace(_batch(pairs, factor), corner=corner)
+        pairs = [self._pair(step, place, factor, pairing) for place in places]
+        return replace(_batch(pairs, factor, pairing.phase), corner=corner)
 
-    def _pair(self, step: int, place: int, factor: Fraction) -> tuple[Patch, Patch]:
+    def _pair(
+        self, step: int, place: int, factor: Fraction, pairing: Pairing
+    ) -> tuple[Patch, Patch]:
         sampling = self.sampling
         rng = np.random.default_rng([sampling.seed, step, place])
         chosen = int(rng.choice(len(self.sources), p=self._shares))
@@ -262,16 +267,20 @@ class Crops:
         # Where orders are drawn, they have exchanged y and x already, or those are not alike.
         patch = turn(patch, rng) if sampling.orders == IN_PLACE else flip(patch, rng)
         varied = vary_intensity(patch, sampling.augmentation, rng)
-        return _damaged(sampling, varied, factor, self.sources[chosen].shades, rng)
+        pair = pairing(varied, factor, rng)
+        return _damaged(pair, sampling.augmentation, self.sources[chosen].shades, rng)
 
 
 def _damaged(
-    sampling: Sampling, patch: Patch, factor: Fraction, shades: Shades, rng: np.random.Generator
+    pair: tuple[Patch, Patch],
+    augmentation: Augmentation,
+    shades: Shades,
+    rng: np.random.Generator,
 ) -> tuple[Patch, Patch]:
-    """Make a pair of a crop with its margin, let defects happen to the input, and cut both."""
-    coarse, target = sampling.pairing(patch, factor, rng)
-    coarse = crappify(coarse, defects(sampling.augmentation, shades.black), rng)
-    margin = sampling.augmentation.margin
+    """Let defects happen to the input of a pair with its margin, and cut both."""
+    coarse, target = pair
+    coarse = crappify(coarse, defects(augmentation, shades.black), rng)
+    margin = augmentation.margin
     kept = np.s_[:, margin : coarse.shape[1] - margin, margin : coarse.shape[2] - margin]
     return (coarse[kept], target[kept]) if margin else (coarse, target)
 
@@ -284,7 +293,7 @@ def validation_crops(
     Nothing of the augmentation happens to them but its defects.
 
     Returns:
-        Batches of one crop; factors and orders take turns.
+        Batches of one crop; factors, orders and pairings take turns.
 
     Raises:
         UsageError: a part is smaller than a crop.
@@ -296,10 +305,13 @@ def validation_crops(
     for i in range(count):
         source, part = sources[i % len(sources)], parts[i % len(parts)]
         order = sampling.orders[i % len(sampling.orders)]
-        factor = sampling.factors[i % len(sampling.factors)]
+        turn, at = divmod(i, len(sampling.factors))
+        factor, pairing = sampling.factors[at], sampling.pairings[turn % len(sampling.pairings)]
         patch = _read(source, part, CropLayout(sampling.grown, average, order), rng)
         own = np.random.default_rng([sampling.seed, 1, i])
-        crops.append(_batch([_damaged(sampling, patch, factor, source.shades, own)], factor))
+        pair = pairing(patch, factor, own)
+        damaged = _damaged(pair, sampling.augmentation, source.shades, own)
+        crops.append(_batch([damaged], factor, pairing.phase))
     return crops
 
 
@@ -309,11 +321,11 @@ def flip(patch: Patch, rng: np.random.Generator) -> Patch:
     return patch[tuple(slice(None, None, step) for step in steps)]
 
 
-def _batch(pairs: list[tuple[Patch, Patch]], factor: Fraction) -> Batch:
+def _batch(pairs: list[tuple[Patch, Patch]], factor: Fraction, phase: Phase) -> Batch:
     coarse, target = (
         torch.from_numpy(np.stack(patches)[:, None]) for patches in zip(*pairs, strict=True)
     )
-    return Batch(coarse, target, factor)
+    return Batch(coarse, target, factor, phase)
 
 
 def _read(source: Source, part: Box, layout: CropLayout, rng: np.random.Generator) -> Patch:

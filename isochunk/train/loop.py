@@ -35,7 +35,7 @@ from isochunk.train.data import (
     split,
     validation_crops,
 )
-from isochunk.train.pairs import pairing_of
+from isochunk.train.pairs import pairings_of
 from isochunk.train.ranks import Ranks, joined
 from isochunk.train.run import Run, require_free
 from isochunk.train.schedule import scheduled_stages, stage_index
@@ -181,7 +181,7 @@ def sampling_of(config: TrainConfig) -> Sampling:
         averages=config.averages,
         augmentation=config.augmentation,
         seed=config.seed,
-        pairing=pairing_of(config.degradation, config.augmentation),
+        pairings=pairings_of(config.degradation, config.augmentation),
         orders=orders,
     )
 

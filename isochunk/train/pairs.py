@@ -10,7 +10,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from isochunk.core.degradation import Degradation
+from isochunk.core.degradation import Degradation, degradations_of, phase_of
+from isochunk.core.spec import Phase
 from isochunk.models.degrade import degrade
 from isochunk.train.augment import Augmentation, Patch, input_noise
 from isochunk.train.crappify import CRAPPIFIERS, Step, crappify
@@ -18,6 +19,11 @@ from isochunk.train.crappify import CRAPPIFIERS, Step, crappify
 
 class Pairing(Protocol):
     """How a crop becomes what a network sees and what it is to answer."""
+
+    @property
+    def phase(self) -> Phase:
+        """Where sections lie."""
+        ...
 
     def __call__(
         self, patch: Patch, factor: Fraction, rng: np.random.Generator
@@ -41,6 +47,11 @@ class Sectioned:
     augmentation: Augmentation = field(default_factory=Augmentation)
     """Its noise is added to the sections."""
 
+    @property
+    def phase(self) -> Phase:
+        """Where sections lie."""
+        return phase_of(self.degradation)
+
     def __call__(
         self, patch: Patch, factor: Fraction, rng: np.random.Generator
     ) -> tuple[Patch, Patch]:
@@ -58,6 +69,8 @@ class Crappified:
 
     steps: tuple[Step, ...]
     """What happens to the sections; values are in 0..1."""
+    phase: Phase = "mean"
+    """Where sections lie."""
 
     def __call__(
         self, patch: Patch, factor: Fraction, rng: np.random.Generator
@@ -67,9 +80,12 @@ class Crappified:
         return crappify(patch, self.steps, rng), patch[middle : middle + 1]
 
 
-def pairing_of(degradation: str, augmentation: Augmentation) -> Pairing:
-    """Return how a degradation, by its name, makes pairs."""
-    if degradation in CRAPPIFIERS:
-        return Crappified(CRAPPIFIERS[degradation])
+def pairings_of(degradations: str, augmentation: Augmentation) -> tuple[Pairing, ...]:
+    """Return how degradations, by their names joined by ``+``, make pairs."""
     known: dict[str, Degradation] = {"avg": "avg", "skip": "skip", "psf": "psf"}
-    return Sectioned(known[degradation], augmentation)
+    return tuple(
+        Crappified(CRAPPIFIERS[name])
+        if name in CRAPPIFIERS
+        else Sectioned(known[name], augmentation)
+        for name in degradations_of(degradations)
+    )

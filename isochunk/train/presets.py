@@ -14,7 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from isochunk.core.degradation import phase_of
+from isochunk.core.degradation import degradations_of, phase_of
 from isochunk.core.geometry import triple
 from isochunk.errors import UsageError
 from isochunk.models.network import NetworkConfig
@@ -66,7 +66,9 @@ def config_from_table(table: Mapping[str, Any]) -> TrainConfig:
             if key in values:
                 values[key] = triple(values[key])
         kind = config_type(arch.partition("-")[0])  # pssr-mf is a pssr
-        defaults = kind.training_defaults(values["patch"], phase_of(values["degradation"]))
+        defaults = kind.training_defaults(
+            values["patch"], phase_of(degradations_of(values["degradation"])[0])
+        )
         network = _network(kind, arch, factors, {**defaults, **hyperparameters})
         if "averages" in values:
             values["averages"] = tuple(map(triple, values["averages"]))

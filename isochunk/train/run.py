@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isochunk.core.degradation import phase_of
+from isochunk.core.degradation import degradations_of, phase_of
 from isochunk.core.geometry import Triple
 from isochunk.errors import TargetConflictError
 from isochunk.host.files import write_atomically
@@ -79,7 +79,8 @@ class Run:
         self.history: list[dict[str, float]] = []
         self.cost: Cost | None = None
         self.folder = Path(config.out) / "training"
-        self.phase = phase_of(config.degradation)
+        self.phases = tuple(dict.fromkeys(map(phase_of, degradations_of(config.degradation))))
+        """Where the sections lie that it is trained for; a checkpoint for each is kept."""
         network = build(config.network, config.seed)
         if config.encoder:
             load_encoder(network, Path(config.encoder))
@@ -90,7 +91,7 @@ class Run:
         for patch in (config.validation_patch, *(s.stage.patch for s in scheduled_stages(config))):
             require_fit(network, patch)
         network = network.in_fastest_layout().to(self.device)
-        self.trained = Application(network, self.phase)
+        self.trained = Application(network)
         averaged = config.optimisation.average > 0
         self.validated = deepcopy(self.trained) if averaged else self.trained
         """What is validated and kept: the moving average of the weights, or the weights."""
@@ -111,7 +112,7 @@ class Run:
         batch = self._moved(batch)
         self.trained.train()
         with self._autocast():
-            predicted = self.shared(batch.coarse, batch.factor, batch.corner)
+            predicted = self.shared(batch.coarse, batch.factor, batch.phase, batch.corner)
         loss = self.criterion(self._inner(predicted.float()), self._inner(batch.target))
         value = self.ranks.mean(float(loss.detach()))
         if not math.isfinite(value):
@@ -186,17 +187,19 @@ class Run:
             **{f"validation_psnr_{name}": figure for name, figure in self.references.items()},
             "torch": torch.__version__,
         }
-        card = Card(
-            config.model_name,
-            config.licence,
-            config.trained_on,
-            phase=self.phase,
-            normalisation=config.normalisation,
-            training=record,
-        )
         if self.cost is None:
             self.cost = self.validated.network.cost()
-        save(folder, self.validated.network, card, self.cost)
+        for phase in self.phases:
+            first = phase == self.phases[0]
+            card = Card(
+                config.model_name if first else f"{config.model_name}-{phase}",
+                config.licence,
+                config.trained_on,
+                phase=phase,
+                normalisation=config.normalisation,
+                training=record,
+            )
+            save(folder if first else folder / phase, self.validated.network, card, self.cost)
 
     def _begun(self) -> bool:
         return (self.folder / "state.pt").exists()
@@ -239,11 +242,17 @@ class Run:
     def _predicted(self, batch: Batch) -> Tensor:
         self.validated.eval()
         with self._autocast():
-            answer: Tensor = self.validated(batch.coarse, batch.factor)
+            answer: Tensor = self.validated(batch.coarse, batch.factor, batch.phase)
         return answer.float()
 
     def _interpolated(self, batch: Batch, kernel: str) -> Tensor:
-        return interpolated(self.validated, batch.coarse, batch.factor, kernel)
+        return interpolated(
+            batch.coarse,
+            batch.factor,
+            batch.phase,
+            kernel,
+            lateral=self.config.network.lateral,
+        )
 
     @torch.no_grad()
     def _samples(self) -> Picture:

@@ -152,7 +152,7 @@ def crops_of(tmp_path, augmentation: Augmentation, orders=IN_PLACE, patch=(16, 1
     source = Source(open_volume(write_source(f"{tmp_path}/v", voxels)), Intensity(120.0, 60.0))
     pairing = Sectioned("avg", augmentation)
     factors = (Fraction(4),)
-    sampling = Sampling(patch, 2, factors, ((1, 1, 1),), augmentation, 3, pairing, orders)
+    sampling = Sampling(patch, 2, factors, ((1, 1, 1),), augmentation, 3, (pairing,), orders)
     return Crops((source,), (Box.from_shape(SHAPE),), sampling)
 
 
@@ -218,7 +218,7 @@ def test_validation_crops_have_defects_where_asked(tmp_path) -> None:
         validation_crops(
             plain.sources,
             parts,
-            replace(plain.sampling, augmentation=a, pairing=Sectioned("avg", a)),
+            replace(plain.sampling, augmentation=a, pairings=(Sectioned("avg", a),)),
             6,
         )
         for a in (Augmentation(margin=4), alone, alone)

@@ -135,7 +135,7 @@ def crops_of(voxels: np.ndarray, tmp_path: Path, orders, patch) -> Crops:
     augmentation = Augmentation()
     pairing = Sectioned("avg", augmentation)
     factors = (Fraction(5, 2),)
-    sampling = Sampling(patch, 2, factors, ((1, 1, 1),), augmentation, 0, pairing, orders)
+    sampling = Sampling(patch, 2, factors, ((1, 1, 1),), augmentation, 0, (pairing,), orders)
     box = Box.from_shape(voxels.shape)
     return Crops((Source(open_volume(url), Intensity(0, 1)),), (box,), sampling)
 

@@ -254,7 +254,7 @@ def sampling_of(batch: int, augmentation: Augmentation, seed: int) -> Sampling:
     averages = ((1, 1, 1), (2, 2, 2))
     pairing = Sectioned("avg", augmentation)
     patch, factors = (16, 16, 16), (Fraction(4),)
-    return Sampling(patch, batch, factors, averages, augmentation, seed, pairing)
+    return Sampling(patch, batch, factors, averages, augmentation, seed, (pairing,))
 
 
 def test_crops_are_functions_of_seed_step_and_place(source):
