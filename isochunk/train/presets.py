@@ -66,9 +66,8 @@ def config_from_table(table: Mapping[str, Any]) -> TrainConfig:
             if key in values:
                 values[key] = triple(values[key])
         kind = config_type(arch.partition("-")[0])  # pssr-mf is a pssr
-        defaults = kind.training_defaults(
-            values["patch"], phase_of(degradations_of(values["degradation"])[0])
-        )
+        phase = phase_of(degradations_of(values["degradation"])[0])
+        defaults = kind.training_defaults(values["patch"], phase)
         network = _network(kind, arch, factors, {**defaults, **hyperparameters})
         if "averages" in values:
             values["averages"] = tuple(map(triple, values["averages"]))

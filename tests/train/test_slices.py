@@ -207,8 +207,8 @@ def test_sections_lie_where_interpolation_puts_them(degradation, phase, factor):
 
 
 def test_a2i_is_trained_on_slices_that_are_no_whole_windows():
-    network = Application(make(A2IConfig(width=8, levels=2, heads=(1, 2), blocks=1)), "mean")
-    answer = network(torch.rand(2, 1, 3, 2, 21), Fraction(225, 23))
+    network = Application(make(A2IConfig(width=8, levels=2, heads=(1, 2), blocks=1)))
+    answer = network(torch.rand(2, 1, 3, 2, 21), Fraction(225, 23), "mean")
     assert answer.shape == (2, 1, 29, 2, 21)
     assert answer.isfinite().all()
 
