@@ -6,23 +6,22 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from jobs import write_source
 from trainings import SMALL
 
+from isochunk.core.spec import Intensity
 from isochunk.core.synthetic import synthetic_pair
 from isochunk.errors import UsageError
 from isochunk.evaluation.config import EvaluateConfig
 from isochunk.evaluation.evaluate import evaluate
 from isochunk.models.checkpoint import load_module, read_spec
+from isochunk.storage.open import open_volume
 from isochunk.train.config import TrainConfig
 from isochunk.train.data import Crops, Source, validation_crops
 from isochunk.train.loop import sampling_of, train
 from isochunk.train.presets import config_from_table
-from isochunk.storage.open import open_volume
-from isochunk.core.spec import Intensity
 
 torch.set_num_threads(1)
 
