@@ -350,8 +350,8 @@ def large_tensor(setting: Setting) -> list[Line]:
 def training(setting: Setting) -> list[Line]:
     """Train a small PSSR past its first snapshots."""
     try:
-        from isochunk.train.loop import train
         from isochunk.train.presets import config_from_table
+        from isochunk.train.training import train
     except ImportError as error:
         raise NotHereError(str(error)) from error
     folder = setting.work / "training"

@@ -75,7 +75,6 @@ def train_arguments(parser: argparse.ArgumentParser) -> None:
 def train(options: argparse.Namespace) -> Result:
     """``isochunk train``."""
     from isochunk.storage.access import Access
-    from isochunk.train.loop import train as fit
     from isochunk.train.options import (
         NETWORK_OPTIONS,
         TRAIN_OPTIONS,
@@ -84,6 +83,7 @@ def train(options: argparse.Namespace) -> Result:
         with_sources,
     )
     from isochunk.train.presets import config_from_table, read_recipe
+    from isochunk.train.training import train as fit
 
     table = read_recipe(options.recipe) if options.recipe else {}
     if options.sources:

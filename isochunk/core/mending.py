@@ -99,8 +99,18 @@ class Mending:
             stop: one past the last.
             factor: target planes per section.
         """
-        spans = ((ceil(run.first * factor), ceil(run.end * factor)) for run in self.runs)
+        spans = self.spans(factor)
         return sum(max(0, min(end, stop) - max(first, start)) for first, end in spans)
+
+    def spans(self, factor: Fraction) -> Iterator[tuple[int, int]]:
+        """Yield first and one past the last of the target planes that lie in each run.
+
+        Args:
+            factor: target planes per section; planes are on the grid of ``factor`` times the
+                source's coordinates.
+        """
+        for run in self.runs:
+            yield ceil(run.first * factor), ceil(run.end * factor)
 
     def good(self, start: int, stop: int) -> bool:
         """Tell whether no section from ``start`` to ``stop - 1`` is lost."""

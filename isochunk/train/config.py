@@ -13,7 +13,7 @@ from isochunk.core.codec import LATER, to_json
 from isochunk.core.degradation import Degradation, degradations_of, phase_of
 from isochunk.core.geometry import AXES, Triple
 from isochunk.core.spec import Normalisation
-from isochunk.core.text_forms import read_window
+from isochunk.core.text_forms import read_box, read_window
 from isochunk.core.window import Window
 from isochunk.errors import UsageError
 from isochunk.models.network import NetworkConfig
@@ -21,7 +21,7 @@ from isochunk.models.registry import architecture_of
 from isochunk.train.augment import Augmentation
 from isochunk.train.crappify import CRAPPIFIERS
 
-Mode: TypeAlias = Literal["supervised", "self"]
+Mode: TypeAlias = Literal["supervised", "self", "self3d"]
 Schedule: TypeAlias = Literal["constant", "sqrt", "cosine", "onecycle"]
 Pixel: TypeAlias = Literal["mse", "l1"]
 Perceptual: TypeAlias = Literal["none", "pdl", "dists"]
@@ -155,10 +155,27 @@ class Keeping:
             raise UsageError(f"keeping needs numbers of at least 1; got {self}")
 
 
+@dataclass(frozen=True, slots=True)
+class FirstPass:
+    """How mode ``self3d`` makes the volume isotropic that it then learns from."""
+
+    slices: str = field(default="", metadata=OPTION)
+    """Network for slices of the first pass of mode self3d: a shipped one's name, or a checkpoint;
+    default: a niiv that the volume itself teaches."""
+    slices_steps: int = field(default=3600, metadata=OPTION)
+    """Steps of that niiv."""
+    isotropic: str = field(default="", metadata=OPTION)
+    """Volume that the first pass writes, or that a run of this source has written, on a cluster for
+    example; default: the folder isotropic in out."""
+    box: str = field(default="", metadata=OPTION)
+    """Source voxels z0:z1,y0:y1,x0:x1 that mode self3d makes isotropic; default: all."""
+
+
 NO_AUGMENTATION = Augmentation()
 PAPER_OPTIMISATION = Optimisation()
 PAPER_LOSS = Loss()
 DEFAULT_KEEPING = Keeping()
+DEFAULT_FIRST_PASS = FirstPass()
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +184,9 @@ class TrainConfig:
 
     Crops have the network's own axes, the coarse one first. ``supervised``: those of the volume,
     which is isotropic. ``self``: the volume is anisotropic, and one of its fine axes, y or x, is
-    made coarse; its z, coarse already, lies second.
+    made coarse; its z, coarse already, lies second. ``self3d``: the volume is anisotropic; a
+    network for slices makes it isotropic first, and of that y or x is made coarse, so that the
+    detail which is asked for was recorded.
     """
 
     sources: tuple[str, ...]
@@ -179,10 +198,12 @@ class TrainConfig:
     name: str = ""
     """Name of the model; the last part of ``out`` where empty."""
     mode: Mode = field(default="supervised", metadata=OPTION)
-    """``supervised``: the source is isotropic; ``self``: it is not, and teaches itself."""
+    """``supervised``: the source is isotropic; ``self``: it is not, and teaches itself, slices;
+    ``self3d``: the same in two passes, for networks that see volumes."""
     factors: tuple[Fraction, ...] = field(default=(), metadata=OPTION)
     """Target voxels per section: 4, 9.5, 225/23, or several for niiv and a2i: 2,4,8, of which each
-    step draws one; default: the network's own or, for mode self, how much coarser z is."""
+    step draws one; default: the network's own or, for mode self and self3d, how much coarser z
+    is."""
     degradation: str = field(default="avg", metadata=OPTION)
     """How coarse input is made of a crop: avg, skip or psf; for anyz also avg+skip, of which each
     step draws one; for pssr em, fluorescence, gaussian, poisson or coarse."""
@@ -216,6 +237,8 @@ class TrainConfig:
     sections: str = field(default="", metadata=OPTION | LATER)
     """Section table of a source, from ``inspect --out``, or ``auto`` to inspect all of them; no
     crop is taken where sections are lost, as far as there are other places."""
+    first_pass: FirstPass = field(default=DEFAULT_FIRST_PASS, metadata=LATER)
+    """What mode ``self3d`` does first."""
     start: str = field(default="", metadata=OPTION | LATER)
     """Checkpoint whose weights it starts from: a shipped one's name, or a folder; of the same
     hyperparameters, factor and normalisation; random weights without."""
@@ -308,6 +331,11 @@ class TrainConfig:
             or (self.mode == "supervised" and self.patch[1] == self.patch[2]),
             "rotation and zoom are for crops that are square in y and x, of mode supervised",
         )
+        _require(
+            self.mode == "self3d" or self.first_pass == DEFAULT_FIRST_PASS,
+            "slices, slices-steps, isotropic and box say how mode self3d begins; leave them out, "
+            "or choose that mode",
+        )
         if self.mode == "supervised":
             return
         _require(
@@ -315,11 +343,29 @@ class TrainConfig:
             f"{self.arch} makes y and x finer, so it needs a volume that is fine there: mode "
             "supervised",
         )
+        if self.mode == "self3d":
+            self._check_two_passes()
+            return
         _require(
             network.planar,
             f"mode self trains {self.arch} on slices, so its kernels must not reach across them; "
-            "choose network variant planar, or mode supervised with an isotropic volume",
+            "choose network variant planar, mode self3d, or mode supervised with an isotropic "
+            "volume",
         )
+
+    def _check_two_passes(self) -> None:
+        _require(
+            not self.network.planar,
+            f"mode self3d trains networks that see volumes, and this {self.arch} sees slices; "
+            "choose anyz, srunet or fsrcnn, or mode self",
+        )
+        _require(
+            len(self.sources) == 1,
+            f"mode self3d learns from one volume; got {len(self.sources)}: choose one",
+        )
+        _require(self.first_pass.slices_steps >= 1, "slices-steps must be at least 1")
+        if self.first_pass.box:
+            read_box(self.first_pass.box, "box")
 
     def _check_factors(self) -> None:
         _require(all(f >= 1 for f in self.factors), f"factors {_listed(self.factors)} below 1")
@@ -334,7 +380,7 @@ class TrainConfig:
 
     def _check_patch(self, patch: Triple) -> None:
         self.network.require_patch(patch, self.factors)
-        if self.mode == "supervised" and 1 != patch[1] != patch[2]:
+        if self.mode != "self" and 1 != patch[1] != patch[2]:
             raise UsageError(
                 f"patch {patch} must be square in y and x, since crops are transposed, or one "
                 "slice: 1 along y"

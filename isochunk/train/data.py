@@ -39,6 +39,8 @@ IN_PLACE: tuple[Triple, ...] = ((0, 1, 2),)
 """Crops have the volume's axes, and y and x are exchanged at random."""
 LATERAL: tuple[Triple, ...] = ((1, 0, 2), (2, 0, 1))
 """y or x of the volume becomes the crop's coarse axis, and z its second."""
+CROSSED: tuple[Triple, ...] = ((1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))
+"""y or x becomes the coarse axis, and the others follow in either order."""
 UPRIGHT: tuple[Triple, ...] = ((0, 1, 2), (0, 2, 1))
 """xz or yz slices: z is the coarse axis."""
 

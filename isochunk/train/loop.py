@@ -1,4 +1,4 @@
-"""Training from volumes to a checkpoint, made to survive being killed."""
+"""The steps of one training, from open volumes to a checkpoint; made to survive being killed."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ import torch
 from tqdm import tqdm
 
 from isochunk.core.geometry import Box
-from isochunk.engine.windowed import open_rounded
 from isochunk.errors import UsageError
-from isochunk.storage.access import Access
 from isochunk.storage.volume import Volume
 from isochunk.train.augment import Augmentation
 from isochunk.train.config import TrainConfig
 from isochunk.train.data import (
+    CROSSED,
     IN_PLACE,
     LATERAL,
     UPRIGHT,
@@ -39,11 +38,9 @@ from isochunk.train.pairs import pairings_of
 from isochunk.train.ranks import Ranks, joined
 from isochunk.train.run import Run, require_free
 from isochunk.train.schedule import scheduled_stages, stage_index
-from isochunk.train.sources import use_volume, with_factors, with_sections
+from isochunk.train.sources import use_volume, with_factors
 
 log = logging.getLogger(__name__)
-
-DEFAULT = Access()
 
 READ_AHEAD = 4
 """Batches read while the network works."""
@@ -76,29 +73,20 @@ class TrainReport:
     """Time this call took."""
 
 
-def train(config: TrainConfig, access: Access = DEFAULT) -> TrainReport:
-    """Train a network from the volumes of a config, or go on where a killed run stopped.
+def fit(config: TrainConfig, volumes: tuple[Volume, ...]) -> TrainReport:
+    """Train from open volumes, or go on where a killed run stopped.
 
     Of several processes started by ``torchrun``, each calls this; the first validates and writes.
 
     Args:
         config: what to train.
-        access: how volumes are reached.
+        volumes: one for each of its sources.
 
     Raises:
-        UsageError: a volume has voxels of the wrong proportions, is constant or smaller than a
-            crop, its axes seem to be in another order, the section table does not fit, or there is
-            no such device.
+        UsageError: see :func:`isochunk.train.training.train`.
         TargetConflictError: ``out`` holds a training of another config, or another checkpoint.
         StorageError: a volume cannot be read.
     """
-    window = config.read_window()
-    volumes = tuple(open_rounded(url, access, window) for url in config.sources)
-    return fit(*with_sections(config, volumes))
-
-
-def fit(config: TrainConfig, volumes: tuple[Volume, ...]) -> TrainReport:
-    """Train from open volumes, one for each of ``config.sources``; see :func:`train`."""
     started = time.monotonic()
     config = with_factors(config, volumes)
     require_free(config)
@@ -172,6 +160,8 @@ def sampling_of(config: TrainConfig) -> Sampling:
     """Return how the crops of a config are drawn."""
     if config.mode == "self":
         orders = LATERAL
+    elif config.mode == "self3d":
+        orders = CROSSED
     else:
         orders = IN_PLACE if config.patch[1] == config.patch[2] else UPRIGHT
     return Sampling(

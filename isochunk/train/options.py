@@ -65,7 +65,12 @@ TRAIN_PARTS: Mapping[str, tuple[str, str, str]] = _train_parts()
 NETWORK_OPTIONS: Mapping[str, str] = _network_options()
 """Options that are hyperparameters of an architecture."""
 
-TEXTS = {"factor", *(name for name, hint in get_type_hints(TrainConfig).items() if hint is str)}
+
+def _texts(cls: type[Any]) -> set[str]:
+    return {name for name, hint in get_type_hints(cls).items() if hint is str}
+
+
+TEXTS = {"factor", *_texts(TrainConfig)}.union(*map(_texts, PARTS.values()))
 """Fields whose options are text, whatever they look like."""
 
 
@@ -92,13 +97,17 @@ def with_options(table: Mapping[str, Any], options: Mapping[str, str]) -> dict[s
     for name, text in options.items():
         if name in TRAIN_PARTS:
             part, field, _ = TRAIN_PARTS[name]
-            values[part] = {**values.get(part, {}), field: parse_value(text)}
+            values[part] = {**values.get(part, {}), field: _value(field, text)}
         elif name in NETWORK_OPTIONS:
             values["network"][name] = parse_value(text)
         else:
             field = name.replace("-", "_")
-            values[field] = text if field in TEXTS else parse_value(text)
+            values[field] = _value(field, text)
     return values
+
+
+def _value(field: str, text: str) -> Any:
+    return text if field in TEXTS else parse_value(text)
 
 
 def parse_value(text: str) -> Any:

@@ -20,13 +20,14 @@ from isochunk.errors import UsageError
 from isochunk.models.network import NetworkConfig
 from isochunk.models.registry import as_tuples, config_type
 from isochunk.train.augment import Augmentation
-from isochunk.train.config import Keeping, Loss, Optimisation, TrainConfig, TrainStage
+from isochunk.train.config import FirstPass, Keeping, Loss, Optimisation, TrainConfig, TrainStage
 
 PARTS: Mapping[str, type[Any]] = {
     "augmentation": Augmentation,
     "loss": Loss,
     "optimisation": Optimisation,
     "keeping": Keeping,
+    "first_pass": FirstPass,
 }
 """Fields of a config that are tables of their own."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 from fractions import Fraction
 from itertools import islice
@@ -52,9 +53,9 @@ def use_volume(volume: Volume, config: TrainConfig) -> Source:
     """
     check_supported(volume.spec, "grey_window")
     _require_proportions(volume, config)
-    measured = measure_intensity(volume, "standard")  # refuses a volume with nothing to learn
     if config.mode == "self":
-        require_coarse_z(volume)
+        require_coarse(volume, config.averages)
+    measured = measure_intensity(volume, "standard")  # refuses a volume with nothing to learn
     if config.normalisation == "range":
         measured = Intensity.full_range(volume.spec.dtype)
     mending = volume.mending if isinstance(volume, MendedVolume) else None
@@ -104,9 +105,10 @@ def with_factors(config: TrainConfig, volumes: tuple[Volume, ...]) -> TrainConfi
     found = {anisotropy(v, a) for v in volumes for a in config.averages}
     if config.factors or own is not None:
         factors = config.factors or (own or Fraction(1),)
-        if config.mode == "self" and any(not min(factors) <= a <= max(factors) for a in found):
+        coarse = found - {Fraction(1)}  # isotropic ones are made coarse as the network learns it
+        if any(not min(factors) <= a <= max(factors) for a in coarse):
             log.warning(
-                "z is coarser by %s, but the network learns x %s", _listed(found), _listed(factors)
+                "z is coarser by %s, but the network learns x %s", _listed(coarse), _listed(factors)
             )
         return replace(config, factors=factors)
     if len(found) != 1:
@@ -120,6 +122,23 @@ def anisotropy(volume: Volume, average: Triple) -> Fraction:
     """Return how much coarser z is than x once blocks are averaged."""
     z, _, x = (s * a for s, a in zip(volume.spec.spacing, average, strict=True))
     return z / x
+
+
+def require_coarse(volume: Volume, averages: Iterable[Triple]) -> None:
+    """Refuse a volume that cannot teach itself.
+
+    Raises:
+        UsageError: z is hardly coarser than x, or its axes seem to be in another order.
+    """
+    for average in averages:
+        coarser = anisotropy(volume, average)
+        if coarser < LEAST_ANISOTROPY:
+            raise UsageError(
+                f"{volume.spec.url} has voxels of {volume.spec.spacing} nm (z, y, x), averaged "
+                f"{triple(average)}: z is coarser by {float(coarser):.3g}, but a volume that "
+                f"teaches itself needs at least {float(LEAST_ANISOTROPY)}; choose mode supervised"
+            )
+    require_coarse_z(volume)
 
 
 def require_coarse_z(volume: Volume) -> None:
@@ -162,14 +181,9 @@ def _require_proportions(volume: Volume, config: TrainConfig) -> None:
             raise UsageError(f"{found}; training needs y and x alike: choose other averages")
         if config.network.lateral:
             continue
-        if config.mode == "self" and z < LEAST_ANISOTROPY * x:
+        if config.mode != "self" and z != x:
             raise UsageError(
-                f"{found}: z is coarser by {float(z / x):.3g}, but a volume that teaches itself "
-                f"needs at least {float(LEAST_ANISOTROPY)}; choose mode supervised"
-            )
-        if config.mode == "supervised" and z != x:
-            raise UsageError(
-                f"{found}; supervised training needs an isotropic volume: choose another source, "
+                f"{found}; mode {config.mode} needs an isotropic volume: choose another source, "
                 "averages that make it isotropic, or mode self"
             )
 

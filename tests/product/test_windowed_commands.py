@@ -18,8 +18,8 @@ from isochunk.engine.prepare import TargetPlace, resolve
 from isochunk.errors import TargetConflictError, UsageError
 from isochunk.storage.access import Access
 from isochunk.train.config import fingerprint
-from isochunk.train.loop import train
 from isochunk.train.presets import config_from_table
+from isochunk.train.training import train
 from isochunk.viewing.preview import preview, preview_job
 from isochunk.viewing.result import view_result
 

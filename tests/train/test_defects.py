@@ -263,7 +263,7 @@ def test_records_of_trainings_without_them_are_as_they_were(tmp_path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ["a2i", "niiv", "srunet", "fsrcnn"])
 def test_every_network_trains_with_them(tmp_path, arch) -> None:
-    from isochunk.train.loop import train
+    from isochunk.train.training import train
 
     table = {
         "augmentation": {

@@ -20,8 +20,9 @@ from isochunk.models.checkpoint import load_module, read_spec
 from isochunk.storage.open import open_volume
 from isochunk.train.config import TrainConfig
 from isochunk.train.data import Crops, Source, validation_crops
-from isochunk.train.loop import sampling_of, train
+from isochunk.train.loop import sampling_of
 from isochunk.train.presets import config_from_table
+from isochunk.train.training import train
 
 torch.set_num_threads(1)
 

@@ -21,9 +21,9 @@ from isochunk.storage.open import open_volume
 from isochunk.train.apply import Criterion
 from isochunk.train.config import Loss
 from isochunk.train.data import Shades
-from isochunk.train.loop import train
 from isochunk.train.perceptual import perceptual_loss
 from isochunk.train.sources import likeness
+from isochunk.train.training import train
 from isochunk.train.vgg import SHAPES
 
 pytestmark = pytest.mark.slow

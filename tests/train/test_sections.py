@@ -20,8 +20,8 @@ from isochunk.errors import TargetConflictError, UsageError
 from isochunk.storage.open import open_volume
 from isochunk.train.augment import Augmentation
 from isochunk.train.data import LATERAL, Crops, Sampling, Source
-from isochunk.train.loop import train
 from isochunk.train.pairs import Sectioned
+from isochunk.train.training import train
 
 torch.set_num_threads(1)
 
@@ -86,7 +86,7 @@ def test_no_crop_is_taken_where_sections_are_lost(even: np.ndarray, tmp_path: Pa
     through = mended(volume, mending_of(SectionTable(volume.spec.url, lost), volume.spec))
     source = Source(through, Intensity(), through.mending)
     sampling = Sampling(
-        (32, 1, 32), 4, (4,), ((1, 1, 1),), Augmentation(), 0, Sectioned("avg"), LATERAL
+        (32, 1, 32), 4, (4,), ((1, 1, 1),), Augmentation(), 0, (Sectioned("avg"),), LATERAL
     )
     crops = Crops((source,), (Box((0, 0, 0), (8, 96, 300)),), sampling)
     target = torch.cat([crops.batch(step).target for step in range(30)]) * 255

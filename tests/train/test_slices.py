@@ -33,9 +33,9 @@ from isochunk.train.apply import Application
 from isochunk.train.augment import Augmentation
 from isochunk.train.config import fingerprint
 from isochunk.train.data import IN_PLACE, LATERAL, UPRIGHT, Crops, Sampling, Source
-from isochunk.train.loop import train
 from isochunk.train.pairs import Sectioned
 from isochunk.train.schedule import scheduled_stages
+from isochunk.train.training import train
 
 pytestmark = pytest.mark.slow
 
@@ -216,7 +216,7 @@ def test_a2i_is_trained_on_slices_that_are_no_whole_windows():
 RUN = """
 import sys, torch
 torch.set_num_threads(1)
-from isochunk.train.loop import train
+from isochunk.train.training import train
 from isochunk.train.presets import config_from_table, read_recipe
 print(train(config_from_table(read_recipe(sys.argv[1]))).stopped)
 """

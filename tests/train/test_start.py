@@ -16,9 +16,9 @@ from isochunk.models.checkpoint import load_module, read_spec
 from isochunk.models.load import SHIPPED
 from isochunk.train.apply import build
 from isochunk.train.config import fingerprint
-from isochunk.train.loop import train
 from isochunk.train.presets import config_from_table, read_recipe
 from isochunk.train.start import start_from
+from isochunk.train.training import train
 
 torch.set_num_threads(1)
 

@@ -37,10 +37,10 @@ from isochunk.train.data import (
     read_crop,
     split,
 )
-from isochunk.train.loop import train
 from isochunk.train.pairs import Sectioned
 from isochunk.train.presets import config_from_table, read_recipe
 from isochunk.train.schedule import learning_rate
+from isochunk.train.training import train
 
 torch.set_num_threads(1)
 
@@ -81,7 +81,7 @@ save_every = 10
 RUN = """
 import sys, torch
 torch.set_num_threads(1)
-from isochunk.train.loop import train
+from isochunk.train.training import train
 from isochunk.train.presets import config_from_table, read_recipe
 print(train(config_from_table(read_recipe(sys.argv[1]))).stopped)
 """

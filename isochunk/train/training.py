@@ -1,0 +1,56 @@
+"""Training from URLs to a checkpoint: volumes are opened, made isotropic if need be, and learnt."""
+
+from __future__ import annotations
+
+from isochunk.engine.windowed import open_rounded
+from isochunk.storage.access import Access
+from isochunk.storage.volume import Volume
+from isochunk.train.config import TrainConfig
+from isochunk.train.first_pass import isotropic_volume, slices_config
+from isochunk.train.loop import TrainReport, fit
+from isochunk.train.run import require_free
+from isochunk.train.sources import require_coarse, with_factors, with_sections
+
+DEFAULT = Access()
+
+
+def train(config: TrainConfig, access: Access = DEFAULT) -> TrainReport:
+    """Train a network from the volumes of a config, or go on where a killed run stopped.
+
+    Of several processes started by ``torchrun``, each calls this; the first validates and writes.
+
+    Args:
+        config: what to train.
+        access: how volumes are reached.
+
+    Returns:
+        How it ended; that of the network for slices where mode ``self3d`` came no further.
+
+    Raises:
+        UsageError: a volume has voxels of the wrong proportions, is constant or smaller than a
+            crop, its axes seem to be in another order, the section table does not fit, or there is
+            no such device.
+        TargetConflictError: ``out`` holds a training of another config, or another checkpoint; or
+            what is there as the first pass was made of another volume or by another network.
+        StorageError: a volume cannot be read, or not all of the first pass could be written.
+    """
+    known, volumes = _opened(config, access)
+    if config.mode != "self3d":
+        return fit(known, volumes)
+    (source,) = volumes
+    require_coarse(source, config.averages)
+    known = with_factors(known, volumes)
+    require_free(known)
+    first = config.first_pass
+    if not (first.slices or first.isotropic):
+        slices = slices_config(config)
+        report = fit(*_opened(slices, access))
+        if report.stopped != "finished":
+            return report
+    return fit(known, (isotropic_volume(config, source, access),))
+
+
+def _opened(config: TrainConfig, access: Access) -> tuple[TrainConfig, tuple[Volume, ...]]:
+    window = config.read_window()
+    volumes = tuple(open_rounded(url, access, window) for url in config.sources)
+    return with_sections(config, volumes)
