@@ -201,8 +201,8 @@ class TrainConfig:
     """``supervised``: the source is isotropic; ``self``: it is not, and teaches itself, slices;
     ``self3d``: the same in two passes, for networks that see volumes."""
     factors: tuple[Fraction, ...] = field(default=(), metadata=OPTION)
-    """Target voxels per section: 4, 9.5, 225/23, or several for niiv and a2i: 2,4,8, of which each
-    step draws one; default: the network's own or, for mode self and self3d, how much coarser z
+    """Target voxels per section: 4, 9.5, 225/23, or several for anyz, niiv and a2i: 2,4,8, of which
+    each step draws one; default: the network's own or, for mode self and self3d, how much coarser z
     is."""
     degradation: str = field(default="avg", metadata=OPTION)
     """How coarse input is made of a crop: avg, skip or psf; for anyz also avg+skip, of which each
@@ -373,7 +373,7 @@ class TrainConfig:
         if own is not None and any(f != own for f in self.factors):
             raise UsageError(
                 f"{self.arch} has factor {own}, so it cannot be trained for "
-                f"{_listed(self.factors)}; choose a2i or niiv, which take any factor"
+                f"{_listed(self.factors)}; choose anyz, a2i or niiv, which take any factor"
             )
         if own is None and not self.factors and self.mode == "supervised":
             raise UsageError(f"supervised training of {self.arch} needs a factor; give one or more")
