@@ -166,7 +166,7 @@ class FirstPass:
     """Steps of that niiv."""
     isotropic: str = field(default="", metadata=OPTION)
     """Volume that the first pass writes, or that a run of this source has written, on a cluster for
-    example; default: the folder isotropic in out."""
+    example; default: isotropic.zarr in out."""
     box: str = field(default="", metadata=OPTION)
     """Source voxels z0:z1,y0:y1,x0:x1 that mode self3d makes isotropic; default: all."""
 

@@ -40,8 +40,8 @@ log = logging.getLogger(__name__)
 RECIPE = "niiv-z2-10"
 """What the network for slices is trained by, where none is given."""
 
-SLICES, ISOTROPIC = "slices", "isotropic"
-"""Folders in ``out``: that network, and the volume that it makes."""
+SLICES, ISOTROPIC = "slices", "isotropic.zarr"
+"""Folders in ``out``: that network, and the volume that it makes, wherever its first voxel lies."""
 
 MOST_VOXELS = 1 << 32
 """Target voxels that one process makes isotropic without being told to: a night's work."""

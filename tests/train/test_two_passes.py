@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from isochunk.core.synthetic import synthetic_pair
 from isochunk.errors import TargetConflictError, UsageError
 from isochunk.models.checkpoint import read_spec
 from isochunk.storage.access import Access
-from isochunk.storage.open import open_volume
+from isochunk.storage.open import create_volume, open_volume
 from isochunk.train.config import TrainConfig
 from isochunk.train.data import Crops, Source
 from isochunk.train.first_pass import isotropic_volume, slices_config
@@ -67,22 +69,22 @@ def test_a_volume_is_made_isotropic_and_learnt(em: str, tmp_path: Path) -> None:
     assert report.stopped == "finished"
     assert report.best_psnr > max(report.cubic_psnr, report.linear_psnr)
 
-    first = open_volume(str(out / "isotropic")).spec
+    first = open_volume(str(out / "isotropic.zarr")).spec
     assert first.box.shape == (48, 80, 200)
     assert len(set(first.spacing)) == 1
-    assert isochunk.audit(str(out / "isotropic")).complete
+    assert isochunk.audit(str(out / "isotropic.zarr")).complete
     by_hand = isochunk.Job(
         source=em, target=f"{tmp_path}/by-hand", model="niiv-z2-10", plane="xz+yz", levels=1
     )
     isochunk.run(isochunk.plan(by_hand))
-    assert np.array_equal(read_all(f"{tmp_path}/by-hand"), read_all(str(out / "isotropic")))
+    assert np.array_equal(read_all(f"{tmp_path}/by-hand"), read_all(str(out / "isotropic.zarr")))
 
     spec = read_spec(out)
     assert (spec.plane, spec.phase) == ("3d", "mean")
     job = isochunk.Job(source=em, target=f"{tmp_path}/restored", model=str(out))
     assert isochunk.run(isochunk.plan(job)).complete
 
-    stored = {p: p.stat().st_mtime_ns for p in (out / "isotropic").rglob("*") if p.is_file()}
+    stored = {p: p.stat().st_mtime_ns for p in (out / "isotropic.zarr").rglob("*") if p.is_file()}
     again = train(wanted)
     assert (again.stopped, again.best_psnr) == ("finished", report.best_psnr)
     assert stored == {p: p.stat().st_mtime_ns for p in stored}
@@ -100,12 +102,12 @@ def test_the_command_teaches_slices_first_and_takes_up_where_it_stopped(
     options += ["--batch=1", "--device=cpu", "--box=0:5,0:64,0:440"]
     report = run("train", *options, "--steps=2")
     assert report["out"] == str(out)
-    first = isochunk.open(str(out / "isotropic")).spec
+    first = isochunk.open(str(out / "isotropic.zarr")).spec
     assert first.box.shape == (20, 64, 440)
     assert read_spec(out / "slices").arch == "niiv"
     assert read_spec(out / "slices").trained_factors == (4, 4)
     before = weights(out / "slices"), weights(out)
-    chunks = {p: p.stat().st_mtime_ns for p in (out / "isotropic").rglob("*") if p.is_file()}
+    chunks = {p: p.stat().st_mtime_ns for p in (out / "isotropic.zarr").rglob("*") if p.is_file()}
 
     report = run("train", *options, "--steps=3")
     after = weights(out / "slices"), weights(out)
@@ -132,6 +134,21 @@ def test_detail_that_is_asked_for_was_recorded(tmp_path: Path) -> None:
             finest.append(int(np.argmax(steps)))
     assert finest.count(0) > 10, "x never became the coarse axis"
     assert len(set(finest)) == 3
+
+
+def test_sections_may_begin_between_target_voxels(em: str, tmp_path: Path) -> None:
+    volume = open_volume(em)
+    moved = tmp_path / "moved.zarr"
+    spec = replace(
+        volume.spec,
+        url=str(moved),
+        format="zarr3",
+        corner_nm=tuple(Fraction(n) for n in (15, 0, 0)),
+    )
+    create_volume(spec).write(spec.box, volume.read(spec.box))
+    wanted = config(str(moved), tmp_path / "out", first_pass={"slices": "cubic"})
+    isotropic = isotropic_volume(wanted, open_volume(str(moved)), Access())
+    assert isotropic.spec.box.shape == (48, 80, 200)
 
 
 def test_lost_sections_are_not_learnt_from(em: str, tmp_path: Path) -> None:
