@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -53,6 +54,8 @@ class Optimisation:
     """Steps over which the learning rate rises linearly."""
     anneal: int = 0
     """Last steps over which the rate falls linearly to zero as well."""
+    clip: float = field(default=0.0, metadata=LATER)
+    """Norm to which gradients that are longer are shortened; 0 for none."""
     average: float = 0.0
     """Decay of the moving average of the weights that is validated and kept; 0 for none."""
 
@@ -68,6 +71,8 @@ class Optimisation:
                 "training needs lr > 0, period >= 1, warmup >= 0 and anneal >= 0; got "
                 f"{self.lr}, {self.period}, {self.warmup} and {self.anneal}"
             )
+        if not 0 <= self.clip < math.inf:
+            raise UsageError(f"clip {self.clip} must be a norm of at least 0")
         if not 0 <= self.average < 1:
             raise UsageError(f"average {self.average} of the weights must be in 0 <= average < 1")
 

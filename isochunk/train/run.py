@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 
 from isochunk.core.degradation import degradations_of, phase_of
 from isochunk.core.geometry import Triple
@@ -119,6 +120,9 @@ class Run:
             return value
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        if self.config.optimisation.clip:
+            self.scaler.unscale_(self.optimizer)
+            clip_grad_norm_(self.trained.parameters(), self.config.optimisation.clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.step += 1
