@@ -242,6 +242,23 @@ def test_weights_that_are_not_finite_are_never_kept(source, tmp_path):
     assert not (tmp_path / "out" / "last").exists()
 
 
+def test_gradients_that_are_long_are_shortened(source, tmp_path):
+    wanted = config(source, tmp_path / "plain", 1)
+    train(wanted)
+    whole = gradient(tmp_path / "plain")
+    for name, clip in (("short", float(whole.norm()) / 3), ("long", 3 * float(whole.norm()))):
+        clipped = replace(wanted.optimisation, clip=clip)
+        train(replace(wanted, out=str(tmp_path / name), optimisation=clipped))
+    assert torch.allclose(gradient(tmp_path / "short"), whole / 3, rtol=0.01, atol=0)
+    assert torch.equal(gradient(tmp_path / "long"), whole)
+
+
+def gradient(out: Path) -> torch.Tensor:
+    """That of the only step: Adam's first moment is a tenth of it."""
+    state = torch.load(out / "training" / "state.pt", weights_only=True)["optimizer"]["state"]
+    return 10 * torch.cat([moments["exp_avg"].flatten() for moments in state.values()])
+
+
 def test_training_leaves_torchs_generator_alone(source, tmp_path):
     torch.manual_seed(11)
     expected = torch.rand(3)
@@ -383,7 +400,7 @@ def test_defaults_are_the_papers():
         ({"colour": 1}, "unknown field colour"),
         ({"mode": "blind"}, "choose one of supervised, self"),
         ({"mode": "self"}, "choose network variant planar"),
-        ({"arch": "vdsr"}, "choose one of a2i, fsrcnn, srunet"),
+        ({"arch": "vdsr"}, "choose one of a2i, anyz, fsrcnn, srunet"),
         ({"degradation": "em"}, "'em' is unknown for srunet; choose one of avg, skip, psf"),
         ({"precision": "int8"}, "choose one of fp32, bf16, fp16"),
         ({"factor": "four"}, "'four' is no number"),
@@ -405,6 +422,7 @@ def test_defaults_are_the_papers():
         ({"patch": [64, 64]}, "wrong kind"),
         ({"augmentation": {"fog": 1}}, "augmentation: unknown field fog"),
         ({"optimisation": {"lr": -1}}, "lr > 0"),
+        ({"optimisation": {"clip": -1.0}}, "clip -1.0 must be"),
         ({"optimisation": {"schedule": "step"}}, "'step' is unknown"),
         ({"degradation": "skip", "network": {"phase": "mean"}}, "lie at network phase 'sample'"),
     ],
