@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from isochunk.core.voxels import Voxels
+from isochunk.evaluation.membranes import membrane_figures
 from isochunk.evaluation.metrics import (
     NORMAL,
     PLANES,
@@ -22,6 +23,7 @@ from isochunk.evaluation.metrics import (
 )
 from isochunk.evaluation.results import MiddleSlices, ModelFigures, ModelResult, PlaneFigures
 from isochunk.evaluation.spectra import CF_RADII, CF_RADIUS, cf_psnr, frc, fsc
+from isochunk.evaluation.spread import gain, squared_errors
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +75,8 @@ def compare(model: str, comparison: Comparison, seconds: float) -> ModelResult:
     along = frc(true, predicted, along=comparison.degraded_axis)
     cf_psnr_default, *cf_psnr_sweep = cf_psnr(true, predicted, (CF_RADIUS, *CF_RADII), top)
     rescaled = fit_rescaled(true, predicted)
+    gained = gain(squared_errors(true, predicted), squared_errors(true, comparison.cubic))
+    membranes = membrane_figures(true, predicted, comparison.degraded_axis)
     figures = ModelFigures(
         model=model,
         psnr=psnr(true, predicted, top),
@@ -86,6 +90,11 @@ def compare(model: str, comparison: Comparison, seconds: float) -> ModelResult:
         fsc_nm=shells.resolution() * comparison.voxel_nm,
         rse=rescaled.rse,
         rsp=rescaled.rsp,
+        over_cubic=gained.db,
+        over_cubic_low=gained.low,
+        over_cubic_high=gained.high,
+        membranes=membranes.strength,
+        membrane_dice=membranes.dice,
         snr=None if background is None else snr(predicted, background),
     )
     log.info("%s: PSNR %.3f dB in %.1f s", model, figures.psnr, seconds)

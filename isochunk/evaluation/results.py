@@ -43,6 +43,16 @@ class ModelFigures:
     """Resolution-scaled error on xz planes, in grey levels (Culley et al. 2018)."""
     rsp: float
     """Resolution-scaled Pearson correlation on xz planes."""
+    over_cubic: float
+    """dB of PSNR more than cubic."""
+    over_cubic_low: float
+    """Below it lie 2.5 % of bootstraps over crops of 32 x 32 x 32 voxels."""
+    over_cubic_high: float
+    """Above it lie 2.5 % of them."""
+    membranes: float
+    """Response to dark lines in planes of the axis that was made up, over the truth's there."""
+    membrane_dice: float
+    """Overlap of the tenth of pixels that answer most in the truth with what answers as much."""
     snr: float | None = None
     """(max - mean of the background) / its deviation; None where no background was named."""
 

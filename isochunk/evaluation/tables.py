@@ -30,6 +30,9 @@ class FigureFormat:
 
 FIGURES: Mapping[str, FigureFormat] = {
     "psnr": FigureFormat("PSNR dB", ".2f"),
+    "over_cubic": FigureFormat("over cubic dB", "+.2f"),
+    "over_cubic_low": FigureFormat("95 % from", "+.2f", None),
+    "over_cubic_high": FigureFormat("to", "+.2f", None),
     "ssim": FigureFormat("SSIM", ".4f"),
     "wpsnr": FigureFormat("wPSNR dB", ".2f"),
     "cf_psnr": FigureFormat("CF-PSNR dB", ".2f"),
@@ -38,6 +41,8 @@ FIGURES: Mapping[str, FigureFormat] = {
     "fsc_nm": FigureFormat("FSC nm", ".1f", "lower"),
     "rse": FigureFormat("RSE", ".2f", "lower"),
     "rsp": FigureFormat("RSP", ".4f"),
+    "membranes": FigureFormat("membranes", ".2f", None),
+    "membrane_dice": FigureFormat("membrane Dice", ".3f"),
     "snr": FigureFormat("SNR", ".1f", None),
     "seconds": FigureFormat("seconds", ".1f", None),
 }

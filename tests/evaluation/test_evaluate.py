@@ -192,8 +192,9 @@ def test_summary_has_the_promised_keys_and_is_json(tmp_path):
     config = EvaluateConfig(truth, degradation="skip", report=f"{tmp_path}/report")
     told = json.loads(json.dumps(evaluate(config).summary(), allow_nan=False))
     keys = ["model", "psnr", "ssim", "wpsnr", "cf_psnr", "voxels", "seconds"]
-    more = ["frc_nm", "frc_along_nm", "fsc_nm", "rse", "rsp", "snr"]
-    assert [list(row) for row in told["rows"]] == [keys + more] * 3
+    keys += ["frc_nm", "frc_along_nm", "fsc_nm", "rse", "rsp"]
+    keys += ["over_cubic", "over_cubic_low", "over_cubic_high", "membranes", "membrane_dice", "snr"]
+    assert [list(row) for row in told["rows"]] == [keys] * 3
     assert told["rows"][1]["psnr"] is None  # nothing differs: no finite figure
     assert (told["factor"], told["axes"]) == (4, "z")
     written = json.loads((tmp_path / "report" / "evaluation.json").read_text())

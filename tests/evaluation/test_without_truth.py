@@ -41,6 +41,7 @@ ROW = [
     "lateral_over_cubic",
     "heldout_psnr",
     "z_to_xy_power",
+    "membranes",
     "seconds",
 ]
 FOUR = (Fraction(4), Fraction(1), Fraction(1))

@@ -21,6 +21,7 @@ from isochunk.core.spec import VolumeSpec
 from isochunk.core.voxels import Voxels
 from isochunk.engine.mended import open_mended
 from isochunk.evaluation.evaluate import require_page
+from isochunk.evaluation.membranes import membrane_isotropy
 from isochunk.evaluation.restore import predict_volume
 from isochunk.evaluation.without_truth.candidates import (
     Candidate,
@@ -256,10 +257,17 @@ def _results(
             lateral_over_cubic=None if own is None or cubic is None else own.psnr - cubic.psnr,
             heldout_psnr=trial.held_out.psnr(top),
             z_to_xy_power=z_to_xy_power(trial.along_z, lateral, band),
+            membranes=_membranes(trial.restored),
             seconds=trial.seconds,
         )
         results.append(JudgedModel(figures, trial.consistency, own, trial.along_z))
     return tuple(results)
+
+
+def _membranes(restored: tuple[Voxels, ...]) -> float | None:
+    """Return the mean over boxes of how clear membranes are along z."""
+    found = [isotropy for fine in restored if (isotropy := membrane_isotropy(fine)) is not None]
+    return float(np.mean(found)) if found else None
 
 
 def _not_measured(

@@ -34,6 +34,8 @@ class JudgedFigures:
     """dB, of every second section restored from the others; None where that cannot be done."""
     z_to_xy_power: float | None
     """Power along z of the output over lateral power of the source, above what sections hold."""
+    membranes: float | None
+    """Response to dark lines in xz and yz planes of the output over that in its xy planes."""
     seconds: float
     """Time of loading and of all tests."""
 

@@ -15,6 +15,7 @@ FIGURES: Mapping[str, FigureFormat] = {
     "lateral_over_cubic": FigureFormat("over cubic dB", "+.2f"),
     "heldout_psnr": FigureFormat("held-out PSNR dB", ".2f"),
     "z_to_xy_power": FigureFormat("z to xy power", ".3f", None),
+    "membranes": FigureFormat("membranes", ".2f", None),
     "seconds": FigureFormat("seconds", ".1f", None),
 }
 """Figures of a model in the order of tables, by field of :class:`JudgedFigures`."""
