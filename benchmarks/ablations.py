@@ -1,0 +1,226 @@
+"""What the parts of anyz are worth: variants of it, each trained alike for a short time.
+
+    python benchmarks/ablations.py [--steps 600] [--variants NAME ...]
+
+All learn x4 AVG from the same crops, in the same order, on one thread, and restore the middle of a
+cube that none has seen. Short trainings tell what learns fast, and not all of what is best at last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from fractions import Fraction
+
+import torch
+from accuracy import LEARN_FROM, TRUTH
+from torch import Tensor, nn
+from torch.nn import functional
+
+from isochunk.core.geometry import Box
+from isochunk.core.spec import Phase
+from isochunk.evaluation.spread import gain, squared_errors
+from isochunk.models.anyz import LEAK, AnyZ, AnyZConfig, Block
+from isochunk.models.counting import Recorder
+from isochunk.models.degrade import degrade
+from isochunk.models.interpolation import Taps, whole_axis_taps
+from isochunk.models.placed import Placed
+from isochunk.models.tiled_layers import Padding
+from isochunk.models.torch_interpolation import blended
+from isochunk.planning.intensity import measure_intensity
+from isochunk.storage.open import open_volume
+from isochunk.train.config import TrainConfig
+from isochunk.train.data import Source, read_ahead, split
+from isochunk.train.loop import READ_AHEAD, Batches
+from isochunk.train.presets import config_from_table, read_recipe
+from isochunk.train.ranks import Ranks
+from isochunk.train.run import inner
+
+FACTOR = Fraction(4)
+MIDDLE = Box((45, 45, 45), (205, 205, 205))
+RIM = 12
+"""Voxels of the middle that are not compared, four times as many along z: crops are padded."""
+CONFIG = AnyZConfig()
+
+
+class Separable(Block):
+    """Each convolution within sections, then along z."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.first = nn.Conv3d(width, width, (1, 3, 3))
+        self.second = nn.Conv3d(width, width, (1, 3, 3))
+        self.along = nn.ModuleList(nn.Conv3d(width, width, (3, 1, 1)) for _ in range(2))
+
+    def run(self, x: Placed, told: Tensor, padding: Padding) -> Placed:
+        one, two = self.along
+        assert isinstance(one, nn.Conv3d)
+        assert isinstance(two, nn.Conv3d)
+        y = padding.conv(padding.conv(x, self.first), one)
+        shift = self.told(told).view(1, -1, 1, 1, 1)
+        y = Placed(functional.prelu(y.data + shift, self.slope), y.origin)
+        y = padding.conv(padding.conv(y, self.second), two)
+        return Placed(x.crop(y.box).data + y.data, y.origin)
+
+
+class Gated(Block):
+    """Channels weighted by what is seen at each place: attention without global pooling."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.gate = nn.Conv3d(width, width, 1)
+
+    def run(self, x: Placed, told: Tensor, padding: Padding) -> Placed:
+        y = super().run(x, told, padding)
+        same = x.crop(y.box).data
+        change = y.data - same
+        return Placed(same + change * self.gate(change).sigmoid(), y.origin)
+
+
+class Shuffle(nn.Module):
+    """Four answers of the features of each section: pixel shuffle along z."""
+
+    def __init__(self, config: AnyZConfig) -> None:
+        super().__init__()
+        self.first = nn.Conv3d(config.width, 2 * config.decoded, 1)
+        self.last = nn.Conv3d(2 * config.decoded, int(FACTOR), 1)
+        nn.init.zeros_(self.last.weight)
+
+    def forward(self, features: Tensor, _taps: Taps, _told: Tensor) -> Tensor:
+        y = self.last(functional.leaky_relu(self.first(features[:, :, 1:-1]), LEAK))
+        b, r, z, h, w = y.shape
+        answer: Tensor = y.transpose(1, 2).reshape(b, 1, z * r, h, w)
+        return answer
+
+
+def with_blocks(kind: Callable[[int], Block]) -> Callable[[], AnyZ]:
+    def make() -> AnyZ:
+        network = AnyZ(CONFIG)
+        network.body = nn.ModuleList(kind(CONFIG.width) for _ in range(CONFIG.blocks))
+        return network
+
+    return make
+
+
+def shuffled() -> AnyZ:
+    network = AnyZ(CONFIG)
+    network.decoder = Shuffle(CONFIG)  # type: ignore[assignment]
+    return network
+
+
+def of(config: AnyZConfig) -> Callable[[], AnyZ]:
+    return lambda: AnyZ(config)
+
+
+VARIANTS: Mapping[str, Callable[[], AnyZ]] = {
+    "anyz, 24 maps, 3 blocks": of(CONFIG),
+    "separable kernels": with_blocks(Separable),
+    "channel attention, no pooling": with_blocks(Gated),
+    "pixel shuffle along z": shuffled,
+    "one kernel for all places": of(replace(CONFIG, bases=1)),
+    "no residual over cubic": of(replace(CONFIG, residual="none")),
+    "residual over linear": of(replace(CONFIG, residual="linear")),
+    "32 maps, 2 blocks": of(replace(CONFIG, width=32, blocks=2)),
+    "16 maps, 7 blocks": of(replace(CONFIG, width=16, blocks=7)),
+    "32 maps, 5 blocks": of(replace(CONFIG, width=32, blocks=5)),
+}
+"""Names of rows, and what makes the network."""
+
+
+def config_of(steps: int) -> TrainConfig:
+    """Return the recipe of anyz for one ratio and one kind of section."""
+    table = read_recipe("anyz-z2-10")
+    table.update(factor=4, degradation="avg", patch=[48, 48, 48], border=[8, 4, 4], steps=steps)
+    table.update(sources=[str(LEARN_FROM)], out="unused")
+    table["optimisation"] = {**table["optimisation"], "anneal": steps // 2}
+    return config_from_table(table)
+
+
+def trained(network: AnyZ, config: TrainConfig) -> AnyZ:
+    """Train a network by a config's crops, and Adam with a rate that falls to zero."""
+    volume = open_volume(config.sources[0])
+    source = Source(volume, measure_intensity(volume, "standard"))
+    parts = (split(volume.spec.box, config.split_axis)[0],)
+    batches = Batches(config, (source,), parts, Ranks(torch.device("cpu")))
+    rates = config.optimisation
+    adam = torch.optim.Adam(network.parameters(), rates.lr)
+    for step, batch in enumerate(read_ahead(batches, range(config.steps), READ_AHEAD)):
+        left = min(1.0, (config.steps - step) / rates.anneal, (step + 1) / rates.warmup)
+        adam.param_groups[0]["lr"] = rates.lr * left
+        answer = network.restore_crops(batch.coarse, batch.factor, batch.phase)
+        loss = functional.mse_loss(inner(answer, config.border), inner(batch.target, config.border))
+        adam.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(network.parameters(), rates.clip)
+        adam.step()
+    return network
+
+
+@torch.inference_mode()
+def judged(network: AnyZ) -> tuple[float, float, float, float]:
+    """Return the gain over cubic in dB with its 95 %, and seconds for a million voxels."""
+    volume = open_volume(str(TRUTH))
+    intensity = measure_intensity(volume, "standard")
+    stored = torch.from_numpy(volume.read(MIDDLE).astype("float32"))[None, None]
+    truth = (stored - intensity.offset) / intensity.scale
+    coarse = degrade(truth, FACTOR, "avg")
+    phase: Phase = "mean"
+    started = time.perf_counter()
+    answer = network.eval().restore_crops(coarse, FACTOR, phase)
+    seconds = (time.perf_counter() - started) / (answer.numel() / 1e6)
+    cubic = blended(coarse, whole_axis_taps("cubic", coarse.shape[2], FACTOR, phase))
+    true, own, reference = (
+        inner(v, (4 * RIM, RIM, RIM))[0, 0].numpy() for v in (truth, answer, cubic)
+    )
+    found = gain(squared_errors(true, own), squared_errors(true, reference))
+    return found.db, found.low, found.high, seconds
+
+
+def multiply_adds(network: AnyZ) -> float:
+    """Return those of a target voxel, rims left out."""
+    shape = (1, 1, 64, 256, 256)
+    with torch.no_grad(), Recorder() as counted:
+        copy.deepcopy(network).to("meta").restore_crops(
+            torch.empty(shape, device="meta"), FACTOR, "mean"
+        )
+    return float(counted.macs) / (float(FACTOR) * math.prod(shape))
+
+
+def table(steps: int, names: list[str]) -> Iterator[str]:
+    """Write a row for each variant."""
+    yield f"\n{steps} steps, x4 along z, AVG\n"
+    yield (
+        "| variant | parameters | multiply-adds a voxel | over cubic, dB | 95 % "
+        "| s per 10^6 voxels |"
+    )
+    yield "|---|---|---|---|---|---|"
+    config = config_of(steps)
+    for name in names:
+        torch.manual_seed(0)
+        network = VARIANTS[name]()
+        count = sum(p.numel() for p in network.parameters())
+        macs = multiply_adds(network)
+        db, low, high, seconds = judged(trained(network, config))
+        yield (
+            f"| {name} | {count:,} | {macs:,.0f} | {db:+.2f} | {low:+.2f} to {high:+.2f} "
+            f"| {seconds:.2f} |"
+        )
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--variants", nargs="*", default=[*VARIANTS], choices=[*VARIANTS])
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    for line in table(options.steps, options.variants):
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
