@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -39,8 +41,6 @@ PLACE = 4
 """Numbers that say where between two sections a target voxel lies."""
 LEAK = 0.2
 """Slope of what rectifies the features of target voxels."""
-SLABS = 8
-"""Parts along z in which a tile is decoded, so that not all features of target voxels are alive."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,14 +130,16 @@ class Decoder(nn.Module):
             (b, 1, rows, y, x).
         """
         kernels = self.kernels_at(on_device_of(told, taps.weight[1]), told).to(features.dtype)
-        below, above = (on_device_of(features, index) for index in taps.index)
-        b, c, _, ny, nx = features.shape
-        sections = features.permute(0, 2, 3, 4, 1).reshape(b, -1, ny * nx, c)
-        x = sections.index_select(1, below) @ kernels[:, :c] + kernels[:, -1:]
-        x = x + sections.index_select(1, above) @ kernels[:, c:-1]
-        x = functional.leaky_relu(x, LEAK)
-        answer: Tensor = self.last(x)
-        return answer.view(b, 1, -1, ny, nx)
+        sections = features.permute(2, 0, 3, 4, 1)  # (z, b, y, x, c)
+        _, b, ny, nx, c = sections.shape
+        answers = []
+        for (below, above), rows in alike(taps):
+            x = torch.cat([sections[below], sections[above]], -1).view(-1, 2 * c)
+            mixed = kernels[rows].transpose(0, 1)  # (2 c + 1, rows, decoded)
+            x = torch.addmm(mixed[-1].flatten(), x, mixed[:-1].flatten(1))
+            x = functional.leaky_relu(x, LEAK, inplace=True).view(len(x), -1, mixed.shape[-1])
+            answers.append(self.last(x).view(b, 1, ny, nx, -1))
+        return torch.cat(answers, -1).movedim(-1, 2)
 
     def kernels_at(self, above: Tensor, told: Tensor) -> Tensor:
         """Mix the kernel of each place, (n, 2 c + 1, decoded): for below, above and the bias."""
@@ -145,6 +147,16 @@ class Decoder(nn.Module):
         place = torch.stack([above, turn.sin(), turn.cos(), (2 * turn).cos()], 1)
         mixture = self.mixture(torch.cat([place, told.expand(len(place), -1)], 1))
         return torch.einsum("nb,bcd->ncd", mixture, self.kernels.to(mixture.dtype))
+
+
+def alike(taps: Taps) -> Iterator[tuple[tuple[int, int], slice]]:
+    """Yield the rows that lie between the same two sections, with the indices of these."""
+    pairs = list(zip(*taps.index.tolist(), strict=True))
+    first = 0
+    for pair, rows in groupby(pairs):
+        end = first + len(list(rows))
+        yield pair, slice(first, end)
+        first = end
 
 
 class AnyZ(Network):
@@ -228,16 +240,13 @@ class AnyZ(Network):
         (_, *lo), (_, *hi) = want.lo, want.hi
         lateral = Box(triple((tile.origin[0], *lo)), triple((tile.box.hi[0], *hi)))
         source = tile.crop(lateral)
-        parts = []
-        for slab in want.slabs(SLABS):
-            rows = (slab.lo[0], slab.hi[0])
-            taps = axis_taps("linear", rows, factor, features.origin[0], phase)
-            answer = self.decoder(features.data, taps, told)
-            if self.config.residual != "none":
-                base = axis_taps(self.config.residual, rows, factor, source.origin[0], phase)
-                answer = answer + blended(source.data, base)
-            parts.append(answer)
-        return torch.cat(parts, 2)
+        rows = (want.lo[0], want.hi[0])
+        taps = axis_taps("linear", rows, factor, features.origin[0], phase)
+        answer: Tensor = self.decoder(features.data, taps, told)
+        if self.config.residual == "none":
+            return answer
+        base = axis_taps(self.config.residual, rows, factor, source.origin[0], phase)
+        return answer + blended(source.data, base)
 
     def engine(self, spec: ModelSpec) -> Engine:
         """Return what runs it at the factor of a spec."""
