@@ -15,25 +15,14 @@ from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from isochunk.core.geometry import Box, ceil_div
-from isochunk.core.spec import Grid, Phase
+from isochunk.core.spec import Phase
 from isochunk.errors import ModelError
-from isochunk.models.axial import (
-    AxialNetwork,
-    few_at_a_time,
-    slices,
-    volume,
-)
-from isochunk.models.interpolation import axis_taps, whole_axis_taps
-from isochunk.models.network import Corner, NetworkConfig
-from isochunk.models.placed import Placed
-from isochunk.models.torch_interpolation import blended
+from isochunk.models.network import NetworkConfig
+from isochunk.models.refining import RefiningNetwork
+from isochunk.models.windows import PixelRange, WindowAttention, whole_windows
 
 Attention: TypeAlias = Literal["residual", "printed"]
-PixelRange: TypeAlias = tuple[int, int]
-"""First and last pixel along one axis."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +68,10 @@ class A2IConfig(NetworkConfig):
             )
 
 
-class A2I(AxialNetwork):
+class A2I(RefiningNetwork):
     """The network of an :class:`A2IConfig`."""
 
     config_type = A2IConfig
-    grid: Grid = "target"
 
     def __init__(self, config: A2IConfig) -> None:
         """Build the layers with fresh weights."""
@@ -113,6 +101,11 @@ class A2I(AxialNetwork):
         """The first convolution."""
         return self.first
 
+    def refine(self, x: Tensor, _factor: Fraction, _phase: Phase) -> Tensor:
+        """Refine interpolated slices; see :class:`RefiningNetwork`."""
+        refined: Tensor = self(x)
+        return refined
+
     def forward(self, x: Tensor) -> Tensor:
         """Refine interpolated slices, (n, 1, z, x); both extents multiples of the alignment."""
         # Maps last in memory, as attention wants them: a fifth faster on a CPU.
@@ -130,55 +123,6 @@ class A2I(AxialNetwork):
             y = self.decoder[level](y)
         refined: Tensor = self.last(y + features)
         return x + refined if self.config.residual else refined
-
-    def train_on(
-        self, coarse: Tensor, factor: Fraction, phase: Phase = "mean", _corner: Corner = (0, 0)
-    ) -> Tensor:
-        """Interpolate whole slices, continued by half-sample reflection, and refine them.
-
-        To make whole windows, the interpolated slices are continued by repetition.
-        """
-        x = blended(coarse, whole_axis_taps("cubic", coarse.shape[2], factor, phase))
-        nz, nx = x.shape[2:]
-        more = (0, -nx % self.alignment, 0, -nz % self.alignment)
-        refined: Tensor = self(functional.pad(x, more, mode="replicate"))
-        return refined[..., :nz, :nx]
-
-    def needs(self, want: Box, factor: Fraction, phase: Phase) -> Box:
-        """Return the source voxels needed for the xz slices of ``want``."""
-        rows, columns = self._region(want)
-        taps = axis_taps("cubic", rows, factor, 0, phase).index
-        return Box(
-            (int(taps.min()), want.lo[1], columns[0]), (int(taps.max()) + 1, want.hi[1], columns[1])
-        )
-
-    def restore(self, tile: Placed, want: Box, factor: Fraction, phase: Phase) -> Tensor:
-        """Restore the xz slices of ``want``; see :class:`AxialNetwork`."""
-        rows, columns = self._region(want)
-        taps = axis_taps("cubic", rows, factor, tile.origin[0], phase)
-        # Whole windows: what lies farther out than the halo is seen by no wanted pixel.
-        rim = -self.halo % self.alignment
-        z, x = (
-            slice(want.lo[a] - span[0] + rim, want.hi[a] - span[0] + rim)
-            for a, span in ((0, rows), (2, columns))
-        )
-        return volume(
-            torch.cat(
-                [
-                    self(functional.pad(blended(part, taps), (rim,) * 4))[..., z, x]
-                    for part in few_at_a_time(slices(tile.data), int(factor) + 1)
-                ]
-            )
-        )
-
-    def _region(self, want: Box) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Return the target pixels along z and x that are computed with: [first, past the last)."""
-        cell = self.alignment
-        z, x = (
-            (want.lo[a] // cell * cell - self.halo, ceil_div(want.hi[a], cell) * cell + self.halo)
-            for a in (0, 2)
-        )
-        return z, x
 
 
 class AttentionBlock(nn.Module):
@@ -201,38 +145,6 @@ class AttentionBlock(nn.Module):
             y = x + y
         gated: Tensor = self.gate(self.before_gate(y))
         return (y + gated).movedim(-1, 1)
-
-
-class WindowAttention(nn.Module):
-    """Attention among the pixels of each window of the grid, with a bias by relative position."""
-
-    def __init__(self, maps: int, heads: int, window: int) -> None:
-        """Build the layers with fresh weights."""
-        super().__init__()
-        self.heads, self.window = heads, window
-        self.qkv = nn.Linear(maps, 3 * maps)
-        self.project = nn.Linear(maps, maps)
-        self.bias = nn.Parameter(torch.zeros(heads, (2 * window - 1) ** 2))
-        nn.init.trunc_normal_(self.bias, std=0.02)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply to (n, z, x, c), both extents multiples of the window."""
-        n, nz, nx, c = x.shape
-        m, heads = self.window, self.heads
-        windows = x.reshape(n, nz // m, m, nx // m, m, c).transpose(2, 3)
-        q, k, v = (
-            self.qkv(windows.reshape(-1, m * m, c))
-            .reshape(-1, m * m, 3, heads, c // heads)
-            .permute(2, 0, 3, 1, 4)
-        )  # (windows, heads, pixels, c / heads) each
-        at = torch.arange(m * m, device=x.device)
-        z = at[:, None] // m - at // m
-        w = at[:, None] % m - at % m
-        bias = self.bias[:, (z + m - 1) * (2 * m - 1) + w + m - 1]  # (heads, pixels, pixels)
-        seen = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias[None])
-        seen = seen.transpose(1, 2).reshape(-1, m * m, c)
-        joined: Tensor = self.project(seen).reshape(n, nz // m, nx // m, m, m, c)
-        return joined.transpose(2, 3).reshape(n, nz, nx, c)
 
 
 class Gate(nn.Module):
@@ -291,8 +203,7 @@ def _seen_from(level: int, pixels: PixelRange, config: A2IConfig) -> PixelRange:
 
 def _before_block(pixels: PixelRange, window: int) -> PixelRange:
     """Go back through the gate's neighbourhood and the attention's windows."""
-    lo, hi = pixels[0] - 1, pixels[1] + 1
-    return lo // window * window, hi // window * window + window - 1
+    return whole_windows((pixels[0] - 1, pixels[1] + 1), window)
 
 
 def _bias(layer: nn.Conv2d) -> Tensor:

@@ -18,6 +18,8 @@ NETWORKS: Mapping[str, str] = {
     "niiv": "isochunk.models.niiv:NIIV",
     "pssr": "isochunk.models.pssr:PSSR",
     "anyz": "isochunk.models.anyz:AnyZ",
+    "swinir": "isochunk.models.swinir:SwinIR",
+    "srmd": "isochunk.models.srmd:SRMD",
 }
 """Each architecture's name in checkpoints and recipes, and its class."""
 

@@ -22,15 +22,18 @@ from whole import Model, assert_equals_whole
 import isochunk
 from isochunk.core.geometry import Box, Spacing
 from isochunk.errors import ModelError
-from isochunk.models.a2i import A2I, A2IConfig
+from isochunk.models.a2i import A2IConfig
 from isochunk.models.checkpoint import Card, load_module, read_spec, save
 from isochunk.models.fsrcnn import FSRCNNConfig
 from isochunk.models.load import Runtime, load
 from isochunk.models.network import NetworkConfig
 from isochunk.models.niiv import NIIV, NIIVConfig
 from isochunk.models.pssr import PSSR, PSSRConfig
+from isochunk.models.refining import RefiningNetwork
 from isochunk.models.registry import make
+from isochunk.models.srmd import SRMDConfig
 from isochunk.models.srunet import SRUNetConfig
+from isochunk.models.swinir import SwinIRConfig
 
 torch.set_num_threads(1)
 
@@ -39,6 +42,8 @@ SMALL = {
     "a2i-printed": A2IConfig(4, 2, 4, (2, 2), 2, attention="printed"),
     "niiv": NIIVConfig(blocks=2, width=6, hidden=16, layers=2, residual=True),
     "niiv-tile": NIIVConfig(blocks=1, width=4, hidden=12, layers=3, tile=20),
+    "swinir": SwinIRConfig(width=4, groups=2, depth=2, heads=2, window=4),
+    "srmd": SRMDConfig(width=4, layers=4, components=3),
     "pssr": PSSRConfig(width=4, depths=(1, 1, 1, 1)),
     "pssr-mf": PSSRConfig(sections=2, width=4, depths=(1, 1, 1, 1)),
 }
@@ -85,7 +90,7 @@ def whole_slices(network: torch.nn.Module, voxels: np.ndarray, factor: Fraction)
     t = np.array([float(c - b) for c, b in zip(centre, map(int, below), strict=True)])[:, None]
     at = below + 4 * reach
 
-    if isinstance(network, A2I):
+    if isinstance(network, RefiningNetwork):
         taps = [
             -0.5 * t**3 + t**2 - 0.5 * t,
             1.5 * t**3 - 2.5 * t**2 + 1,
@@ -100,7 +105,7 @@ def whole_slices(network: torch.nn.Module, voxels: np.ndarray, factor: Fraction)
         fine = fine[:, :, reach - margin : reach + last]
         x = torch.from_numpy(fine.astype(np.float32))[:, None]
         with torch.inference_mode():
-            answer = network(x)[:, 0].numpy()
+            answer = network.refine(x, factor, "mean")[:, 0].numpy()
         columns = slice(margin, margin + width)
         kept = answer[:, margin : margin + int(n * factor), columns]
         return kept.transpose(1, 0, 2)
@@ -260,10 +265,20 @@ def touched_beyond_cell(network: torch.nn.Module, length: int) -> int:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "halo"),
-    [(A2IConfig(width=8), 305), (SMALL["a2i"], None), (SMALL["a2i-printed"], None)],
-    ids=["paper", "small", "printed"],
+    [
+        (A2IConfig(width=8), 305),
+        (SMALL["a2i"], None),
+        (SMALL["a2i-printed"], None),
+        (SMALL["swinir"], None),
+        (SwinIRConfig(width=6), 97),
+        (SMALL["srmd"], None),
+        (SRMDConfig(width=8), 12),
+    ],
+    ids=["a2i", "a2i small", "a2i printed", "swinir small", "swinir", "srmd small", "srmd"],
 )
-def test_the_halo_of_a2i_is_what_a_nan_probe_finds(config: A2IConfig, halo: int | None) -> None:
+def test_the_halo_of_what_refines_is_what_a_nan_probe_finds(
+    config: NetworkConfig, halo: int | None
+) -> None:
     network = network_of(config)
     length = 2 * (network.halo // network.alignment + 3) * network.alignment
     assert touched_beyond_cell(network, length) == network.halo == (halo or network.halo)
