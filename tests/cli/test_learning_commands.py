@@ -12,7 +12,8 @@ from isochunk.core.synthetic import synthetic_pair
 
 SMALL = ("--chunk=16,16,16", "--shard=32,32,32", "--block=32,32,32")
 EVALUATE = {"model", "psnr", "ssim", "wpsnr", "cf_psnr", "voxels", "seconds"}
-MEASURED = {"frc_nm", "frc_along_nm", "fsc_nm", "rse", "rsp", "snr"}
+MEASURED = {"frc_nm", "frc_along_nm", "fsc_nm", "rse", "rsp", "snr", "membranes", "membrane_dice"}
+MEASURED |= {"over_cubic", "over_cubic_low", "over_cubic_high"}
 
 
 @pytest.fixture

@@ -20,13 +20,16 @@ def test_options_of_a_training_are_its_marked_fields() -> None:
     }
     names = {field.name for field in fields(TrainConfig)}
     assert {name.replace("-", "_") for name in TRAIN_OPTIONS} - names == {"arch", "factor"}
-    assert TRAIN_OPTIONS["arch"].startswith("a2i, fsrcnn, srunet, niiv, pssr, pssr-mf")
+    assert TRAIN_OPTIONS["arch"].startswith("a2i, anyz, fsrcnn, srunet, niiv, pssr, pssr-mf, srmd")
     assert TRAIN_OPTIONS["mode"].startswith("supervised: ")
     assert TRAIN_OPTIONS["seed"] == "seed of the initial weights and of every crop"
 
 
 def test_options_of_its_tables_name_table_and_field() -> None:
-    assert set(TRAIN_PARTS) == {"lr", "vgg", "dists", "validate-every", "save-every"}
+    assert set(TRAIN_PARTS) == {
+        *("lr", "vgg", "dists", "validate-every", "save-every"),
+        *("slices", "slices-steps", "isotropic", "box"),
+    }
     assert TRAIN_PARTS["save-every"][:2] == ("keeping", "save_every")
     assert TRAIN_PARTS["lr"][2].startswith("learning rate")
     for part, field, _ in TRAIN_PARTS.values():
@@ -43,9 +46,9 @@ def test_every_hyperparameter_is_an_option_or_for_recipes_only(arch: str) -> Non
 
 
 def test_help_says_what_an_option_is_to_each_network() -> None:
-    assert NETWORK_OPTIONS["window"] == "a2i: side of an attention window, at every level"
+    assert NETWORK_OPTIONS["window"].startswith("a2i: side of an attention window, at every level")
     assert NETWORK_OPTIONS["width"].startswith("srunet, a2i: feature maps at the finest level")
-    assert NETWORK_OPTIONS["width"].endswith("; pssr: feature maps of the first layer")
+    assert "; pssr: feature maps of the first layer; " in NETWORK_OPTIONS["width"]
     assert NETWORK_OPTIONS["variant"].startswith("fsrcnn, srunet: kernels: paper, compact, planar")
 
 

@@ -16,16 +16,24 @@ from isochunk.train.presets import PRESETS, config_from_table, read_recipe
 from isochunk.train.schedule import one_cycle, rates, scheduled_stages
 
 
+PAPERS_OWN = ("a2i", "niiv", "pssr", "swinir", "srmd")
+AT_ANY_RATIO = ("niiv", "anyz", "swinir", "srmd")
+
+
 @pytest.mark.parametrize("arch", PRESETS)
 def test_every_architecture_trains_as_its_paper_says_by_default(arch):
     paper = config_from_table(
-        {"arch": arch, "sources": ["a"], "out": "b"} | ({"factor": 8} if arch == "niiv" else {})
+        {"arch": arch, "sources": ["a"], "out": "b"}
+        | ({"factor": 8} if arch in AT_ANY_RATIO else {})
     )
     wanted = {
         "srunet": ("supervised", "avg", 6, "mse", "none", "sqrt", 1e-4),
         "fsrcnn": ("supervised", "avg", 6, "mse", "none", "sqrt", 1e-4),
         "a2i": ("self", "avg", 8, "l1", "pdl", "constant", 1e-4),
         "niiv": ("self", "avg", 8, "l1", "dists", "constant", 5e-5),
+        "anyz": ("supervised", "avg", 8, "mse", "none", "sqrt", 2e-3),
+        "swinir": ("supervised", "avg", 8, "l1", "none", "sqrt", 2e-4),
+        "srmd": ("supervised", "avg", 16, "mse", "none", "sqrt", 1e-3),
         "pssr": ("supervised", "em", 8, "mse", "none", "onecycle", 1e-3),
         "pssr-mf": ("supervised", "fluorescence", 8, "mse", "none", "onecycle", 4e-4),
     }[arch]
@@ -33,7 +41,7 @@ def test_every_architecture_trains_as_its_paper_says_by_default(arch):
     assert (*told, paper.optimisation.schedule, paper.optimisation.lr) == wanted
     weighed = {"a2i": (1, 0.01), "niiv": (30, 1)}.get(arch, (1, 0))
     assert (paper.loss.weight, paper.loss.perceptual_weight) == weighed
-    assert paper.network == type(paper.network)() if arch in ("a2i", "niiv", "pssr") else True
+    assert paper.network == type(paper.network)() if arch in PAPERS_OWN else True
 
 
 def test_stages_of_pssr_grow_crops_and_thaw_the_encoder():
