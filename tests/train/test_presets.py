@@ -15,7 +15,6 @@ from isochunk.train.options import parse_value, with_options, with_sources
 from isochunk.train.presets import PRESETS, config_from_table, read_recipe
 from isochunk.train.schedule import one_cycle, rates, scheduled_stages
 
-
 PAPERS_OWN = ("a2i", "niiv", "pssr", "swinir", "srmd")
 AT_ANY_RATIO = ("niiv", "anyz", "swinir", "srmd")
 
