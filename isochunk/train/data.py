@@ -10,7 +10,7 @@ Crops have the network's own axes (z', y', x'): z' is the one that is coarse in 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -236,7 +236,7 @@ class Crops:
         Raises:
             UsageError: a part is smaller than a crop.
         """
-        _require_rooms(sources, parts, sampling, "training")
+        require_rooms(_urls(sources), parts, sampling, "training")
         self.sources = sources
         self.parts = parts
         self.sampling = sampling
@@ -301,7 +301,7 @@ def validation_crops(
         UsageError: a part is smaller than a crop.
     """
     average = sampling.averages[0]
-    _require_rooms(sources, parts, replace(sampling, averages=(average,)), "validation")
+    require_rooms(_urls(sources), parts, replace(sampling, averages=(average,)), "validation")
     rng = np.random.default_rng([sampling.seed, 1])
     crops = []
     for i in range(count):
@@ -340,14 +340,28 @@ def _read(source: Source, part: Box, layout: CropLayout, rng: np.random.Generato
     return read_crop(source, lo, layout.shape, layout.average).transpose(layout.order)
 
 
-def _require_rooms(
-    sources: tuple[Source, ...], parts: tuple[Box, ...], sampling: Sampling, role: str
-) -> None:
-    for source, part in zip(sources, parts, strict=True):
+def _urls(sources: tuple[Source, ...]) -> list[str]:
+    return [source.volume.spec.url for source in sources]
+
+
+def require_rooms(urls: Iterable[str], parts: Iterable[Box], sampling: Sampling, role: str) -> None:
+    """Refuse volumes that hold no crop at some averaging or in some order.
+
+    Args:
+        urls: of the volumes.
+        parts: the box of each that may be read.
+        sampling: how crops are drawn.
+        role: what the parts are for.
+
+    Raises:
+        UsageError: a part is smaller than a crop.
+    """
+    for url, part in zip(urls, parts, strict=True):
         for average in sampling.averages:
             for order in sampling.orders:
-                needed = CropLayout(sampling.read, average, order).stored_shape
-                require_room(part, needed, source.volume.spec.url, role)
+                require_room(
+                    part, CropLayout(sampling.read, average, order).stored_shape, url, role
+                )
 
 
 def read_ahead(make: Callable[[int], T], steps: range, depth: int) -> Generator[T, None, None]:

@@ -13,9 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from isochunk.core.degradation import degradations_of
+from isochunk.core.geometry import Box
 from isochunk.core.job import Job
 from isochunk.core.mending import Mending, Run
 from isochunk.core.spec import AXIAL
+from isochunk.core.text_forms import read_box
 from isochunk.engine.events import EventLog
 from isochunk.engine.local import LocalBackend
 from isochunk.engine.loop import Recorder, execute
@@ -23,6 +25,7 @@ from isochunk.engine.mended import mended
 from isochunk.engine.opened import open_job
 from isochunk.engine.pipeline import Pipeline
 from isochunk.engine.prepare import plan_job, prepare_target
+from isochunk.engine.report import Report
 from isochunk.engine.target import open_written_target
 from isochunk.engine.timeouts import Timeouts
 from isochunk.errors import NotFoundError, StorageError, TargetConflictError, UsageError
@@ -32,8 +35,11 @@ from isochunk.storage.access import Access
 from isochunk.storage.open import open_volume
 from isochunk.storage.volume import Volume
 from isochunk.train.config import TrainConfig
+from isochunk.train.data import require_rooms, split
+from isochunk.train.loop import LINE_S, sampling_of
 from isochunk.train.options import with_sources
 from isochunk.train.presets import config_from_table, read_recipe
+from isochunk.train.sources import anisotropy
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +74,26 @@ def slices_config(config: TrainConfig) -> TrainConfig:
             "trained_on": config.trained_on,
         }
     )
+
+
+def require_room_for_crops(config: TrainConfig, source: Volume) -> None:
+    """Refuse, before anything takes time, a volume that is too small once it is isotropic.
+
+    Args:
+        config: of mode ``self3d``.
+        source: the user's volume.
+
+    Raises:
+        UsageError: a part of it will hold no crop.
+    """
+    told = config.first_pass.box
+    nz, ny, nx = (read_box(told, "box") if told else source.spec.box).shape
+    fine = Box.from_shape((int(nz * anisotropy(source, (1, 1, 1))), ny, nx))
+    trained, validated, _ = split(fine, config.split_axis)
+    usual, url = sampling_of(config), source.spec.url
+    require_rooms([url], [trained], usual, "training")
+    held_out = replace(usual, patch=config.validation_patch)
+    require_rooms([url], [validated], held_out, "validation")
 
 
 def isotropic_volume(config: TrainConfig, source: Volume, access: Access) -> Volume:
@@ -166,11 +192,18 @@ def _run(plan: Plan) -> None:
             "start the same command without torchrun, or write it with isochunk run"
         )
     log.info("first pass: %s makes %s", plan.model.name, plan.target.url)
-    begun = time.monotonic()
+    begun = said = time.monotonic()
+
+    def watch(report: Report) -> None:
+        nonlocal said
+        if time.monotonic() - said > LINE_S:
+            said = time.monotonic()
+            log.info("first pass: %d of %d blocks", report.done, report.total)
+
     with Pipeline(open_job(plan)) as pipeline:
         ledger = prepare_target(plan)
         recorder = Recorder(ledger, EventLog(ledger.store), Timeouts())
-        report = execute(plan, recorder, LocalBackend(pipeline), lambda _: None, begun)
+        report = execute(plan, recorder, LocalBackend(pipeline), watch, begun)
     if not report.complete:
         raise StorageError(
             f"{report.failed} of {report.total} blocks of {plan.target.url} failed; the same "

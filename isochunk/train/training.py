@@ -6,7 +6,7 @@ from isochunk.engine.windowed import open_rounded
 from isochunk.storage.access import Access
 from isochunk.storage.volume import Volume
 from isochunk.train.config import TrainConfig
-from isochunk.train.first_pass import isotropic_volume, slices_config
+from isochunk.train.first_pass import isotropic_volume, require_room_for_crops, slices_config
 from isochunk.train.loop import TrainReport, fit
 from isochunk.train.run import require_free
 from isochunk.train.sources import require_coarse, with_factors, with_sections
@@ -42,6 +42,8 @@ def train(config: TrainConfig, access: Access = DEFAULT) -> TrainReport:
     known = with_factors(known, volumes)
     require_free(known)
     first = config.first_pass
+    if not first.isotropic:
+        require_room_for_crops(known, source)
     if not (first.slices or first.isotropic):
         slices = slices_config(config)
         report = fit(*_opened(slices, access))

@@ -214,6 +214,7 @@ def test_what_cannot_be_done_is_refused(
         config(em, out, first_pass={"box": "0:4,0:4"})
     with pytest.raises(UsageError, match="a crop needs 64"):
         train(config(em, out, patch=[64, 64, 64], first_pass={"slices": "cubic"}))
+    assert not out.exists(), "it was found out too late"
     flat = write_source(f"{tmp_path}/flat", read_all(em), "8,8,8")
     with pytest.raises(UsageError, match=r"at least 1\.5"):
         train(config(flat, tmp_path / "other"))
