@@ -92,7 +92,7 @@ def require_room_for_crops(config: TrainConfig, source: Volume) -> None:
     trained, validated, _ = split(fine, config.split_axis)
     usual, url = sampling_of(config), source.spec.url
     require_rooms([url], [trained], usual, "training")
-    held_out = replace(usual, patch=config.validation_patch)
+    held_out = replace(usual, patch=config.validation_patch, averages=usual.averages[:1])
     require_rooms([url], [validated], held_out, "validation")
 
 
