@@ -16,6 +16,7 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
+from isochunk.core.geometry import Triple
 from isochunk.core.spec import Phase
 from isochunk.errors import ModelError
 from isochunk.models.network import NetworkConfig
@@ -101,7 +102,9 @@ class A2I(RefiningNetwork):
         """The first convolution."""
         return self.first
 
-    def refine(self, x: Tensor, _factor: Fraction, _phase: Phase) -> Tensor:
+    def refine(
+        self, x: Tensor, _factor: Fraction, _phase: Phase, _origin: Triple = (0, 0, 0)
+    ) -> Tensor:
         """Refine interpolated slices; see :class:`RefiningNetwork`."""
         refined: Tensor = self(x)
         return refined

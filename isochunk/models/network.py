@@ -194,6 +194,21 @@ class Network(nn.Module, ABC):
             (b, 1, z, y, x) of the target.
         """
 
+    def learn_crops(
+        self, coarse: Tensor, target: Tensor, factor: Fraction, phase: Phase, corner: Corner
+    ) -> Tensor:
+        """Answer training crops while learning; one that takes noise off the target may see it.
+
+        Args:
+            coarse: as :meth:`restore_crops`.
+            target: what the answer is compared with.
+            factor: target voxels per section.
+            phase: where a section lies.
+            corner: drawn anew in each step.
+        """
+        del target
+        return self.restore_crops(coarse, factor, phase, corner)
+
     def parameter_groups(self) -> list[list[nn.Parameter]]:
         """Return parameters by how far they are from the input, where rates differ by that."""
         return [list(self.parameters())]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from isochunk.core.geometry import Box, ceil_div
+from isochunk.core.geometry import Box, Triple, ceil_div, triple
 from isochunk.core.spec import Grid, Phase
 from isochunk.models.axial import AxialNetwork, few_at_a_time, slices, volume
 from isochunk.models.interpolation import axis_taps, whole_axis_taps
@@ -24,17 +24,18 @@ class RefiningNetwork(AxialNetwork):
     grid: Grid = "target"
 
     @abstractmethod
-    def refine(self, x: Tensor, factor: Fraction, phase: Phase) -> Tensor:
+    def refine(self, x: Tensor, factor: Fraction, phase: Phase, origin: Triple) -> Tensor:
         """Refine interpolated slices, (n, 1, z, x); both extents multiples of the alignment.
 
         Args:
             x: cubic interpolation along z.
             factor: by which it was interpolated.
             phase: where a source section lies.
+            origin: target coordinates z, y, x of the first pixel of the first slice.
         """
 
     def train_on(
-        self, coarse: Tensor, factor: Fraction, phase: Phase = "mean", _corner: Corner = (0, 0)
+        self, coarse: Tensor, factor: Fraction, phase: Phase = "mean", corner: Corner = (0, 0)
     ) -> Tensor:
         """Interpolate whole slices, continued by half-sample reflection, and refine them.
 
@@ -43,7 +44,8 @@ class RefiningNetwork(AxialNetwork):
         x = blended(coarse, whole_axis_taps("cubic", coarse.shape[2], factor, phase))
         nz, nx = x.shape[2:]
         more = (0, -nx % self.alignment, 0, -nz % self.alignment)
-        refined = self.refine(functional.pad(x, more, mode="replicate"), factor, phase)
+        whole = functional.pad(x, more, mode="replicate")
+        refined = self.refine(whole, factor, phase, (corner[0], 0, corner[1]))
         return refined[..., :nz, :nx]
 
     def needs(self, want: Box, factor: Fraction, phase: Phase) -> Box:
@@ -64,11 +66,13 @@ class RefiningNetwork(AxialNetwork):
             slice(want.lo[a] - span[0] + rim, want.hi[a] - span[0] + rim)
             for a, span in ((0, rows), (2, columns))
         )
-        refined = (
-            self.refine(functional.pad(blended(part, taps), (rim,) * 4), factor, phase)
-            for part in few_at_a_time(slices(tile.data), int(factor) + 1)
-        )
-        return volume(torch.cat([part[..., z, x] for part in refined]))
+        refined, y = [], want.lo[1]
+        for part in few_at_a_time(slices(tile.data), int(factor) + 1):
+            whole = functional.pad(blended(part, taps), (rim,) * 4)
+            origin = triple((rows[0] - rim, y, columns[0] - rim))
+            refined.append(self.refine(whole, factor, phase, origin)[..., z, x])
+            y += len(part)
+        return volume(torch.cat(refined))
 
     def _region(self, want: Box) -> tuple[tuple[int, int], tuple[int, int]]:
         """Return the target pixels along z and x that are computed with: [first, past the last)."""

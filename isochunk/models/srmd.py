@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from isochunk.core.geometry import Triple
 from isochunk.core.spec import Phase
 from isochunk.errors import ModelError
 from isochunk.models.network import NetworkConfig
@@ -92,7 +93,9 @@ class SRMD(RefiningNetwork):
         """The first convolution."""
         return self.first
 
-    def refine(self, x: Tensor, factor: Fraction, phase: Phase) -> Tensor:
+    def refine(
+        self, x: Tensor, factor: Fraction, phase: Phase, _origin: Triple = (0, 0, 0)
+    ) -> Tensor:
         """Refine interpolated slices; see :class:`RefiningNetwork`."""
         told = x.new_tensor([*blur(factor, phase, self.config.components), self.config.noise])
         maps = told.view(1, -1, 1, 1).expand(len(x), -1, *x.shape[2:])

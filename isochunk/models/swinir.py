@@ -14,6 +14,7 @@ from fractions import Fraction
 from torch import Tensor, nn
 from torch.nn import functional
 
+from isochunk.core.geometry import Triple
 from isochunk.core.spec import Phase
 from isochunk.errors import ModelError
 from isochunk.models.network import NetworkConfig
@@ -80,7 +81,9 @@ class SwinIR(RefiningNetwork):
         """The first convolution."""
         return self.first
 
-    def refine(self, x: Tensor, _factor: Fraction, _phase: Phase) -> Tensor:
+    def refine(
+        self, x: Tensor, _factor: Fraction, _phase: Phase, _origin: Triple = (0, 0, 0)
+    ) -> Tensor:
         """Refine interpolated slices; see :class:`RefiningNetwork`."""
         features = y = self.first(x).to(self.last.weight.dtype)
         for group in self.body:

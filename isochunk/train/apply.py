@@ -33,10 +33,25 @@ class Application(nn.Module):
         self.network = network
 
     def forward(
-        self, coarse: Tensor, factor: Fraction, phase: Phase, corner: Corner = (0, 0)
+        self,
+        coarse: Tensor,
+        factor: Fraction,
+        phase: Phase,
+        corner: Corner = (0, 0),
+        target: Tensor | None = None,
     ) -> Tensor:
-        """Restore whole crops, that are to be taken to lie at ``corner``."""
-        return self.network.restore_crops(coarse, factor, phase, corner)
+        """Restore whole crops, that are to be taken to lie at ``corner``; learn where told of it.
+
+        Args:
+            coarse: (b, 1, z, y, x).
+            factor: target voxels per section.
+            phase: where sections lie.
+            corner: where networks that mind positions are to take crops to lie.
+            target: what is to be learnt; None where the network is only asked.
+        """
+        if target is None:
+            return self.network.restore_crops(coarse, factor, phase, corner)
+        return self.network.learn_crops(coarse, target, factor, phase, corner)
 
 
 def build(config: NetworkConfig, seed: int) -> Network:

@@ -113,7 +113,9 @@ class Run:
         batch = self._moved(batch)
         self.trained.train()
         with self._autocast():
-            predicted = self.shared(batch.coarse, batch.factor, batch.phase, batch.corner)
+            predicted = self.shared(
+                batch.coarse, batch.factor, batch.phase, batch.corner, batch.target
+            )
         loss = self.criterion(self._inner(predicted.float()), self._inner(batch.target))
         value = self.ranks.mean(float(loss.detach()))
         if not math.isfinite(value):

@@ -24,6 +24,7 @@ from isochunk.core.geometry import Box, Spacing
 from isochunk.errors import ModelError
 from isochunk.models.a2i import A2IConfig
 from isochunk.models.checkpoint import Card, load_module, read_spec, save
+from isochunk.models.diffusion import DiffusionConfig
 from isochunk.models.fsrcnn import FSRCNNConfig
 from isochunk.models.load import Runtime, load
 from isochunk.models.network import NetworkConfig
@@ -44,6 +45,7 @@ SMALL = {
     "niiv-tile": NIIVConfig(blocks=1, width=4, hidden=12, layers=3, tile=20),
     "swinir": SwinIRConfig(width=4, groups=2, depth=2, heads=2, window=4),
     "srmd": SRMDConfig(width=4, layers=4, components=3),
+    "diffusion": DiffusionConfig(width=4, blocks=1, rounds=2),
     "pssr": PSSRConfig(width=4, depths=(1, 1, 1, 1)),
     "pssr-mf": PSSRConfig(sections=2, width=4, depths=(1, 1, 1, 1)),
 }
@@ -105,7 +107,7 @@ def whole_slices(network: torch.nn.Module, voxels: np.ndarray, factor: Fraction)
         fine = fine[:, :, reach - margin : reach + last]
         x = torch.from_numpy(fine.astype(np.float32))[:, None]
         with torch.inference_mode():
-            answer = network.refine(x, factor, "mean")[:, 0].numpy()
+            answer = network.refine(x, factor, "mean", (-margin, 0, -margin))[:, 0].numpy()
         columns = slice(margin, margin + width)
         kept = answer[:, margin : margin + int(n * factor), columns]
         return kept.transpose(1, 0, 2)
@@ -269,12 +271,13 @@ def touched_beyond_cell(network: torch.nn.Module, length: int) -> int:
         (A2IConfig(width=8), 305),
         (SMALL["a2i"], None),
         (SMALL["a2i-printed"], None),
-        (SMALL["swinir"], None),
         (SwinIRConfig(width=6), 97),
-        (SMALL["srmd"], None),
+        (SMALL["swinir"], None),
         (SRMDConfig(width=8), 12),
+        (SMALL["srmd"], None),
+        (SMALL["diffusion"], 8),
     ],
-    ids=["a2i", "a2i small", "a2i printed", "swinir small", "swinir", "srmd small", "srmd"],
+    ids=("a2i", "a2i small", "a2i printed", "swinir", "swinir small", "srmd", "srmd small", "ddim"),
 )
 def test_the_halo_of_what_refines_is_what_a_nan_probe_finds(
     config: NetworkConfig, halo: int | None

@@ -20,7 +20,9 @@ def test_options_of_a_training_are_its_marked_fields() -> None:
     }
     names = {field.name for field in fields(TrainConfig)}
     assert {name.replace("-", "_") for name in TRAIN_OPTIONS} - names == {"arch", "factor"}
-    assert TRAIN_OPTIONS["arch"].startswith("a2i, anyz, fsrcnn, srunet, niiv, pssr, pssr-mf, srmd")
+    assert TRAIN_OPTIONS["arch"].startswith(
+        "a2i, anyz, diffusion, fsrcnn, srunet, niiv, pssr, pssr-mf, srmd"
+    )
     assert TRAIN_OPTIONS["mode"].startswith("supervised: ")
     assert TRAIN_OPTIONS["seed"] == "seed of the initial weights and of every crop"
 

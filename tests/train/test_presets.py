@@ -16,7 +16,7 @@ from isochunk.train.presets import PRESETS, config_from_table, read_recipe
 from isochunk.train.schedule import one_cycle, rates, scheduled_stages
 
 PAPERS_OWN = ("a2i", "niiv", "pssr", "swinir", "srmd")
-AT_ANY_RATIO = ("niiv", "anyz", "swinir", "srmd")
+AT_ANY_RATIO = ("niiv", "anyz", "swinir", "srmd", "diffusion")
 
 
 @pytest.mark.parametrize("arch", PRESETS)
@@ -32,6 +32,7 @@ def test_every_architecture_trains_as_its_paper_says_by_default(arch):
         "niiv": ("self", "avg", 8, "l1", "dists", "constant", 5e-5),
         "anyz": ("supervised", "avg", 8, "mse", "none", "sqrt", 2e-3),
         "swinir": ("supervised", "avg", 8, "l1", "none", "sqrt", 2e-4),
+        "diffusion": ("supervised", "avg", 16, "mse", "none", "sqrt", 1e-3),
         "srmd": ("supervised", "avg", 16, "mse", "none", "sqrt", 1e-3),
         "pssr": ("supervised", "em", 8, "mse", "none", "onecycle", 1e-3),
         "pssr-mf": ("supervised", "fluorescence", 8, "mse", "none", "onecycle", 4e-4),

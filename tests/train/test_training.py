@@ -400,7 +400,7 @@ def test_defaults_are_the_papers():
         ({"colour": 1}, "unknown field colour"),
         ({"mode": "blind"}, "choose one of supervised, self"),
         ({"mode": "self"}, "choose network variant planar"),
-        ({"arch": "vdsr"}, "choose one of a2i, anyz, fsrcnn, srunet"),
+        ({"arch": "vdsr"}, "choose one of a2i, anyz, diffusion, fsrcnn, srunet"),
         ({"degradation": "em"}, "'em' is unknown for srunet; choose one of avg, skip, psf"),
         ({"precision": "int8"}, "choose one of fp32, bf16, fp16"),
         ({"factor": "four"}, "'four' is no number"),
