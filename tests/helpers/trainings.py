@@ -14,6 +14,9 @@ from isochunk.train.presets import config_from_table
 SMALL = {
     "a2i": {"width": 8, "levels": 2, "heads": [1, 2], "blocks": 1, "residual": True},
     "niiv": {"blocks": 2, "width": 16, "hidden": 32, "layers": 2, "residual": True},
+    "swinir": {"width": 8, "groups": 1, "depth": 2, "heads": 2, "window": 8},
+    "srmd": {"width": 16, "layers": 4, "components": 4, "residual": True},
+    "diffusion": {"width": 8, "blocks": 1, "rounds": 3},
     "srunet": {
         "variant": "planar",
         "width": 4,

@@ -48,18 +48,19 @@ def source(tmp_path_factory) -> str:
     return write_em(tmp_path_factory.mktemp("volume"))
 
 
-@pytest.mark.parametrize("arch", ["a2i", "niiv", "srunet", "fsrcnn"])
+@pytest.mark.parametrize("arch", ["a2i", "niiv", "swinir", "srmd", "srunet", "fsrcnn"])
 def test_an_anisotropic_volume_teaches_itself(arch, source, tmp_path):
     out = tmp_path / "out"
-    slow = {"steps": 30, "optimisation": {"lr": 1e-3}} if arch == "a2i" else {"steps": 60}
-    report = train(config(arch, source, out, **slow))
+    steps = {"a2i": 30, "swinir": 120}.get(arch, 60)
+    rate = {"optimisation": {"lr": 1e-3}} if arch in ("a2i", "swinir") else {}
+    report = train(config(arch, source, out, steps=steps, **rate))
     figures = [entry["validation_psnr"] for entry in history(out)]
     assert report.stopped == "finished"
     assert report.best_psnr > figures[0]
     # Each starts from what it adds to.
     assert report.best_psnr > (report.linear_psnr if arch == "niiv" else report.cubic_psnr) + 0.03
     spec = read_spec(out)
-    assert spec.factor[0] == (None if arch in ("a2i", "niiv") else 4)
+    assert spec.factor[0] == (4 if arch in ("srunet", "fsrcnn") else None)
     assert spec.plane == "xz"
     assert spec.halo[1] == 0  # slices know nothing of each other
     assert spec.halo[2] > 0
@@ -254,7 +255,7 @@ def start(recipe: Path) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.parametrize("arch", ["a2i", "niiv"])
+@pytest.mark.parametrize("arch", ["a2i", "niiv", "diffusion"])
 def test_killed_training_ends_with_the_weights_of_an_undisturbed_one(arch, source, tmp_path):
     network = "\n".join(f"{k} = {json.dumps(v)}" for k, v in SMALL[arch].items())
     outs = tmp_path / "undisturbed" / "model", tmp_path / "killed" / "model"
