@@ -10,8 +10,10 @@ import logging
 import os
 import time
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
+from isochunk.core.consistency import why_not_consistent
 from isochunk.core.degradation import degradations_of
 from isochunk.core.geometry import Box
 from isochunk.core.job import Job
@@ -116,26 +118,30 @@ def isotropic_volume(config: TrainConfig, source: Volume, access: Access) -> Vol
     try:
         written = open_written_target(target, access.endpoint_url, access.requester_pays)
     except NotFoundError:
-        plan = plan_job(_job(config, target, access))
+        plan = plan_job(_job(config, target, source, access))
         _require_few(plan)
         _run(plan)
     else:
         plan = written.plan
         _require_same(config, plan, source)
         if written.ledger.count() < plan.total_blocks:
-            _run(plan_job(_job(config, target, access)))
+            _run(plan_job(_job(config, target, source, access)))
     stored = open_volume(plan.target.url, replace(access.beside(), missing="auto"))
     return mended(stored, _lost(plan))
 
 
-def _job(config: TrainConfig, target: str, access: Access) -> Job:
+def _job(config: TrainConfig, target: str, source: Volume, access: Access) -> Job:
     slices = config.first_pass.slices or str(Path(config.out) / SLICES)
+    spec, one = describe(slices), Fraction(1)
+    told = spec.for_factor((anisotropy(source, (1, 1, 1)), one, one))
     return Job.from_mapping(
         {
             "source": config.sources[0],
             "target": target,
             "model": slices,
-            "plane": "xz+yz" if describe(slices).plane in AXIAL else None,
+            "plane": "xz+yz" if spec.plane in AXIAL else None,
+            # Else what was recorded within sections would be smoothed, and that is to be learnt.
+            "consistent": not why_not_consistent(told),
             "box": config.first_pass.box or None,
             "window": config.grey_window or None,
             "sections": config.sections or None,

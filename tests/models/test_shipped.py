@@ -25,6 +25,13 @@ MIDDLE = Box((60, 60, 60), (156, 156, 156))
 
 GAINS = {
     "a2i-z2-10": [("4", "avg", 1.15), ("2", "avg", 0.2), ("225/23", "avg", 0.35)],
+    "anyz-z2-10": [
+        ("4", "avg", 1.1),
+        ("2", "avg", 0.3),
+        ("8", "avg", 0.7),
+        ("225/23", "avg", 0.25),
+    ],
+    "anyz-z2-10-sample": [("8", "skip", 0.8)],
     "fsrcnn-z4": [("4", "avg", 1.4)],
     "niiv-z2-10": [
         ("4", "avg", 1.2),
@@ -125,7 +132,7 @@ def test_it_says_what_it_is(name: str) -> None:
         assert "FlyEM" in text
         assert "10.1371/journal.pone.0125825" in text
     assert f"{spec.parameters:,} parameters" in card
-    assert f"--recipe {name}" in card
+    assert f"--recipe {name.removesuffix('-sample')} " in card
     assert "## Limits" in card
 
 

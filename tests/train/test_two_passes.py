@@ -74,7 +74,12 @@ def test_a_volume_is_made_isotropic_and_learnt(em: str, tmp_path: Path) -> None:
     assert len(set(first.spacing)) == 1
     assert isochunk.audit(str(out / "isotropic.zarr")).complete
     by_hand = isochunk.Job(
-        source=em, target=f"{tmp_path}/by-hand", model="niiv-z2-10", plane="xz+yz", levels=1
+        source=em,
+        target=f"{tmp_path}/by-hand",
+        model="niiv-z2-10",
+        plane="xz+yz",
+        levels=1,
+        consistent=True,
     )
     isochunk.run(isochunk.plan(by_hand))
     assert np.array_equal(read_all(f"{tmp_path}/by-hand"), read_all(str(out / "isotropic.zarr")))
