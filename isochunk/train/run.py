@@ -29,9 +29,10 @@ from isochunk.host.files import write_atomically
 from isochunk.models.checkpoint import MODEL_FILE, Card, save
 from isochunk.models.counting import Cost
 from isochunk.train.apply import Application, Criterion, build, interpolated, require_fit
-from isochunk.train.config import TrainConfig, differences, fingerprint
+from isochunk.train.config import TrainConfig
 from isochunk.train.data import Batch, Shades
 from isochunk.train.encoder import load_encoder
+from isochunk.train.fingerprint import differences, fingerprint
 from isochunk.train.pictures import Picture, curves, side_by_side
 from isochunk.train.ranks import Ranks
 from isochunk.train.schedule import rates, scheduled_stages

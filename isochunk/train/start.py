@@ -9,7 +9,7 @@ from isochunk.models.checkpoint import load_module, read_spec
 from isochunk.models.load import checkpoint_folder
 from isochunk.models.network import Network
 from isochunk.models.registry import architecture_of
-from isochunk.train.config import differences
+from isochunk.train.fingerprint import differences
 
 
 def start_from(network: Network, name: str, normalisation: Normalisation) -> str:

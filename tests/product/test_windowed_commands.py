@@ -17,7 +17,7 @@ from isochunk.engine.opened import open_job
 from isochunk.engine.prepare import TargetPlace, resolve
 from isochunk.errors import TargetConflictError, UsageError
 from isochunk.storage.access import Access
-from isochunk.train.config import fingerprint
+from isochunk.train.fingerprint import fingerprint
 from isochunk.train.presets import config_from_table
 from isochunk.train.training import train
 from isochunk.viewing.preview import preview, preview_job

@@ -20,7 +20,6 @@ from isochunk.errors import UsageError
 from isochunk.models.degrade import degrade
 from isochunk.storage.open import open_volume
 from isochunk.train.augment import Augmentation, input_noise, turn, vary_intensity
-from isochunk.train.config import fingerprint
 from isochunk.train.crappify import JitteredSections, MissingSections, crappify
 from isochunk.train.data import (
     IN_PLACE,
@@ -39,6 +38,7 @@ from isochunk.train.defects import (
     UnevenSections,
     defects,
 )
+from isochunk.train.fingerprint import fingerprint
 from isochunk.train.pairs import Sectioned
 
 SHAPE = (40, 64, 64)

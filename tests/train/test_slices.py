@@ -31,8 +31,8 @@ from isochunk.models.torch_interpolation import blended
 from isochunk.storage.open import open_volume
 from isochunk.train.apply import Application
 from isochunk.train.augment import Augmentation
-from isochunk.train.config import fingerprint
 from isochunk.train.data import IN_PLACE, LATERAL, UPRIGHT, Crops, Sampling, Source
+from isochunk.train.fingerprint import fingerprint
 from isochunk.train.pairs import Sectioned
 from isochunk.train.schedule import scheduled_stages
 from isochunk.train.training import train

@@ -15,7 +15,7 @@ from isochunk.errors import ModelError, TargetConflictError, UsageError
 from isochunk.models.checkpoint import load_module, read_spec
 from isochunk.models.load import SHIPPED
 from isochunk.train.apply import build
-from isochunk.train.config import fingerprint
+from isochunk.train.fingerprint import fingerprint
 from isochunk.train.presets import config_from_table, read_recipe
 from isochunk.train.start import start_from
 from isochunk.train.training import train
