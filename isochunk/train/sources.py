@@ -106,7 +106,8 @@ def with_factors(config: TrainConfig, volumes: tuple[Volume, ...]) -> TrainConfi
     if config.factors or own is not None:
         factors = config.factors or (own or Fraction(1),)
         coarse = found - {Fraction(1)}  # isotropic ones are made coarse as the network learns it
-        if any(not min(factors) <= a <= max(factors) for a in coarse):
+        least, most = min(factors), max(factors)
+        if config.mode != "supervised" and any(not least <= a <= most for a in coarse):
             log.warning(
                 "z is coarser by %s, but the network learns x %s", _listed(coarse), _listed(factors)
             )
