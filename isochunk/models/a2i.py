@@ -21,6 +21,7 @@ from isochunk.core.spec import Phase
 from isochunk.errors import ModelError
 from isochunk.models.network import NetworkConfig
 from isochunk.models.refining import RefiningNetwork
+from isochunk.models.tiled_layers import zero_for_residual
 from isochunk.models.windows import PixelRange, WindowAttention, whole_windows
 
 Attention: TypeAlias = Literal["residual", "printed"]
@@ -94,8 +95,7 @@ class A2I(RefiningNetwork):
         self.decoder = nn.ModuleList(_blocks(level, config) for level in upper)
         self.last = nn.Conv2d(config.width, 1, 3, padding=1)
         if config.residual:
-            nn.init.zeros_(self.last.weight)
-            nn.init.zeros_(_bias(self.last))
+            zero_for_residual(self.last)
 
     @property
     def entrance(self) -> nn.Module:
@@ -106,11 +106,6 @@ class A2I(RefiningNetwork):
         self, x: Tensor, _factor: Fraction, _phase: Phase, _origin: Triple = (0, 0, 0)
     ) -> Tensor:
         """Refine interpolated slices; see :class:`RefiningNetwork`."""
-        refined: Tensor = self(x)
-        return refined
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Refine interpolated slices, (n, 1, z, x); both extents multiples of the alignment."""
         # Maps last in memory, as attention wants them: a fifth faster on a CPU.
         features = y = (
             self.first(x).to(self.last.weight.dtype).contiguous(memory_format=torch.channels_last)
@@ -207,8 +202,3 @@ def _seen_from(level: int, pixels: PixelRange, config: A2IConfig) -> PixelRange:
 def _before_block(pixels: PixelRange, window: int) -> PixelRange:
     """Go back through the gate's neighbourhood and the attention's windows."""
     return whole_windows((pixels[0] - 1, pixels[1] + 1), window)
-
-
-def _bias(layer: nn.Conv2d) -> Tensor:
-    assert layer.bias is not None
-    return layer.bias

@@ -127,10 +127,6 @@ class Diffusion(RefiningNetwork):
         answer: Tensor = x + self.config.scale * clean
         return answer
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Refine interpolated slices, (n, 1, z, x)."""
-        return self.refine(x, Fraction(1), "mean")
-
     def learn_crops(
         self, coarse: Tensor, target: Tensor, factor: Fraction, phase: Phase, corner: Corner
     ) -> Tensor:

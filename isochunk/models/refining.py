@@ -34,6 +34,10 @@ class RefiningNetwork(AxialNetwork):
             origin: target coordinates z, y, x of the first pixel of the first slice.
         """
 
+    def forward(self, x: Tensor) -> Tensor:
+        """Refine slices of a ratio of 1; see :meth:`refine`."""
+        return self.refine(x, Fraction(1), "mean", (0, 0, 0))
+
     def train_on(
         self, coarse: Tensor, factor: Fraction, phase: Phase = "mean", corner: Corner = (0, 0)
     ) -> Tensor:

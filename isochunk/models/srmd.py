@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from isochunk.core.spec import Phase
 from isochunk.errors import ModelError
 from isochunk.models.network import NetworkConfig
 from isochunk.models.refining import RefiningNetwork
+from isochunk.models.tiled_layers import zero_for_residual
 
 EXTENT = 21
 """Pixels of a blur kernel."""
@@ -84,9 +86,7 @@ class SRMD(RefiningNetwork):
         )
         self.last = nn.Conv2d(maps, 1, 3, padding=1)
         if config.residual:
-            nn.init.zeros_(self.last.weight)
-            if self.last.bias is not None:
-                nn.init.zeros_(self.last.bias)
+            zero_for_residual(self.last)
 
     @property
     def entrance(self) -> nn.Module:
@@ -105,10 +105,6 @@ class SRMD(RefiningNetwork):
         refined: Tensor = self.last(y)
         return x + refined if self.config.residual else refined
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Refine slices of a ratio of 1, (n, 1, z, x)."""
-        return self.refine(x, Fraction(1), "mean")
-
 
 def blur(factor: Fraction, phase: Phase, components: int) -> tuple[float, ...]:
     """Return what principal components say of the blur of sections."""
@@ -124,6 +120,7 @@ def box_kernel(width: float) -> NDArray[np.float64]:
     return shares
 
 
+@lru_cache
 def basis(components: int) -> NDArray[np.float64]:
     """Return the principal components of boxes of all ratios, (components, EXTENT)."""
     kernels = np.stack([box_kernel(w) for w in np.linspace(1, THICKEST, 64)])
@@ -131,4 +128,5 @@ def basis(components: int) -> NDArray[np.float64]:
     # A component and its negative are the same; that whose first large pixel is positive is taken.
     signs = [math.copysign(1, row[np.argmax(abs(row) > SMALL)]) for row in found]
     signed: NDArray[np.float64] = found * np.array(signs)[:, None]
+    signed.flags.writeable = False  # it is kept
     return signed

@@ -19,6 +19,7 @@ from isochunk.core.spec import Phase
 from isochunk.errors import ModelError
 from isochunk.models.network import NetworkConfig
 from isochunk.models.refining import RefiningNetwork
+from isochunk.models.tiled_layers import zero_for_residual
 from isochunk.models.windows import PixelRange, WindowAttention, whole_windows
 
 
@@ -72,9 +73,7 @@ class SwinIR(RefiningNetwork):
         self.joint = nn.Conv2d(config.width, config.width, 3, padding=1)
         self.last = nn.Conv2d(config.width, 1, 3, padding=1)
         if config.residual:
-            nn.init.zeros_(self.last.weight)
-            if self.last.bias is not None:
-                nn.init.zeros_(self.last.bias)
+            zero_for_residual(self.last)
 
     @property
     def entrance(self) -> nn.Module:
@@ -91,10 +90,6 @@ class SwinIR(RefiningNetwork):
         y = self.norm(y.movedim(1, -1)).movedim(-1, 1)
         refined: Tensor = self.last(features + self.joint(y))
         return x + refined if self.config.residual else refined
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Refine interpolated slices, (n, 1, z, x)."""
-        return self.refine(x, Fraction(1), "mean")
 
 
 class Group(nn.Module):

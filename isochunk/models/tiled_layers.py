@@ -197,7 +197,7 @@ def with_residual(x: Placed, source: Placed, config: ResidualConfig, padding: Pa
     return Placed(x.crop(common).data + base.crop(common).data, common.lo)
 
 
-def zero_for_residual(last: nn.Conv3d | nn.ConvTranspose3d) -> None:
+def zero_for_residual(last: nn.Conv2d | nn.Conv3d | nn.ConvTranspose3d) -> None:
     """Zero the last layer, so that training starts from the interpolation itself."""
     nn.init.zeros_(last.weight)
     if last.bias is not None:
