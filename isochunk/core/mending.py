@@ -29,6 +29,12 @@ class Run:
     above: int
     """Nearest good section after them, or before, where there is none after."""
 
+    @classmethod
+    def within(cls, first: int, end: int, start: int, stop: int) -> Run:
+        """Return lost sections of a volume from ``start`` to ``stop - 1`` that has others."""
+        below = first - 1 if first > start else end
+        return cls(first, end, below, end if end < stop else below)
+
     def share_of_above(self, z: int) -> float:
         """Return how much of section ``z`` comes from above; the rest comes from below."""
         return (z - self.below) / (self.above - self.below) if self.above != self.below else 1.0
@@ -64,9 +70,7 @@ class Mending:
             )
         runs = []
         for members in runs_of(lost):
-            first, end = members[0], members[-1] + 1
-            below = first - 1 if first > start else end
-            runs.append(Run(first, end, below, end if end < stop else below))
+            runs.append(Run.within(members[0], members[-1] + 1, start, stop))
         changed = {
             s.z: (s.gain, s.offset)
             for s in table.sections

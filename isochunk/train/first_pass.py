@@ -230,6 +230,5 @@ def _lost(plan: Plan) -> Mending | None:
                 f"all sections of {plan.region} are lost; choose another --box to learn from"
             )
         if first < end:
-            below = first - 1 if first > lo else end
-            runs.append(Run(first, end, below, end if end < hi else below))
+            runs.append(Run.within(first, end, lo, hi))
     return Mending({}, tuple(runs))

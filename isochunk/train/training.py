@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from isochunk.engine.windowed import open_rounded
 from isochunk.storage.access import Access
-from isochunk.storage.volume import Volume
 from isochunk.train.config import TrainConfig
 from isochunk.train.first_pass import isotropic_volume, require_room_for_crops, slices_config
 from isochunk.train.loop import TrainReport, fit
@@ -34,7 +33,9 @@ def train(config: TrainConfig, access: Access = DEFAULT) -> TrainReport:
             what is there as the first pass was made of another volume or by another network.
         StorageError: a volume cannot be read, or not all of the first pass could be written.
     """
-    known, volumes = _opened(config, access)
+    window = config.read_window()
+    opened = tuple(open_rounded(url, access, window) for url in config.sources)
+    known, volumes = with_sections(config, opened)
     if config.mode != "self3d":
         return fit(known, volumes)
     (source,) = volumes
@@ -45,14 +46,7 @@ def train(config: TrainConfig, access: Access = DEFAULT) -> TrainReport:
     if not first.isotropic:
         require_room_for_crops(known, source)
     if not (first.slices or first.isotropic):
-        slices = slices_config(config)
-        report = fit(*_opened(slices, access))
+        report = fit(slices_config(known), volumes)
         if report.stopped != "finished":
             return report
     return fit(known, (isotropic_volume(config, source, access),))
-
-
-def _opened(config: TrainConfig, access: Access) -> tuple[TrainConfig, tuple[Volume, ...]]:
-    window = config.read_window()
-    volumes = tuple(open_rounded(url, access, window) for url in config.sources)
-    return with_sections(config, volumes)
