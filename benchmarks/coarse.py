@@ -1,6 +1,6 @@
 """Write an isotropic volume with coarser sections: what self-supervised recipes learn from.
 
-    python benchmarks/coarse.py SOURCE TARGET FACTOR [avg | skip]
+python benchmarks/coarse.py SOURCE TARGET FACTOR [avg | skip]
 """
 
 from __future__ import annotations
