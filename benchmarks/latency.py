@@ -35,7 +35,7 @@ import isochunk
 from isochunk.core.geometry import Spacing, Triple
 from isochunk.core.synthetic import synthetic_em
 
-MODEL = "srunet-z4-small"
+MODEL = "fsrcnn-z4"
 CHUNK = (64, 64, 64)
 BLOCK = (128, 128, 128)
 SHOWN = ("wall_s", "whole_s", "stages_s", "depth", "requests", "blocks")

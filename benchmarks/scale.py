@@ -110,7 +110,7 @@ def volume(folder: Path, times: int) -> dict[str, Any]:
     job = isochunk.Job(
         source=source,
         target=f"{folder}/out",
-        model="srunet-z4-small",
+        model="fsrcnn-z4",
         memory="3GiB",
         shard="128,128,128",
         block="128,128,128",

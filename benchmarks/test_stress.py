@@ -29,7 +29,7 @@ from isochunk.core.synthetic import synthetic_pair
 from isochunk.evaluation.config import EvaluateConfig
 from isochunk.storage.open import open_volume
 
-NETWORK = "srunet-z4-small"
+NETWORK = "fsrcnn-z4"
 ZEROS = ("one section blank: in it", "one section blank: 2 to 4 away")
 
 

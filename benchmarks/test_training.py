@@ -40,7 +40,7 @@ def test_training_step(benchmark: Any, arch: str, feed: str, tmp_path: Path) -> 
         pytest.skip(f"the volume is not at {VOLUME}")
     torch.set_num_threads(1)
     source = str(VOLUME)
-    table = read_recipe("srunet-z4-small") if arch == "srunet" else dict(NIIV)
+    table = read_recipe("srunet-z4") if arch == "srunet" else dict(NIIV)
     table |= {"arch": arch, "sources": [source], "out": str(tmp_path / "out"), "device": "auto"}
     volume = open_volume(source)
     config = with_factors(config_from_table(table), (volume,))

@@ -13,7 +13,7 @@ from isochunk.errors import UsageError
 from isochunk.planning.plan import Plan
 from isochunk.storage.access import Access
 
-DEMO_MODEL = "srunet-z4-small"
+DEMO_MODEL = "fsrcnn-z4"
 
 POSITIONAL = ("source", "target")
 

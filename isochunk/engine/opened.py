@@ -15,6 +15,7 @@ import numpy as np
 from isochunk.core.consistency import Consistency, compare_sections, sections_of
 from isochunk.core.geometry import Box
 from isochunk.core.gpus import device_summary
+from isochunk.core.option_names import option
 from isochunk.core.voxels import Voxels, convert
 from isochunk.engine.consistency import sections_box
 from isochunk.engine.mended import mended
@@ -25,6 +26,7 @@ from isochunk.host.allocator import keep_memory
 from isochunk.models.gpus import seen_gpus
 from isochunk.models.interface import Predictor, predict
 from isochunk.models.load import (
+    RETIRED,
     Runtime,
     device_of,
     limit_device,
@@ -168,8 +170,14 @@ def _load_model(plan: Plan, seat: Seat | None) -> Predictor:
     )
     predictor = load(job.model, runtime)
     if predictor.spec.sha256 != plan.model.sha256:
+        advice = "give every worker the same file"
+        if predictor.spec.name == RETIRED.get(job.model):
+            advice = (
+                "it is no longer shipped; finish with the isochunk that began, or with "
+                f"{option('model')} and the folder of that checkpoint"
+            )
         raise ModelError(
             f"model {job.model!r} has digest {predictor.spec.sha256[:12]} here but the job was "
-            f"planned with {plan.model.sha256[:12]}; give every worker the same file"
+            f"planned with {plan.model.sha256[:12]}; {advice}"
         )
     return predictor

@@ -25,6 +25,7 @@ from isochunk.evaluation.baselines.published import (
     BaselineSetup,
     check_baseline,
     restore_by_baseline,
+    with_networks,
 )
 from isochunk.evaluation.compare import Comparison, compare, middle_slices
 from isochunk.evaluation.config import EvaluateConfig
@@ -100,6 +101,7 @@ def evaluate_volume(
     config: EvaluateConfig, truth: Volume, access: Access = DEFAULT_ACCESS
 ) -> Evaluation:
     """Evaluate on an open volume, averaged already; writes no report. See :func:`evaluate`."""
+    config = with_networks(config)
     specs, factor = describe_models(config)
     setup = BaselineSetup(
         factor=factor,

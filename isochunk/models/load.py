@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -27,8 +28,20 @@ if TYPE_CHECKING:
 
     from isochunk.models.tiling import Engine
 
+log = logging.getLogger(__name__)
+
 SHIPPED = Path(__file__).parent / "shipped"
-"""Checkpoints that come with isochunk, one folder each."""
+"""Checkpoints that come with isochunk to restore volumes with, one folder each."""
+BASELINES = Path(__file__).parent / "baselines"
+"""Checkpoints of published networks that come with isochunk to compare with, one folder each."""
+
+RETIRED: Mapping[str, str] = {
+    "srunet-z4-robust": "niiv-z2-10-robust",
+    "srunet-z4-self": "srunet-z4",
+    "srunet-z4-small": "fsrcnn-z4",
+    "srunet-z8-skip": "anyz-z2-10-sample",
+}
+"""Names of checkpoints that isochunk shipped once, and which one takes each one's place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +133,12 @@ def examine(name: str, *, trust: bool = False) -> Examined:
         opened = open_user_model(name, trust=trust)
         return Examined(opened.spec, lambda spec: opened.engine(spec, device_of("cpu"), "fp32"))
     folder = checkpoint_folder(name)
+    if folder.name == RETIRED.get(name):
+        log.warning(
+            "%s is no longer shipped; %s takes its place, other weights with answers of their own",
+            name,
+            folder.name,
+        )
     return Examined(read_spec(folder), lambda spec: load_module(folder).engine(spec))
 
 
@@ -189,9 +208,14 @@ def _require_consistent(spec: ModelSpec, runtime: Runtime) -> None:
 
 
 def shipped() -> list[tuple[str, ModelSpec]]:
-    """Return names and specs of the checkpoints that come with isochunk."""
-    folders = sorted(path.parent for path in SHIPPED.glob(f"*/{MODEL_FILE}"))
-    return [(folder.name, read_spec(folder)) for folder in folders]
+    """Return names and specs of the checkpoints that come with isochunk, the baselines last."""
+    return [
+        (folder.name, read_spec(folder)) for home in (SHIPPED, BASELINES) for folder in _in(home)
+    ]
+
+
+def _in(home: Path) -> list[Path]:
+    return sorted(path.parent for path in home.glob(f"*/{MODEL_FILE}"))
 
 
 def _is_user_model(name: str) -> bool:
@@ -199,7 +223,7 @@ def _is_user_model(name: str) -> bool:
 
 
 def checkpoint_folder(name: str) -> Path:
-    """Find a checkpoint: a folder that exists, else one that is shipped.
+    """Find a checkpoint: a folder that exists, else one that is shipped or takes its place.
 
     Raises:
         ModelError: there is none.
@@ -207,9 +231,10 @@ def checkpoint_folder(name: str) -> Path:
     folder = Path(name)
     if folder.is_dir():
         return folder
-    if (SHIPPED / name / MODEL_FILE).is_file():
-        return SHIPPED / name
-    here = sorted(path.parent.name for path in SHIPPED.glob(f"*/{MODEL_FILE}"))
+    here = {path.name: path for home in (SHIPPED, BASELINES) for path in _in(home)}
+    found = here.get(RETIRED.get(name, name))
+    if found is not None:
+        return found
     raise ModelError(
         f"no model {name!r}: it is no checkpoint folder and no name; names are "
         f"{', '.join([*INTERPOLATIONS, *here])}; files can be model.pt2 or my_model.py:make"

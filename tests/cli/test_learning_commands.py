@@ -87,9 +87,9 @@ def test_train_and_use_it(run: Command, truth: str, tmp_path: Path) -> None:
     assert run("audit", target)["complete"]
     rows = run("evaluate", "--truth", truth, "--model", f"{tmp_path}/net")["rows"]
     assert rows[-1]["model"] == f"{tmp_path}/net"
-    half = ("--model=srunet-z4-small", "--precision=bf16", f"--report={tmp_path}/page")
+    half = ("--model=fsrcnn-z4", "--precision=bf16", f"--report={tmp_path}/page")
     exact, near = run("evaluate", "--truth", truth, *half)["rows"][-2:]
-    assert (exact["model"], near["model"]) == ("srunet-z4-small", "srunet-z4-small in bf16")
+    assert (exact["model"], near["model"]) == ("fsrcnn-z4", "fsrcnn-z4 in bf16")
     assert exact["psnr"] != near["psnr"]
     assert abs(exact["psnr"] - near["psnr"]) < 0.1
-    assert "srunet-z4-small in bf16" in (tmp_path / "page" / "index.html").read_text()
+    assert "fsrcnn-z4 in bf16" in (tmp_path / "page" / "index.html").read_text()

@@ -26,9 +26,7 @@ def source(tmp_path: Path) -> str:
     return write_source(f"file://{tmp_path}/in", noise((16, 160, 160)))
 
 
-@pytest.mark.parametrize(
-    "model", ["cubic", pytest.param("srunet-z4-small", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("model", ["cubic", pytest.param("fsrcnn-z4", marks=pytest.mark.slow)])
 def test_two_processes_give_the_bytes_of_one(client: Client, tmp_path: Path, model: str) -> None:
     source = write_source(f"file://{tmp_path}/in", noise((12, 96, 80)))
     options = {"source": source, "model": model, **BLOCKS}

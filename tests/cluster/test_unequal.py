@@ -59,7 +59,7 @@ def tiny() -> Iterator[Client]:
 def job(tmp_path: Path) -> isochunk.Job:
     """A job that leaves memory open."""
     source = write_source(f"file://{tmp_path}/in", noise((64, 256, 256)))
-    return isochunk.Job(source=source, target=f"{tmp_path}/out", model="srunet-z4-small")
+    return isochunk.Job(source=source, target=f"{tmp_path}/out", model="fsrcnn-z4")
 
 
 def test_tiles_are_made_for_the_least_and_the_log_says_so(

@@ -1,6 +1,7 @@
 """Targets that an earlier isochunk began are resumed, audited and repaired by this one.
 
-``old_targets`` holds two, as ``old_targets/make.py`` wrote them and left them half done.
+``old_targets`` holds two, as ``old_targets/make.py`` wrote them and left them half done, and the
+network of one, which was shipped when it was begun.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import isochunk
 from isochunk.api import repair
 from isochunk.engine.target import open_written_target as open_result
 from isochunk.engine.target import status
-from isochunk.errors import TargetConflictError
+from isochunk.errors import ModelError, TargetConflictError
 
 OLD = Path(__file__).with_name("old_targets")
 WHERE_IT_WAS = "/elsewhere"
@@ -23,7 +24,7 @@ WHERE_IT_WAS = "/elsewhere"
 
 SMALL = {"chunk": "8,8,8", "shard": "16,16,16", "block": "16,16,16"}
 CASES = {
-    "network": {"model": "srunet-z4-small", "levels": 2, "memory": "2GiB"},
+    "network": {"model": f"{OLD}/srunet-z4-small", "levels": 2, "memory": "2GiB"},
     "cubic.zarr": {"model": "cubic", "format": "ome-zarr", "levels": 3},
 }
 DONE = {"network": 12, "cubic.zarr": 18}
@@ -70,7 +71,7 @@ def test_an_old_target_is_resumed_audited_and_repaired(name: str, old: Path, tmp
 
     (key,) = open_result(str(target)).store.keys(FIRST[name])
     (target / key).write_bytes(b"damaged")
-    found, again = repair(str(target))
+    found, again = repair(str(target), {"model": job(old, name, target).model})
     assert [hole.object for hole in found.holes] == [key]
     assert again.complete
     assert isochunk.audit(str(target)).complete
@@ -81,3 +82,8 @@ def test_another_job_is_still_refused_at_an_old_target(name: str, old: Path):
     other = job(old, "cubic.zarr" if name == "network" else "network", old / name)
     with pytest.raises(TargetConflictError):
         isochunk.plan(other)
+
+
+def test_a_network_that_is_no_longer_shipped_is_asked_for(old: Path):
+    with pytest.raises(ModelError, match=r"no longer shipped; .*--model and the folder"):
+        repair(str(old / "network"))

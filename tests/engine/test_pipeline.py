@@ -20,7 +20,7 @@ from isochunk.engine.prepare import prepare_target
 from isochunk.planning.block import BlockTask
 from isochunk.planning.plan import Plan
 
-MODEL = "srunet-z4-small"
+MODEL = "fsrcnn-z4"
 BLOCKS = 12
 
 

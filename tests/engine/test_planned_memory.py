@@ -60,7 +60,7 @@ USED = 0.6
 
 CASES = {
     "users' network": (f"{user_networks.__file__}:unet", (64, 256, 512), "3GiB", True),
-    "3D": ("srunet-z4-small", (64, 256, 256), "2GiB", True),
+    "3D": ("fsrcnn-z4", (64, 256, 256), "2GiB", True),
     "slices": ("niiv-z2-10", (16, 128, 256), "1GiB", False),
 }
 
@@ -88,7 +88,7 @@ def test_so_it_is_with_every_section_mended(tmp_path: Path) -> None:
         ),
     )
     (tmp_path / "sections.toml").write_text(table.text())
-    job = (source, "srunet-z4-small", "1GiB")
+    job = (source, "fsrcnn-z4", "1GiB")
     more = {"sections": str(tmp_path / "sections.toml")}
     peak, planned, _ = peak_and_plan(tmp_path, job, shape, more)
     assert peak <= OVER * planned
@@ -100,7 +100,7 @@ def test_so_it_is_through_a_window(tmp_path: Path, dtype: str) -> None:
     values = tissue(shape, "uint8").astype(dtype)
     array = zarr.create_array(tmp_path / "in", shape=shape, chunks=(16, 64, 64), dtype=dtype)
     array[:] = values - 100
-    job = (str(tmp_path / "in"), "srunet-z4-small", "1GiB")
+    job = (str(tmp_path / "in"), "fsrcnn-z4", "1GiB")
     more = {"window": "-100,150", "source_spacing": "40,10,10"}
     peak, planned, _ = peak_and_plan(tmp_path, job, shape, more)
     assert peak <= OVER * planned

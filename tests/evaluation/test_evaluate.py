@@ -42,7 +42,7 @@ from isochunk.storage.open import open_volume
 
 torch.set_num_threads(1)
 
-SHIPPED = "srunet-z4-small"
+SHIPPED = "fsrcnn-z4"
 
 
 def ramp(depth: int) -> np.ndarray:
@@ -375,7 +375,7 @@ def test_lateral_models_get_lateral_pixels(tmp_path):
     assert stitched.figures.psnr == pytest.approx(found.figures[-1].psnr, abs=1)
     with pytest.raises(UsageError, match=r"one pssr model .* hold 0 of them"):
         evaluate(EvaluateConfig(truth, references=("stitched",)))
-    with pytest.raises(ModelError, match="restore y and x, but srunet-z4-small restore z"):
+    with pytest.raises(ModelError, match="restore y and x, but fsrcnn-z4 restore z"):
         evaluate(EvaluateConfig(truth, (model, SHIPPED)))
 
 

@@ -20,7 +20,7 @@ from isochunk.evaluation.results import Evaluation
 
 torch.set_num_threads(1)
 
-SHIPPED = "srunet-z4-small"
+SHIPPED = "fsrcnn-z4"
 DEPTH, HEIGHT, WIDTH = 48, 36, 40
 
 

@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU"),
 ]
 
-MODEL = "srunet-z4-small"
+MODEL = "fsrcnn-z4"
 SHAPE = (24, 128, 96)
 FLAGS = ("--chunk=32,32,32", "--shard=none", "--block=64,64,64")
 

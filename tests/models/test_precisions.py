@@ -48,7 +48,7 @@ def answer(name, precision, source, write):
 
 
 @pytest.mark.parametrize("precision", HALF)
-@pytest.mark.parametrize("name", ["srunet-z4-small", "fsrcnn-z4"])
+@pytest.mark.parametrize("name", ["srunet-z4", "fsrcnn-z4"])
 def test_few_voxels_are_others_than_in_single_precision(name, precision):
     source = synthetic_em((16, 48, 48), seed=0, spacing=Spacing.parse("40,10,10"))
     write = Box.from_shape((32, 32, 32))
@@ -119,7 +119,7 @@ def test_the_seam_is_held_to_what_the_precision_is_worth(precision, tmp_path):
     job = isochunk.Job(
         source=source,
         target=f"{tmp_path}/out",
-        model="srunet-z4-small",
+        model="fsrcnn-z4",
         precision=precision,
         device="cpu",
         chunk="16,16,16",

@@ -84,7 +84,7 @@ OPTIONS: dict[str, tuple[tuple[str, ...], str]] = {
     "unknown model": (("--model", "cubik"), r"no model 'cubik'.*names are identity.*cubic"),
     "no model": ((), r"model must be given"),
     "another factor than the model's": (
-        ("--model", "srunet-z4-small", "--spacing=5,10,10"),
+        ("--model", "fsrcnn-z4", "--spacing=5,10,10"),
         r"has factor 4 x 1 x 1 .* ask for 8 x 1 x 1; choose --spacing to match or another --model",
     ),
     "identity that should scale": (
@@ -112,7 +112,7 @@ OPTIONS: dict[str, tuple[tuple[str, ...], str]] = {
         r"and it has 1 MiB; raise --memory or choose a smaller --block",
     ),
     "no room for a tile of a network": (
-        ("--model", "srunet-z4-small", "--memory=300MiB", *SMALL),
+        ("--model", "fsrcnn-z4", "--memory=300MiB", *SMALL),
         r"one tile of model 'srunet.*MiB",
     ),
     "memory that is no size": ((*CUBIC, "--memory=1.2.3GiB"), r"'1.2.3GiB'; write a size as 8GiB"),

@@ -130,7 +130,7 @@ def test_networks_for_slices_at_any_whole_factor(tmp_path: Path, name: str, plan
 def test_two_workers_write_the_same(tmp_path: Path, client: Client) -> None:
     url = write_source(f"{tmp_path}/in", tissue(SHAPE, "uint8"), offset=OFFSET)
     reports = [
-        convert("srunet-z4-small", url, tmp_path / name, workers, **BLOCKS["odd"])
+        convert("fsrcnn-z4", url, tmp_path / name, workers, **BLOCKS["odd"])
         for name, workers in (("here", None), ("there", client))
     ]
     assert tree_digest(tmp_path / "here") == tree_digest(tmp_path / "there")
@@ -171,7 +171,7 @@ def test_records_of_jobs_without_it_stay_as_they_were(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "spacing", "says"),
     [
-        ("srunet-z8-skip", "80,10,10", "sections are samples"),
+        ("anyz-z2-10-sample", "80,10,10", "sections are samples"),
         ("niiv-z2-10", "25,10,10", "factor along z is 5/2"),
         ("identity", "40,10,10", "factor along z is 1"),
     ],

@@ -93,7 +93,7 @@ def test_the_shipped_network_against_cubic(shared_data: Path, tmp_path: Path) ->
     sections = truth.reshape(62, 4, 250, 250).mean(1)
     source = write_source(f"file://{tmp_path}/in", np.rint(sections).astype(np.uint8), "40,10,10")
     decibels = {}
-    for model in ("cubic", "srunet-z4-small"):
+    for model in ("cubic", "fsrcnn-z4"):
         target = f"{tmp_path}/{model}"
         result = command("run", source, target, "--model", model)
         assert result["complete"]
@@ -104,4 +104,4 @@ def test_the_shipped_network_against_cubic(shared_data: Path, tmp_path: Path) ->
         # As evaluate: two sections at either end are left out.
         decibels[model] = psnr(truth[8:-8], got[8:-8])
     print(json.dumps(decibels))
-    assert decibels["srunet-z4-small"] >= decibels["cubic"] + 1.0
+    assert decibels["fsrcnn-z4"] >= decibels["cubic"] + 1.0

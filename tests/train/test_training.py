@@ -24,7 +24,7 @@ from isochunk.core.geometry import Box
 from isochunk.core.spec import Intensity
 from isochunk.errors import TargetConflictError, UsageError
 from isochunk.models.checkpoint import read_spec
-from isochunk.models.load import SHIPPED, shipped
+from isochunk.models.load import checkpoint_folder, shipped
 from isochunk.storage.open import open_volume
 from isochunk.train.apply import build
 from isochunk.train.augment import Augmentation
@@ -418,13 +418,13 @@ def test_configs_that_cannot_train_are_refused(changes, says):
 
 
 def test_unknown_recipe_names_the_committed_ones():
-    with pytest.raises(UsageError, match=r"there are a2i, .*heinrich-fsrcnn.*srunet-z4-small"):
+    with pytest.raises(UsageError, match=r"there are a2i, .*heinrich-fsrcnn.*srunet-z4-self"):
         read_recipe("no-such-recipe")
 
 
 @pytest.mark.parametrize("name", [name for name, _ in shipped()])
 def test_recipe_of_a_shipped_network_is_the_one_it_records(name):
-    card = json.loads((SHIPPED / name / "model.json").read_text())["card"]
+    card = json.loads((checkpoint_folder(name) / "model.json").read_text())["card"]
     name = name.removesuffix("-sample")  # of a training of two kinds of sections
     recipe = config_from_table(read_recipe(name))
     assert "10.1371/journal.pone.0125825" in recipe.trained_on == card["trained_on"]
@@ -440,7 +440,7 @@ def test_recipe_of_a_shipped_network_is_the_one_it_records(name):
 
 
 def test_committed_recipe_runs_on_its_volume(shared_data, tmp_path):
-    recipe = config_from_table(read_recipe("srunet-z4-small"))
+    recipe = config_from_table(read_recipe("srunet-z4"))
     report = train(
         replace(
             recipe,

@@ -19,7 +19,7 @@ from isochunk.core.spec import ModelSpec
 from isochunk.core.voxels import Voxels, quantise
 from isochunk.errors import UsageError
 from isochunk.evaluation.baselines import dictionary, siren, stitched
-from isochunk.evaluation.config import Baseline
+from isochunk.evaluation.config import Baseline, EvaluateConfig
 from isochunk.models.checkpoint import load_module
 from isochunk.models.load import checkpoint_folder, device_of
 from isochunk.models.pssr import PSSR
@@ -27,6 +27,14 @@ from isochunk.storage.volume import Volume
 
 SIREN_CONFIG = siren.PAPER_CONFIG
 DICTIONARY_CONFIG = dictionary.PAPER_CONFIG
+
+NETWORKS: Mapping[Baseline, str] = {
+    "a2i": "a2i-z2-10",
+    "diffusion": "diffusion-z2-10",
+    "srmd": "srmd-z2-10",
+    "swinir": "swinir-z2-10",
+}
+"""Checkpoints of published networks, evaluated like any other model."""
 
 MAX_CROP_EDGE = 256
 """Largest edge of the crop that a dictionary is learnt from, the middle of a volume."""
@@ -46,6 +54,13 @@ class BaselineSetup:
     """Isotropic volume for a dictionary."""
     device: Device
     """Where networks run."""
+
+
+def with_networks(config: EvaluateConfig) -> EvaluateConfig:
+    """Return a config whose references that are networks stand among its models."""
+    named = tuple(NETWORKS[name] for name in config.references if name in NETWORKS)
+    others = tuple(name for name in config.references if name not in NETWORKS)
+    return replace(config, models=(*config.models, *named), references=others)
 
 
 def check_baseline(name: Baseline, setup: BaselineSetup) -> None:
