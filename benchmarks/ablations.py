@@ -24,7 +24,7 @@ from torch.nn import functional
 from isochunk.core.geometry import Box
 from isochunk.core.spec import Phase
 from isochunk.evaluation.spread import gain, squared_errors
-from isochunk.models.anyz import LEAK, AnyZ, AnyZConfig, Block
+from isochunk.models.anyz import LEAK, AnyZ, AnyZConfig, Block, Told, ToldConv
 from isochunk.models.counting import Recorder
 from isochunk.models.degrade import degrade
 from isochunk.models.interpolation import Taps, whole_axis_taps
@@ -52,18 +52,18 @@ class Separable(Block):
 
     def __init__(self, width: int) -> None:
         super().__init__(width)
-        self.first = nn.Conv3d(width, width, (1, 3, 3))
-        self.second = nn.Conv3d(width, width, (1, 3, 3))
+        self.first = ToldConv(width, width, (1, 3, 3), 0)
+        self.second = ToldConv(width, width, (1, 3, 3), 0)
         self.along = nn.ModuleList(nn.Conv3d(width, width, (3, 1, 1)) for _ in range(2))
 
-    def run(self, x: Placed, told: Tensor, padding: Padding) -> Placed:
+    def run(self, x: Placed, told: Told, padding: Padding) -> Placed:
         one, two = self.along
         assert isinstance(one, nn.Conv3d)
         assert isinstance(two, nn.Conv3d)
-        y = padding.conv(padding.conv(x, self.first), one)
-        shift = self.told(told).view(1, -1, 1, 1, 1)
+        y = padding.conv(padding.conv(x, self.first.at(None)), one)
+        shift = self.told(told.numbers).view(1, -1, 1, 1, 1)
         y = Placed(functional.prelu(y.data + shift, self.slope), y.origin)
-        y = padding.conv(padding.conv(y, self.second), two)
+        y = padding.conv(padding.conv(y, self.second.at(None)), two)
         return Placed(x.crop(y.box).data + y.data, y.origin)
 
 
@@ -74,7 +74,7 @@ class Gated(Block):
         super().__init__(width)
         self.gate = nn.Conv3d(width, width, 1)
 
-    def run(self, x: Placed, told: Tensor, padding: Padding) -> Placed:
+    def run(self, x: Placed, told: Told, padding: Padding) -> Placed:
         y = super().run(x, told, padding)
         same = x.crop(y.box).data
         change = y.data - same

@@ -1,11 +1,11 @@
 """A 3D network for any ratio along z: features of sections, and a decoder that is asked for places.
 
 Ours. An encoder of residual blocks works on the coarse grid, where a voxel costs a ratio-th of one
-of the answer, with kernels in 3D. A target voxel lies between two sections; the kernels of its
-decoder are functions of where, of the ratio, and of whether sections are means or samples of their
-thickness. A rational ratio has finitely many such places, so the decoder is a convolution with a
-kernel for each phase of a period, and the same wherever a volume is cut. The answer is added to
-an interpolation.
+of the answer, with kernels in 3D that are functions of the ratio and of whether sections are means
+or samples of their thickness. A target voxel lies between two sections; the kernels of its decoder
+are functions of where, too. A rational ratio has finitely many such places, so the decoder is a
+convolution with a kernel for each phase of a period, and the same wherever a volume is cut. The
+answer is added to an interpolation.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import groupby
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ from isochunk.models.counting import Cost, Recorder
 from isochunk.models.interpolation import Taps, axis_taps, whole_axis_taps
 from isochunk.models.network import Corner, Geometry, Network, NetworkConfig
 from isochunk.models.placed import Placed
-from isochunk.models.tiled_layers import SAME, VALID, Padding, ResidualKernel
+from isochunk.models.tiled_layers import SAME, VALID, Convolution, Padding, ResidualKernel
 from isochunk.models.tiling import Engine
 from isochunk.models.torch_interpolation import blended, on_device_of
 
@@ -57,6 +58,9 @@ class AnyZConfig(NetworkConfig):
     """Kernels of which the one of a place is a mixture."""
     hidden: int = 32
     """Width of what says how they are mixed."""
+    changes: int = 0
+    """Kernels that are mixed into each of the encoder's, by what sections are like; 0 for one
+    encoder for all of them."""
     residual: ResidualKernel = "cubic"
     """Interpolation along z added to the answer: none, linear or cubic."""
 
@@ -64,10 +68,11 @@ class AnyZConfig(NetworkConfig):
         """Check the ranges.
 
         Raises:
-            ModelError: a number below 1.
+            ModelError: a number below 1, or changes below 0.
         """
-        if min(self.width, self.blocks, self.decoded, self.bases, self.hidden) < 1:
-            raise ModelError(f"anyz needs numbers of at least 1; got {self}")
+        numbers = (self.width, self.blocks, self.decoded, self.bases, self.hidden)
+        if min(numbers) < 1 or self.changes < 0:
+            raise ModelError(f"anyz needs numbers of at least 1, and changes of 0; got {self}")
 
     @property
     def planar(self) -> bool:
@@ -80,24 +85,58 @@ class AnyZConfig(NetworkConfig):
         return True
 
 
+class Told(NamedTuple):
+    """What the encoder is told of sections."""
+
+    numbers: Tensor
+    """Inverse ratio, its root, and whether they are means."""
+    mixture: Tensor | None
+    """How much of each change its kernels hold; None where there are none."""
+
+
+class ToldConv(nn.Conv3d):
+    """A convolution whose kernel depends on what sections are like."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: Triple, changes: int) -> None:
+        """Build it with fresh weights; it begins as one kernel for all."""
+        super().__init__(inputs, outputs, kernel)
+        self.changes = nn.Parameter(torch.zeros(changes, *self.weight.shape)) if changes else None
+
+    def at(self, mixture: Tensor | None) -> Convolution:
+        """Return the convolution for sections, given how changes are mixed for them."""
+        weight = self.weight
+        if self.changes is not None and mixture is not None:
+            weight = weight + torch.einsum("n,n...->...", mixture.to(weight.dtype), self.changes)
+        return Convolution(weight, self.bias)
+
+
 class Block(nn.Module):
     """A residual block that is told what sections are like."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, changes: int = 0) -> None:
         """Build it with fresh weights."""
         super().__init__()
-        self.first = nn.Conv3d(width, width, 3)
+        self.first = ToldConv(width, width, (3, 3, 3), changes)
         self.told = nn.Linear(TOLD, width)
         self.slope = nn.PReLU(width).weight
-        self.second = nn.Conv3d(width, width, 3)
+        self.second = ToldConv(width, width, (3, 3, 3), changes)
 
-    def run(self, x: Placed, told: Tensor, padding: Padding) -> Placed:
+    def run(self, x: Placed, told: Told, padding: Padding) -> Placed:
         """Add what two convolutions make of features."""
-        y = padding.conv(x, self.first)
-        shift = self.told(told).to(y.data).view(1, -1, 1, 1, 1)
+        y = padding.conv(x, self.first.at(told.mixture))
+        shift = self.told(told.numbers.to(self.slope.dtype)).to(y.data).view(1, -1, 1, 1, 1)
         y = Placed(functional.prelu(y.data + shift, self.slope), y.origin)
-        y = padding.conv(y, self.second)
+        y = padding.conv(y, self.second.at(told.mixture))
         return Placed(x.crop(y.box).data + y.data, y.origin)
+
+
+def _mixture(config: AnyZConfig) -> nn.Sequential:
+    """Build what says how changes are mixed; numbers for near ratios differ from the beginning."""
+    first, last = nn.Linear(TOLD, config.hidden), nn.Linear(config.hidden, config.changes)
+    nn.init.normal_(first.weight, std=2.0)
+    nn.init.uniform_(first.bias, -1.5, 1.5)
+    nn.init.normal_(last.weight, std=(2 / config.hidden) ** 0.5)
+    return nn.Sequential(first, nn.PReLU(), last)
 
 
 class Decoder(nn.Module):
@@ -169,15 +208,17 @@ class AnyZ(Network):
         """Build the layers with fresh weights."""
         super().__init__()
         self.config = config
-        self.head = nn.Conv3d(1, config.width, HEAD)
+        self.head = ToldConv(1, config.width, HEAD, config.changes)
         self.slope = nn.PReLU(config.width).weight
-        self.body = nn.ModuleList(Block(config.width) for _ in range(config.blocks))
+        self.body = nn.ModuleList(Block(config.width, config.changes) for _ in range(config.blocks))
+        self.mixture = _mixture(config) if config.changes else None
         self.decoder = Decoder(config)
 
     @property
     def entrance(self) -> nn.Module:
-        """The first convolution, and what reads places."""
-        return nn.ModuleList([self.head, self.decoder.mixture])
+        """The first convolution, and what reads places and what sections are like."""
+        mixtures = [self.decoder.mixture, *([] if self.mixture is None else [self.mixture])]
+        return nn.ModuleList([self.head, *mixtures])
 
     @property
     def rim(self) -> Triple:
@@ -195,13 +236,14 @@ class AnyZ(Network):
         share = float(1 / factor)
         return self.head.weight.new_tensor([share, share**0.5, float(phase == "mean")])
 
-    def encode(self, x: Placed, told: Tensor, padding: Padding) -> Placed:
+    def encode(self, x: Placed, numbers: Tensor, padding: Padding) -> Placed:
         """Make features of source voxels, (b, c, z, y, x)."""
-        x = padding.conv(x, self.head).to(self.slope.dtype)
+        told = Told(numbers, None if self.mixture is None else self.mixture(numbers))
+        x = padding.conv(x, self.head.at(told.mixture)).to(self.slope.dtype)
         x = Placed(functional.prelu(x.data, self.slope), x.origin)
         for block in self.body:
             assert isinstance(block, Block)
-            x = block.run(x, told.to(self.slope.dtype), padding)
+            x = block.run(x, told, padding)
         return x
 
     def restore_crops(

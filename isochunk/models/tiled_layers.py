@@ -14,10 +14,10 @@ transposed convolution of kernel ``k`` and stride ``s <= k`` makes ``s * n`` vox
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from isochunk.core.geometry import Box, Triple, add, ceil_div, sub, triple
@@ -37,10 +37,24 @@ from isochunk.models.torch_interpolation import interpolated, reflected_along_z
 ResidualKernel: TypeAlias = Literal["none", "linear", "cubic"]
 
 
+class Convolution(NamedTuple):
+    """What a convolution with stride 1 computes with."""
+
+    weight: Tensor
+    """(out, in, z, y, x)."""
+    bias: Tensor | None
+    """(out,)."""
+
+    @property
+    def kernel_size(self) -> tuple[int, ...]:
+        """Voxels along z, y, x."""
+        return tuple(self.weight.shape[2:])
+
+
 class Padding(Protocol):
     """How layers treat the rim of a tile."""
 
-    def conv(self, x: Placed, layer: nn.Conv3d) -> Placed:
+    def conv(self, x: Placed, layer: nn.Conv3d | Convolution) -> Placed:
         """Convolve with stride 1."""
         ...
 
@@ -60,7 +74,7 @@ class Padding(Protocol):
 class Same:
     """Zero padding: the size stays, and the rim is only approximately right."""
 
-    def conv(self, x: Placed, layer: nn.Conv3d) -> Placed:
+    def conv(self, x: Placed, layer: nn.Conv3d | Convolution) -> Placed:
         """Convolve with zeros around."""
         kernel = triple(layer.kernel_size)
         data = x.data
@@ -99,7 +113,7 @@ class Same:
 class Valid:
     """No padding: every voxel kept is exact, and the origin moves."""
 
-    def conv(self, x: Placed, layer: nn.Conv3d) -> Placed:
+    def conv(self, x: Placed, layer: nn.Conv3d | Convolution) -> Placed:
         """Convolve, losing ``(k - 1) // 2`` voxels before and the rest after."""
         origin = triple(
             o + (k - 1) // 2 for o, k in zip(x.origin, triple(layer.kernel_size), strict=True)

@@ -75,6 +75,10 @@ def require_fit(network: Network, patch: Triple) -> None:
         )
 
 
+NO_ERROR = 1e-4
+"""Mean squared error, in the model's values, below which less is no gain."""
+
+
 class Criterion:
     """The loss of a training."""
 
@@ -91,7 +95,7 @@ class Criterion:
         """
         self.loss = loss
         self.shades = shades
-        self._pixel = {"mse": mse_loss, "l1": l1_loss}[loss.pixel]
+        self._pixel = {"mse": mse_loss, "l1": l1_loss, "psnr": _log_mse}[loss.pixel]
         self._perceptual = None
         if loss.perceptual != "none" and loss.vgg:
             dists = Path(loss.dists) if loss.dists else None
@@ -109,6 +113,11 @@ class Criterion:
         """Return the planes in which restoring shows, (n, 1, h, w) of 0..1."""
         planes = x[:, :, 0] if x.shape[2] == 1 else x.movedim(3, 1).flatten(0, 1)
         return self.shades.to_unit(planes)
+
+
+def _log_mse(predicted: Tensor, target: Tensor) -> Tensor:
+    """Return what PSNR falls with; as a loss: Chen et al. 2021, HINet (arXiv 2105.06086)."""
+    return (mse_loss(predicted, target) + NO_ERROR).log()
 
 
 def interpolated(

@@ -23,7 +23,7 @@ from isochunk.train.crappify import CRAPPIFIERS
 
 Mode: TypeAlias = Literal["supervised", "self", "self3d"]
 Schedule: TypeAlias = Literal["constant", "sqrt", "cosine", "onecycle"]
-Pixel: TypeAlias = Literal["mse", "l1"]
+Pixel: TypeAlias = Literal["mse", "l1", "psnr"]
 Perceptual: TypeAlias = Literal["none", "pdl", "dists"]
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
 
@@ -81,7 +81,8 @@ class Loss:
     """What is made small: ``weight * pixel + perceptual_weight * perceptual``."""
 
     pixel: Pixel = "mse"
-    """Mean squared or mean absolute error, in the model's values."""
+    """Mean squared or mean absolute error, in the model's values, or the logarithm of the first:
+    crops of a hard ratio then count no more than those of an easy one."""
     weight: float = 1.0
     """Weight of the pixels' error."""
     perceptual: Perceptual = "none"

@@ -7,6 +7,7 @@ crops, on a volume that numpy continued by reflection, far beyond the halo.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -21,13 +22,13 @@ from whole import assert_equals_whole, assert_every_block_shape
 import isochunk
 from isochunk.core.spec import Phase
 from isochunk.errors import ModelError
-from isochunk.models.anyz import AnyZ, AnyZConfig
+from isochunk.models.anyz import AnyZ, AnyZConfig, ToldConv
 from isochunk.models.checkpoint import Card, load_module, save
 from isochunk.models.interpolation import axis_taps
 
 torch.set_num_threads(1)
 
-SMALL = AnyZConfig(width=5, blocks=2, decoded=6, bases=4, hidden=8)
+SMALL = AnyZConfig(width=5, blocks=2, decoded=6, bases=4, hidden=8, changes=3)
 SPACINGS = {
     Fraction(4): "40,10,10",
     Fraction(10): "46,4.6,4.6",
@@ -48,6 +49,9 @@ def network_of(config: AnyZConfig) -> AnyZ:
     with torch.no_grad():
         network.decoder.last.weight.normal_(0, 0.4)
         network.decoder.last.bias.fill_(0.02)
+        for layer in network.modules():
+            if isinstance(layer, ToldConv) and layer.changes is not None:
+                layer.changes.normal_(0, 0.02)
     return network
 
 
@@ -139,6 +143,30 @@ def test_what_sections_are_like_changes_the_answer() -> None:
     assert float((mean - sample).abs().max()) > 0.01
 
 
+def test_kernels_of_the_encoder_depend_on_what_sections_are_like() -> None:
+    network = network_of(SMALL)
+    alike = network_of(replace(SMALL, changes=0))
+    x = torch.from_numpy(tissue((6, 12, 12), "uint8") / np.float32(255))[None, None]
+
+    def kernels(network: AnyZ, factor: int, phase: Phase) -> torch.Tensor:
+        told = network.told(Fraction(factor), phase)
+        mixture = None if network.mixture is None else network.mixture(told)
+        return network.head.at(mixture).weight
+
+    with torch.inference_mode():
+        for one, other in (((2, "mean"), (10, "mean")), ((4, "mean"), (4, "sample"))):
+            assert not torch.equal(kernels(network, *one), kernels(network, *other))
+            assert torch.equal(kernels(alike, *one), kernels(alike, *other))
+        answers = [n.restore_crops(x, Fraction(4), "mean") for n in (network, alike)]
+    assert answers[0].shape == answers[1].shape
+
+
+def test_an_encoder_without_changes_is_what_older_checkpoints_hold() -> None:
+    names = {name for name, _ in AnyZ(AnyZConfig()).named_parameters()}
+    assert not {name for name in names if "changes" in name or name.startswith("mixture")}
+    assert "body.0.first.weight" in names
+
+
 def test_training_starts_from_cubic_interpolation() -> None:
     x = torch.from_numpy(tissue((7, 10, 10), "uint8") / np.float32(255))[None, None]
     torch.manual_seed(0)
@@ -153,6 +181,9 @@ def test_training_starts_from_cubic_interpolation() -> None:
 def test_work_is_what_the_layers_say() -> None:
     config = AnyZConfig()
     w, d = config.width, config.decoded
+    assert AnyZ(replace(config, changes=4)).cost().macs == pytest.approx(
+        AnyZ(config).cost().macs, rel=0.01
+    )
     coarse = 75 * w + config.blocks * 2 * 27 * w * w
     fine = 2 * w * d + d
     assert AnyZ(config).cost().macs == pytest.approx(coarse / 4 + fine, rel=0.02)
@@ -176,3 +207,8 @@ def test_a_checkpoint_comes_back(tmp_path: Path) -> None:
 def test_numbers_below_one_are_refused(change: str) -> None:
     with pytest.raises(ModelError, match="at least 1"):
         AnyZConfig(**{change: 0})
+
+
+def test_changes_below_none_are_refused() -> None:
+    with pytest.raises(ModelError, match="changes of 0"):
+        AnyZConfig(changes=-1)

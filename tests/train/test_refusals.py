@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -80,6 +81,25 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(name, vgg, tmp_path, monkeypa
     assert predicted.grad.isfinite().all()
     without = Criterion(replace(both, vgg=""), shades, cpu)(predicted, target)
     torch.testing.assert_close(without, 30 * (predicted - target).abs().mean())
+
+
+def test_as_psnr_an_easy_batch_weighs_as_much_as_a_hard_one():
+    rng = torch.Generator().manual_seed(1)
+    target = torch.randn(2, 1, 8, 8, 8, generator=rng)
+    wrong = torch.randn(target.shape, generator=rng)
+    criterion = Criterion(Loss("psnr"), Shades(-2.0, 3.0), torch.device("cpu"))
+    pulls = []
+    for error in (0.1, 1.0):
+        predicted = (target + error * wrong).requires_grad_()
+        loss = criterion(predicted, target)
+        loss.backward()
+        pulls.append((predicted.grad * error * wrong).sum().item())
+        decibels = 10 * loss.item() / math.log(10)
+        assert decibels == pytest.approx(20 * math.log10(error), abs=0.5)
+    assert pulls[0] == pytest.approx(pulls[1], rel=0.02)
+    exact = target.clone().requires_grad_()
+    criterion(exact, target).backward()
+    assert exact.grad.isfinite().all()
 
 
 def test_training_with_a_vgg_file(source, vgg, tmp_path, monkeypatch):
