@@ -5,6 +5,7 @@ Tensors are (b, 1, z, y, x), in the network's own axes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
@@ -95,7 +96,9 @@ class Criterion:
         """
         self.loss = loss
         self.shades = shades
-        self._pixel = {"mse": mse_loss, "l1": l1_loss, "psnr": _log_mse}[loss.pixel]
+        errors: dict[str, Callable[[Tensor, Tensor], Tensor]]
+        errors = {"mse": mse_loss, "l1": l1_loss, "psnr": _log_mse}
+        self._pixel = errors[loss.pixel]
         self._perceptual = None
         if loss.perceptual != "none" and loss.vgg:
             dists = Path(loss.dists) if loss.dists else None
