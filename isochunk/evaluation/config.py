@@ -12,7 +12,7 @@ from isochunk.core.job import AxialPlane, Device, Precision
 from isochunk.core.text_forms import BoxField, RatioField, ShapeField, WindowField
 
 Baseline: TypeAlias = Literal[
-    "a2i", "diffusion", "dictionary", "siren", "srmd", "stitched", "swinir"
+    "a2i", "diffusion", "dictionary", "pssr", "siren", "srmd", "stitched", "swinir"
 ]
 """Published methods, see :mod:`isochunk.evaluation.baselines`."""
 
@@ -30,9 +30,9 @@ class EvaluateConfig:
     predictions: tuple[str, ...] = ()
     """URLs of volumes on the truth's grid that were restored elsewhere."""
     references: tuple[Baseline, ...] = ()
-    """Published methods: ``a2i``, ``diffusion``, ``srmd`` and ``swinir`` are small networks that
-    come with isochunk, ``dictionary`` and ``siren`` are learnt or fitted on the spot, ``stitched``
-    is the pssr model's tiles joined with blurred seams, as its authors do."""
+    """Published methods: ``a2i``, ``diffusion``, ``pssr``, ``srmd`` and ``swinir`` are small
+    networks that come with isochunk, ``dictionary`` and ``siren`` are learnt or fitted on the spot,
+    ``stitched`` is the pssr model's tiles joined with blurred seams, as its authors do."""
     precisions: tuple[Precision, ...] = ()
     """Arithmetic in which networks are evaluated once more, besides fp32."""
     learn_from: str | None = None

@@ -174,7 +174,13 @@ class PSSR(Network):
 
         Extents need be multiples of 8.
         """
-        x = functional.interpolate(frames, scale_factor=FACTOR, mode="bilinear")
+        return self.clear(functional.interpolate(frames, scale_factor=FACTOR, mode="bilinear"))
+
+    def clear(self, x: Tensor) -> Tensor:
+        """Sharpen images that were interpolated, (n, 2 sections + 1, y, x) to (n, 1, y, x).
+
+        Extents need be multiples of :data:`CELL`.
+        """
         if self.config.sections == 0:
             statistics = np.array([IMAGENET_MEAN, IMAGENET_STD], np.float32)
             mean, std = on_device_of(x, statistics)[..., None, None]

@@ -20,6 +20,7 @@ NETWORKS: Mapping[str, str] = {
     "anyz": "isochunk.models.anyz:AnyZ",
     "swinir": "isochunk.models.swinir:SwinIR",
     "srmd": "isochunk.models.srmd:SRMD",
+    "pssr-z": "isochunk.models.pssr_z:PSSRZ",
     "diffusion": "isochunk.models.diffusion:Diffusion",
 }
 """Each architecture's name in checkpoints and recipes, and its class."""

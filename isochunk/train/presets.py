@@ -18,7 +18,7 @@ from isochunk.core.degradation import degradations_of, phase_of
 from isochunk.core.geometry import triple
 from isochunk.errors import UsageError
 from isochunk.models.network import NetworkConfig
-from isochunk.models.registry import as_tuples, config_type
+from isochunk.models.registry import NETWORKS, as_tuples, config_type
 from isochunk.train.augment import Augmentation
 from isochunk.train.config import FirstPass, Keeping, Loss, Optimisation, TrainConfig, TrainStage
 
@@ -66,7 +66,9 @@ def config_from_table(table: Mapping[str, Any]) -> TrainConfig:
         for key in ("patch", "border"):
             if key in values:
                 values[key] = triple(values[key])
-        kind = config_type(arch.partition("-")[0])  # pssr-mf is a pssr
+        kind = config_type(
+            arch if arch in NETWORKS else arch.partition("-")[0]
+        )  # pssr-mf is a pssr
         phase = phase_of(degradations_of(values["degradation"])[0])
         defaults = kind.training_defaults(values["patch"], phase)
         network = _network(kind, arch, factors, {**defaults, **hyperparameters})

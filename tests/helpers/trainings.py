@@ -16,6 +16,7 @@ SMALL = {
     "niiv": {"blocks": 2, "width": 16, "hidden": 32, "layers": 2, "residual": True},
     "swinir": {"width": 8, "groups": 1, "depth": 2, "heads": 2, "window": 8},
     "srmd": {"width": 16, "layers": 4, "components": 4, "residual": True},
+    "pssr-z": {"width": 4, "depths": [1, 1, 1, 1], "residual": True},
     "diffusion": {"width": 8, "blocks": 1, "rounds": 3},
     "srunet": {
         "variant": "planar",
@@ -46,7 +47,7 @@ def write_em(folder: Path) -> str:
 
 
 def config(arch: str, source: str, out: Path, **changes) -> TrainConfig:
-    lateral = arch.startswith("pssr")
+    lateral = arch in ("pssr", "pssr-mf")
     table = {
         "arch": arch,
         "sources": [source],

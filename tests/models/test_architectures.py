@@ -32,7 +32,7 @@ SMALL = {
 @pytest.mark.parametrize("arch", SMALL)
 def test_train_evaluate_run(arch: str, shared_data: Path, tmp_path: Path, client: Client) -> None:
     sections = f"precomputed://file://{shared_data}/vnc_sstem"
-    lateral = arch.startswith("pssr")
+    lateral = arch in ("pssr", "pssr-mf")
     model = f"{tmp_path}/{arch}"
     trained = command(
         "train",

@@ -21,7 +21,7 @@ def test_options_of_a_training_are_its_marked_fields() -> None:
     names = {field.name for field in fields(TrainConfig)}
     assert {name.replace("-", "_") for name in TRAIN_OPTIONS} - names == {"arch", "factor"}
     assert TRAIN_OPTIONS["arch"].startswith(
-        "a2i, anyz, diffusion, fsrcnn, srunet, niiv, pssr, pssr-mf, srmd"
+        "a2i, anyz, diffusion, fsrcnn, srunet, niiv, pssr, pssr-mf, pssr-z, srmd"
     )
     assert TRAIN_OPTIONS["mode"].startswith("supervised: ")
     assert TRAIN_OPTIONS["seed"] == "seed of the initial weights and of every crop"
@@ -50,7 +50,7 @@ def test_every_hyperparameter_is_an_option_or_for_recipes_only(arch: str) -> Non
 def test_help_says_what_an_option_is_to_each_network() -> None:
     assert NETWORK_OPTIONS["window"].startswith("a2i: side of an attention window, at every level")
     assert NETWORK_OPTIONS["width"].startswith("srunet, a2i: feature maps at the finest level")
-    assert "; pssr: feature maps of the first layer; " in NETWORK_OPTIONS["width"]
+    assert "; pssr, pssr-z: feature maps of the first layer; " in NETWORK_OPTIONS["width"]
     assert NETWORK_OPTIONS["variant"].startswith("fsrcnn, srunet: kernels: paper, compact, planar")
 
 

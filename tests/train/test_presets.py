@@ -15,8 +15,8 @@ from isochunk.train.options import parse_value, with_options, with_sources
 from isochunk.train.presets import PRESETS, config_from_table, read_recipe
 from isochunk.train.schedule import one_cycle, rates, scheduled_stages
 
-PAPERS_OWN = ("a2i", "niiv", "pssr", "swinir", "srmd")
-AT_ANY_RATIO = ("niiv", "anyz", "swinir", "srmd", "diffusion")
+PAPERS_OWN = ("a2i", "niiv", "pssr", "pssr-z", "swinir", "srmd")
+AT_ANY_RATIO = ("niiv", "anyz", "swinir", "srmd", "pssr-z", "diffusion")
 
 
 @pytest.mark.parametrize("arch", PRESETS)
@@ -35,6 +35,7 @@ def test_every_architecture_trains_as_its_paper_says_by_default(arch):
         "diffusion": ("supervised", "avg", 16, "mse", "none", "sqrt", 1e-3),
         "srmd": ("supervised", "avg", 16, "mse", "none", "sqrt", 1e-3),
         "pssr": ("supervised", "em", 8, "mse", "none", "onecycle", 1e-3),
+        "pssr-z": ("supervised", "avg", 8, "mse", "none", "onecycle", 1e-3),
         "pssr-mf": ("supervised", "fluorescence", 8, "mse", "none", "onecycle", 4e-4),
     }[arch]
     told = (paper.mode, paper.degradation, paper.batch, paper.loss.pixel, paper.loss.perceptual)

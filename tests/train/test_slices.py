@@ -49,7 +49,7 @@ def source(tmp_path_factory) -> str:
     return write_em(tmp_path_factory.mktemp("volume"))
 
 
-@pytest.mark.parametrize("arch", ["a2i", "niiv", "swinir", "srmd", "srunet", "fsrcnn"])
+@pytest.mark.parametrize("arch", ["a2i", "niiv", "swinir", "srmd", "pssr-z", "srunet", "fsrcnn"])
 def test_an_anisotropic_volume_teaches_itself(arch, source, tmp_path):
     out = tmp_path / "out"
     steps = {"a2i": 30, "swinir": 120}.get(arch, 60)

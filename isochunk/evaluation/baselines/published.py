@@ -31,6 +31,7 @@ DICTIONARY_CONFIG = dictionary.PAPER_CONFIG
 NETWORKS: Mapping[Baseline, str] = {
     "a2i": "a2i-z2-10",
     "diffusion": "diffusion-z2-10",
+    "pssr": "pssr-z2-10",
     "srmd": "srmd-z2-10",
     "swinir": "swinir-z2-10",
 }
