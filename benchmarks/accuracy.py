@@ -30,7 +30,7 @@ from isochunk.evaluation.tables import (
     describe_degradation,
     describe_noise_ceiling,
 )
-from isochunk.models.load import shipped
+from isochunk.models.load import baselines, shipped
 from isochunk.storage.open import open_volume
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -53,17 +53,19 @@ class Case:
     """Voxels that are averaged first."""
     references: tuple[Baseline, ...] = ()
     """Published methods that are fitted too, which takes minutes."""
+    papers: bool = False
+    """Whether the papers' baselines are compared, which takes long."""
     held_out: bool = False
     """Whether the truth is the part of the other cube that was kept aside."""
 
 
 CASES = {
     "avg2": Case(Fraction(2), "avg"),
-    "avg3": Case(Fraction(3), "avg"),
+    "avg3": Case(Fraction(3), "avg", papers=True),
     "avg4": Case(Fraction(4), "avg", references=("dictionary",)),
     "avg4-448": Case(Fraction(4), "avg", held_out=True),
     "avg4-half": Case(Fraction(4), "avg", (2, 2, 2), references=("dictionary",)),
-    "avg8": Case(Fraction(8), "avg", references=("siren",)),
+    "avg8": Case(Fraction(8), "avg", references=("siren",), papers=True),
     "avg225/23": Case(Fraction(225, 23), "avg"),
     "skip8": Case(Fraction(8), "skip"),
 }
@@ -106,9 +108,10 @@ def main() -> None:
 
 def config_of(case: Case) -> EvaluateConfig:
     """Return how a case is evaluated."""
+    networks = [*shipped(), *(baselines() if case.papers else ())]
     return EvaluateConfig(
         str(LEARN_FROM if case.held_out else TRUTH),
-        tuple(name for name, spec in shipped() if suits(spec, case)),
+        tuple(name for name, spec in networks if suits(spec, case)),
         references=case.references,
         learn_from=str(LEARN_FROM),
         factor=case.factor,

@@ -21,7 +21,7 @@ from isochunk.models.a2i import A2IConfig
 from isochunk.models.checkpoint import Card, save
 from isochunk.models.counting import Cost
 from isochunk.models.fsrcnn import FSRCNN, FSRCNNConfig
-from isochunk.models.load import shipped
+from isochunk.models.load import baselines, shipped
 from isochunk.models.network import Network, NetworkConfig
 from isochunk.models.niiv import NIIVConfig
 from isochunk.models.pssr import PSSR, PSSRConfig
@@ -96,7 +96,7 @@ TINY: tuple[Subject, ...] = (
 
 def all_shipped() -> Iterable[Subject]:
     """Return the shipped networks, the usual one first."""
-    others = (name for name, _ in shipped() if name != SRUNET_Z4.name)
+    others = (name for name, _ in (*shipped(), *baselines()) if name != SRUNET_Z4.name)
     return [SRUNET_Z4, *map(Subject, others)]
 
 

@@ -31,7 +31,7 @@ from isochunk.errors import UsageError
 from isochunk.models.a2i import A2IConfig
 from isochunk.models.checkpoint import Card, save
 from isochunk.models.fsrcnn import FSRCNNConfig
-from isochunk.models.load import shipped
+from isochunk.models.load import baselines, shipped
 from isochunk.models.network import NetworkConfig
 from isochunk.models.niiv import NIIVConfig
 from isochunk.models.pssr import PSSRConfig
@@ -89,7 +89,7 @@ def sparse_source(folder: Path) -> str:
 
 def networks(folder: Path, wanted: list[str] | None) -> Iterator[tuple[str, str]]:
     """Yield names of networks and what a job calls them; those of papers are written first."""
-    for name, _ in shipped():
+    for name, _ in (*shipped(), *baselines()):
         if not wanted or name in wanted:
             yield name, name
     for number, (name, config) in enumerate(PAPERS.items()):
@@ -195,7 +195,7 @@ def main() -> None:
     )
     options.add_argument("--memory", type=sizes, default="4GiB,16GiB,64GiB")
     options.add_argument("--gpu", type=sizes, default="16GiB,80GiB,141GiB")
-    names = [*(name for name, _ in shipped()), *PAPERS]
+    names = [*(name for name, _ in (*shipped(), *baselines())), *PAPERS]
     options.add_argument("--network", action="append", choices=names)
     chosen = options.parse_args()
     with tempfile.TemporaryDirectory() as folder:

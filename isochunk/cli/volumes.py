@@ -67,10 +67,11 @@ def inspect(options: argparse.Namespace) -> Result:
 def models(options: argparse.Namespace) -> Result:
     """``isochunk models``."""
     from isochunk.models.interpolation import INTERPOLATIONS, interpolation_spec
-    from isochunk.models.load import shipped
+    from isochunk.models.load import baselines, shipped
 
     del options
-    specs = [interpolation_spec(name) for name in INTERPOLATIONS] + [s for _, s in shipped()]
+    specs = [interpolation_spec(name) for name in INTERPOLATIONS]
+    specs += [spec for _, spec in (*shipped(), *baselines())]
     return {"rows": [spec.summary() for spec in specs]}, DONE
 
 

@@ -208,14 +208,18 @@ def _require_consistent(spec: ModelSpec, runtime: Runtime) -> None:
 
 
 def shipped() -> list[tuple[str, ModelSpec]]:
-    """Return names and specs of the checkpoints that come with isochunk, the baselines last."""
-    return [
-        (folder.name, read_spec(folder)) for home in (SHIPPED, BASELINES) for folder in _in(home)
-    ]
+    """Return names and specs of the checkpoints that come with isochunk to restore volumes with."""
+    return [(name, read_spec(folder)) for name, folder in _in(SHIPPED).items()]
 
 
-def _in(home: Path) -> list[Path]:
-    return sorted(path.parent for path in home.glob(f"*/{MODEL_FILE}"))
+def baselines() -> list[tuple[str, ModelSpec]]:
+    """Return names and specs of the checkpoints that come with isochunk to compare with."""
+    return [(name, read_spec(folder)) for name, folder in _in(BASELINES).items()]
+
+
+def _in(home: Path) -> dict[str, Path]:
+    folders = sorted(path.parent for path in home.glob(f"*/{MODEL_FILE}"))
+    return {folder.name: folder for folder in folders}
 
 
 def _is_user_model(name: str) -> bool:
@@ -231,7 +235,7 @@ def checkpoint_folder(name: str) -> Path:
     folder = Path(name)
     if folder.is_dir():
         return folder
-    here = {path.name: path for home in (SHIPPED, BASELINES) for path in _in(home)}
+    here = _in(SHIPPED) | _in(BASELINES)
     found = here.get(RETIRED.get(name, name))
     if found is not None:
         return found

@@ -21,6 +21,7 @@ from isochunk.models.load import (
     RETIRED,
     SHIPPED,
     Runtime,
+    baselines,
     checkpoint_folder,
     describe,
     load,
@@ -30,7 +31,8 @@ from isochunk.storage.open import open_volume
 
 torch.set_num_threads(1)
 
-NAMES = [name for name, _ in shipped()]
+ALL = dict((*shipped(), *baselines()))
+NAMES = [*ALL]
 MIDDLE = Box((60, 60, 60), (156, 156, 156))
 
 GAINS = {
@@ -122,7 +124,7 @@ def test_it_beats_interpolation_at_other_contrasts(
 @pytest.mark.parametrize("name", NAMES)
 def test_it_loads_by_name(name: str) -> None:
     spec = describe(name)
-    assert spec == dict(shipped())[name]
+    assert spec == ALL[name]
     fixed = spec.for_factor((spec.factor[0] or Fraction(225, 23), Fraction(1), Fraction(1)))
     assert load(name, Runtime(fixed.resolved_factor)).spec == fixed
 

@@ -24,7 +24,7 @@ from isochunk.core.geometry import Box
 from isochunk.core.spec import Intensity
 from isochunk.errors import TargetConflictError, UsageError
 from isochunk.models.checkpoint import read_spec
-from isochunk.models.load import checkpoint_folder, shipped
+from isochunk.models.load import baselines, checkpoint_folder, shipped
 from isochunk.storage.open import open_volume
 from isochunk.train.apply import build
 from isochunk.train.augment import Augmentation
@@ -422,7 +422,7 @@ def test_unknown_recipe_names_the_committed_ones():
         read_recipe("no-such-recipe")
 
 
-@pytest.mark.parametrize("name", [name for name, _ in shipped()])
+@pytest.mark.parametrize("name", [name for name, _ in (*shipped(), *baselines())])
 def test_recipe_of_a_shipped_network_is_the_one_it_records(name):
     card = json.loads((checkpoint_folder(name) / "model.json").read_text())["card"]
     name = name.removesuffix("-sample")  # of a training of two kinds of sections
