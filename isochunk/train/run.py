@@ -98,7 +98,9 @@ class Run:
         self.validated = deepcopy(self.trained) if averaged else self.trained
         """What is validated and kept: the moving average of the weights, or the weights."""
         self.optimizer = torch.optim.Adam(
-            [{"params": group} for group in network.parameter_groups()], lr=config.optimisation.lr
+            [{"params": group} for group in network.parameter_groups()],
+            lr=config.optimisation.lr,
+            fused=True if self.device.type == "cuda" else None,
         )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.criterion = Criterion(config.loss, shades, self.device)

@@ -321,6 +321,23 @@ def test_published_methods_are_fitted_on_the_spot(tmp_path, monkeypatch):
         evaluate(replace(config, references=("siren",), factor=Fraction(5, 2)))
 
 
+@pytest.mark.slow
+def test_published_networks_are_models_like_any_other(shared_data):
+    truth = str(shared_data / "medulla_fibsem_250.ome.zarr")
+    box = Box((80, 80, 80), (140, 140, 140))
+    networks = tuple(published.NETWORKS)
+    evaluation = evaluate(
+        EvaluateConfig(truth, references=networks, factor=Fraction(3), box=box, device="cpu")
+    )
+    gains = {row.model: row.over_cubic for row in evaluation.figures}
+    names = [published.NETWORKS[name] for name in networks]
+    assert list(gains) == ["nearest", "linear", "cubic", *names]
+    assert [card.name for card in evaluation.cards] == names
+    assert min(gains[name] for name in names) > 0.3
+    with pytest.raises(ModelError, match="choose --degradation avg"):
+        evaluate(EvaluateConfig(truth, references=networks, degradation="skip", box=box))
+
+
 def checkpoint(folder, config) -> str:
     torch.manual_seed(0)
     save(folder, make(config), Card(folder.name, "none", "nothing"))
