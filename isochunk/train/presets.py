@@ -1,7 +1,8 @@
 """Tables to configs: recipes, and each paper's own as the defaults of its architecture.
 
 A recipe is a TOML file of :class:`isochunk.train.config.TrainConfig` fields. What it leaves out is
-its architecture's preset, which is the committed recipe of that ``arch`` without sources.
+that of the recipe it is ``like``, then its architecture's preset, which is the committed recipe of
+that ``arch`` without sources.
 """
 
 from __future__ import annotations
@@ -85,39 +86,36 @@ def config_from_table(table: Mapping[str, Any]) -> TrainConfig:
         raise UsageError(f"training: a field has a value of the wrong kind: {problem}") from None
 
 
-def read_recipe(name: str) -> dict[str, Any]:
+def read_recipe(name: str, among: tuple[str, ...] = ()) -> dict[str, Any]:
     """Read a recipe as the table that :func:`config_from_table` takes.
 
     Args:
-        name: a committed recipe's name, or the path of a TOML file.
+        name: a committed recipe's name, or the path of a TOML file. What it says goes over the
+            recipe that it names with ``like``, if any.
+        among: recipes that are like this one, in the order in which they were read.
 
     Raises:
-        UsageError: there is no such recipe, or it is no TOML.
+        UsageError: there is no such recipe, or it is no TOML, or it is like itself.
     """
+    if name in among:
+        raise UsageError(f"recipe {name!r} is like itself: {' is like '.join([*among, name])}")
     found = RECIPES.joinpath(f"{name}.toml")
     path = Path(name)
     try:
         text = (found if found.is_file() else path).read_text(encoding="utf-8")
-        return tomllib.loads(text)
+        table = tomllib.loads(text)
     except OSError:
         raise UsageError(
             f"no recipe {name!r}; there are {', '.join(_committed())}, or name a TOML file"
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
         raise UsageError(f"recipe {name!r} is no valid TOML: {problem}") from None
+    other = table.pop("like", None)
+    return table if other is None else _merged(read_recipe(str(other), (*among, name)), table)
 
 
 def _committed() -> list[str]:
     return sorted(Path(entry.name).stem for entry in RECIPES.iterdir())
-
-
-def _presets() -> dict[str, str]:
-    tables = {name: read_recipe(name) for name in _committed()}
-    return {table["arch"]: name for name, table in tables.items() if "sources" not in table}
-
-
-PRESETS: Mapping[str, str] = _presets()
-"""What ``--arch`` takes, and the recipe that says how its paper trains."""
 
 
 def _merged(preset: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, Any]:
@@ -179,3 +177,12 @@ def _refuse_unknown(values: Mapping[str, Any], kind: type[Any], what: str) -> No
         raise UsageError(
             f"{what}: unknown field {', '.join(unknown)}; known are {', '.join(sorted(known))}"
         )
+
+
+def _presets() -> dict[str, str]:
+    tables = {name: read_recipe(name) for name in _committed()}
+    return {table["arch"]: name for name, table in tables.items() if "sources" not in table}
+
+
+PRESETS: Mapping[str, str] = _presets()
+"""What ``--arch`` takes, and the recipe that says how its paper trains."""

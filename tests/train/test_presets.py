@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -152,3 +154,42 @@ def test_what_a_recipe_says_of_its_own_volumes_is_not_said_of_others():
     table = with_sources(recipe, ["mine"])
     assert table["sources"] == ["mine"]
     assert recipe.keys() - table.keys() == {"name", "licence", "trained_on"}
+
+
+def test_a_recipe_may_be_like_another(tmp_path):
+    mine = tmp_path / "mine.toml"
+    mine.write_text('like = "srunet-z4"\nsteps = 9\n[optimisation]\nlr = 1e-4\n')
+    both = [config_from_table(read_recipe(name)) for name in (str(mine), "srunet-z4")]
+    changed = replace(both[1].optimisation, lr=1e-4)
+    assert both[0] == replace(both[1], steps=9, optimisation=changed)
+
+
+def test_a_recipe_that_is_like_itself_is_refused(tmp_path):
+    one, other = tmp_path / "one.toml", tmp_path / "other.toml"
+    one.write_text(f'like = "{other}"')
+    other.write_text(f'like = "{one}"')
+    with pytest.raises(UsageError, match=r"one.toml' is like itself: .*one.* is like .*other"):
+        read_recipe(str(one))
+    other.write_text('like = "no-such"')
+    with pytest.raises(UsageError, match="no recipe 'no-such'"):
+        read_recipe(str(one))
+
+
+@pytest.mark.parametrize("arch", ["srunet", "fsrcnn", "anyz", "niiv", "a2i"])
+def test_large_recipes_grow_on_the_crops_of_what_is_shipped(arch):
+    shipped = {"srunet": "srunet-z4", "fsrcnn": "fsrcnn-z4"}.get(arch, f"{arch}-z2-10")
+    small, large, largest = (
+        config_from_table(read_recipe(name))
+        for name in (shipped, f"{arch}-large", f"{arch}-largest")
+    )
+    work = [config.steps * config.batch for config in (small, large, largest)]
+    assert work == sorted(work)
+    sizes = [
+        sum(p.numel() for p in make(config.network).parameters())
+        for config in (small, large, largest)
+    ]
+    assert sizes == sorted(set(sizes))
+    for config in (large, largest):
+        assert (config.sources, config.factors) == (small.sources, small.factors)
+        assert (config.precision, config.device) == ("bf16", "cuda")
+        assert config.augmentation == small.augmentation
