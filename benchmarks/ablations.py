@@ -1,9 +1,10 @@
 """What the parts of anyz are worth: variants of it, each trained alike for a short time.
 
-    python benchmarks/ablations.py [--steps 600] [--variants NAME ...]
+    python benchmarks/ablations.py [--steps 600] [--variants NAME ...] [--any-ratio]
 
 All learn x4 AVG from the same crops, in the same order, on one thread, and restore the middle of a
-cube that none has seen. Short trainings tell what learns fast, and not all of what is best at last.
+cube that none has seen; with ``--any-ratio`` all ratios, means and samples, by the recipe. Short
+trainings tell what learns fast, and not all of what is best at last.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from accuracy import LEARN_FROM, TRUTH
 from torch import Tensor, nn
 from torch.nn import functional
 
+from isochunk.core.degradation import PHASES, Degradation
 from isochunk.core.geometry import Box
-from isochunk.core.spec import Phase
 from isochunk.evaluation.spread import gain, squared_errors
 from isochunk.models.anyz import LEAK, AnyZ, AnyZConfig, Block, Told, ToldConv
 from isochunk.models.counting import Recorder
@@ -33,8 +34,9 @@ from isochunk.models.tiled_layers import Padding
 from isochunk.models.torch_interpolation import blended
 from isochunk.planning.intensity import measure_intensity
 from isochunk.storage.open import open_volume
-from isochunk.train.config import TrainConfig
-from isochunk.train.data import Source, read_ahead, split
+from isochunk.train.apply import Criterion
+from isochunk.train.config import Loss, Pixel, TrainConfig
+from isochunk.train.data import Shades, Source, read_ahead, split
 from isochunk.train.loop import READ_AHEAD, Batches
 from isochunk.train.presets import config_from_table, read_recipe
 from isochunk.train.ranks import Ranks
@@ -42,9 +44,9 @@ from isochunk.train.run import inner
 
 FACTOR = Fraction(4)
 MIDDLE = Box((45, 45, 45), (205, 205, 205))
-RIM = 12
-"""Voxels of the middle that are not compared, four times as many along z: crops are padded."""
-CONFIG = AnyZConfig()
+RIM = (48, 12, 12)
+"""Voxels of the middle that are not compared on either side: crops are padded."""
+CONFIG = AnyZConfig(changes=0)
 
 
 class Separable(Block):
@@ -131,16 +133,35 @@ VARIANTS: Mapping[str, Callable[[], AnyZ]] = {
 """Names of rows, and what makes the network."""
 
 
-def config_of(steps: int) -> TrainConfig:
-    """Return the recipe of anyz for one ratio and one kind of section."""
+ANY_RATIO: Mapping[str, tuple[AnyZConfig, Pixel]] = {
+    "one encoder, squared error": (replace(CONFIG, changes=0), "mse"),
+    "one encoder, logarithm of it": (replace(CONFIG, changes=0), "psnr"),
+    "kernels by ratio, squared error": (replace(CONFIG, changes=3), "mse"),
+    "kernels by ratio, logarithm of it": (replace(CONFIG, changes=3), "psnr"),
+}
+"""Names of rows for all ratios, the network of each, and what its training makes small."""
+CLIPS: Mapping[Pixel, float] = {"mse": 0.2, "psnr": 3.0}
+"""Longest gradient; that of a logarithm is as long as the error is small."""
+JUDGED: tuple[tuple[Fraction, Degradation], ...] = (
+    (Fraction(2), "avg"),
+    (Fraction(4), "avg"),
+    (Fraction(8), "avg"),
+    (Fraction(8), "skip"),
+)
+"""What a network for all ratios restores."""
+
+
+def config_of(steps: int, *, any_ratio: bool = False) -> TrainConfig:
+    """Return the recipe of anyz, by default for one ratio and one kind of section."""
     table = read_recipe("anyz-z2-10")
-    table.update(factor=4, degradation="avg", patch=[48, 48, 48], border=[8, 4, 4], steps=steps)
-    table.update(sources=[str(LEARN_FROM)], out="unused")
-    table["optimisation"] = {**table["optimisation"], "anneal": steps // 2}
+    if not any_ratio:
+        table.update(factor=4, degradation="avg", patch=[48, 48, 48], border=[8, 4, 4])
+    table.update(sources=[str(LEARN_FROM)], out="unused", steps=steps)
+    table["optimisation"] = {**table["optimisation"], "anneal": steps // 2, "warmup": 100}
     return config_from_table(table)
 
 
-def trained(network: AnyZ, config: TrainConfig) -> AnyZ:
+def trained(network: AnyZ, config: TrainConfig, pixel: Pixel = "mse") -> AnyZ:
     """Train a network by a config's crops, and Adam with a rate that falls to zero."""
     volume = open_volume(config.sources[0])
     source = Source(volume, measure_intensity(volume, "standard"))
@@ -148,34 +169,35 @@ def trained(network: AnyZ, config: TrainConfig) -> AnyZ:
     batches = Batches(config, (source,), parts, Ranks(torch.device("cpu")))
     rates = config.optimisation
     adam = torch.optim.Adam(network.parameters(), rates.lr)
+    criterion = Criterion(Loss(pixel), Shades(0, 1), torch.device("cpu"))
     for step, batch in enumerate(read_ahead(batches, range(config.steps), READ_AHEAD)):
         left = min(1.0, (config.steps - step) / rates.anneal, (step + 1) / rates.warmup)
         adam.param_groups[0]["lr"] = rates.lr * left
         answer = network.restore_crops(batch.coarse, batch.factor, batch.phase)
-        loss = functional.mse_loss(inner(answer, config.border), inner(batch.target, config.border))
+        loss = criterion(inner(answer, config.border), inner(batch.target, config.border))
         adam.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(network.parameters(), rates.clip)
+        nn.utils.clip_grad_norm_(network.parameters(), CLIPS[pixel])
         adam.step()
     return network
 
 
 @torch.inference_mode()
-def judged(network: AnyZ) -> tuple[float, float, float, float]:
+def judged(
+    network: AnyZ, factor: Fraction = FACTOR, degradation: Degradation = "avg"
+) -> tuple[float, float, float, float]:
     """Return the gain over cubic in dB with its 95 %, and seconds for a million voxels."""
     volume = open_volume(str(TRUTH))
     intensity = measure_intensity(volume, "standard")
     stored = torch.from_numpy(volume.read(MIDDLE).astype("float32"))[None, None]
     truth = (stored - intensity.offset) / intensity.scale
-    coarse = degrade(truth, FACTOR, "avg")
-    phase: Phase = "mean"
+    coarse = degrade(truth, factor, degradation)
+    phase = PHASES[degradation]
     started = time.perf_counter()
-    answer = network.eval().restore_crops(coarse, FACTOR, phase)
+    answer = network.eval().restore_crops(coarse, factor, phase)
     seconds = (time.perf_counter() - started) / (answer.numel() / 1e6)
-    cubic = blended(coarse, whole_axis_taps("cubic", coarse.shape[2], FACTOR, phase))
-    true, own, reference = (
-        inner(v, (4 * RIM, RIM, RIM))[0, 0].numpy() for v in (truth, answer, cubic)
-    )
+    cubic = blended(coarse, whole_axis_taps("cubic", coarse.shape[2], factor, phase))
+    true, own, reference = (inner(v, RIM)[0, 0].numpy() for v in (truth, answer, cubic))
     found = gain(squared_errors(true, own), squared_errors(true, reference))
     return found.db, found.low, found.high, seconds
 
@@ -211,14 +233,34 @@ def table(steps: int, names: list[str]) -> Iterator[str]:
         )
 
 
+def table_of_any_ratio(steps: int, names: list[str]) -> Iterator[str]:
+    """Write a row for each variant, dB over cubic of each kind of sections."""
+    yield f"\n{steps} steps, all ratios, means and samples\n"
+    heads = [f"x{factor} {degradation.upper()}" for factor, degradation in JUDGED]
+    yield f"| variant | parameters | {' | '.join(heads)} |"
+    yield f"|---|---|{'---|' * len(heads)}"
+    config = config_of(steps, any_ratio=True)
+    for name in names:
+        torch.manual_seed(0)
+        hyperparameters, pixel = ANY_RATIO[name]
+        network = trained(AnyZ(hyperparameters), config, pixel)
+        count = sum(p.numel() for p in network.parameters())
+        gains = (judged(network, *case)[:3] for case in JUDGED)
+        cells = (f"{db:+.2f} ({low:+.2f} to {high:+.2f})" for db, low, high in gains)
+        yield f"| {name} | {count:,} | {' | '.join(cells)} |"
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--variants", nargs="*", default=[*VARIANTS], choices=[*VARIANTS])
+    parser.add_argument("--variants", nargs="*", choices=[*VARIANTS, *ANY_RATIO])
+    parser.add_argument("--any-ratio", action="store_true", help="train for all ratios")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    for line in table(options.steps, options.variants):
+    rows = table_of_any_ratio if options.any_ratio else table
+    names = options.variants or [*(ANY_RATIO if options.any_ratio else VARIANTS)]
+    for line in rows(options.steps, names):
         print(line, flush=True)
 
 
