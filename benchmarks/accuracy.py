@@ -1,10 +1,11 @@
 """How well shipped networks restore a cube that none was trained on: the tables of docs/models.md.
 
-    python benchmarks/accuracy.py [--report FOLDER] [CASE ...]
+    python benchmarks/accuracy.py [--report FOLDER] [--box BOX] [CASE ...]
 
 A case is a line of CASES, such as ``avg4``; all by default. Networks for slices run on xz and yz
-slices, and the answers are averaged. With ``--report``, each case leaves its page in a folder. Last
-comes how networks bear data unlike those they were trained on: the case ``changed``.
+slices, and the answers are averaged. With ``--report``, each case leaves its page in a folder; with
+``--box`` a part of the truth is restored, which takes less time. Last comes how networks bear data
+unlike those they were trained on: the case ``changed``.
 """
 
 from __future__ import annotations
@@ -95,12 +96,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cases", nargs="*", default=[*CASES, CHANGED], metavar="CASE")
     parser.add_argument("--report", type=Path, help="folder for a page of each case")
+    parser.add_argument("--box", type=Box.parse, help="part of the truth, z0:z1,y0:y1,x0:x1")
     options = parser.parse_args()
     for name in options.cases:
         if name == CHANGED:
             print("\n".join(robustness()), flush=True)
             continue
         config = config_of(CASES[name])
+        if options.box is not None:
+            config = replace(config, box=options.box)
         if options.report is not None:
             config = replace(config, report=str(options.report / name.replace("/", "-")))
         print("\n".join(table(evaluate(config))), flush=True)
