@@ -44,6 +44,8 @@ GAINS = {
         ("225/23", "avg", 0.25),
     ],
     "anyz-z2-10-sample": [("8", "skip", 0.65)],
+    "swinir-z2-10": [("4", "avg", 0.9)],
+    "srmd-z2-10": [("4", "avg", 0.65)],
     "fsrcnn-z4": [("4", "avg", 1.4)],
     "niiv-z2-10": [
         ("4", "avg", 1.2),
@@ -62,12 +64,16 @@ GAINS = {
 """By name: factor, degradation, and least gain in dB over the better of linear and cubic."""
 
 
+SLOW = ("diffusion-z2-10", "pssr-z2-10")
+"""Read far beyond a block; see tests/evaluation/test_evaluate.py for these."""
+
+
 def rows(config: EvaluateConfig) -> dict[str, ModelFigures]:
     return {row.model: row for row in evaluate(config).figures}
 
 
 def test_every_shipped_network_is_promised_something() -> None:
-    assert sorted(GAINS) == sorted(NAMES)
+    assert sorted([*GAINS, *SLOW]) == sorted(NAMES)
 
 
 @pytest.mark.slow
@@ -102,7 +108,7 @@ def test_it_beats_interpolation_on_a_cube_it_never_saw(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("change", ["darker", "gamma", "16 bits"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name, _ in shipped()])
 def test_it_beats_interpolation_at_other_contrasts(
     shared_data: Path, tmp_path: Path, name: str, change: str
 ) -> None:
