@@ -113,7 +113,7 @@ OPTIONS: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "no room for a tile of a network": (
         ("--model", "fsrcnn-z4", "--memory=300MiB", *SMALL),
-        r"one tile of model 'srunet.*MiB",
+        r"one tile of model 'fsrcnn.*MiB",
     ),
     "memory that is no size": ((*CUBIC, "--memory=1.2.3GiB"), r"'1.2.3GiB'; write a size as 8GiB"),
     "no memory": ((*CUBIC, "--memory=0"), r"memory is .?0.*at least"),
