@@ -46,7 +46,7 @@ FACTOR = Fraction(4)
 MIDDLE = Box((45, 45, 45), (205, 205, 205))
 RIM = (48, 12, 12)
 """Voxels of the middle that are not compared on either side: crops are padded."""
-CONFIG = AnyZConfig(changes=0)
+CONFIG = AnyZConfig()
 
 
 class Separable(Block):
@@ -134,8 +134,8 @@ VARIANTS: Mapping[str, Callable[[], AnyZ]] = {
 
 
 ANY_RATIO: Mapping[str, tuple[AnyZConfig, Pixel]] = {
-    "one encoder, squared error": (replace(CONFIG, changes=0), "mse"),
-    "one encoder, logarithm of it": (replace(CONFIG, changes=0), "psnr"),
+    "one encoder, squared error": (CONFIG, "mse"),
+    "one encoder, logarithm of it": (CONFIG, "psnr"),
     "kernels by ratio, squared error": (replace(CONFIG, changes=3), "mse"),
     "kernels by ratio, logarithm of it": (replace(CONFIG, changes=3), "psnr"),
 }
@@ -157,7 +157,7 @@ def config_of(steps: int, *, any_ratio: bool = False) -> TrainConfig:
     if not any_ratio:
         table.update(factor=4, degradation="avg", patch=[48, 48, 48], border=[8, 4, 4])
     table.update(sources=[str(LEARN_FROM)], out="unused", steps=steps)
-    table["optimisation"] = {**table["optimisation"], "anneal": steps // 2, "warmup": 100}
+    table["optimisation"] = {**table["optimisation"], "anneal": steps // 2}
     return config_from_table(table)
 
 

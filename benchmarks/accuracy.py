@@ -117,7 +117,7 @@ def config_of(case: Case) -> EvaluateConfig:
         str(LEARN_FROM if case.held_out else TRUTH),
         tuple(name for name, spec in networks if suits(spec, case)),
         references=case.references,
-        learn_from=str(LEARN_FROM),
+        learn_from=str(LEARN_FROM) if "dictionary" in case.references else None,
         factor=case.factor,
         degradation=case.degradation,
         plane="xz+yz",
@@ -156,7 +156,7 @@ def robustness() -> Iterator[str]:
     case = CASES["avg4"]
     truth, other = open_volume(str(TRUTH)), open_volume(str(OTHER))
     voxels = truth.read(MIDDLE)
-    config = replace(config_of(case), references=())
+    config = replace(config_of(case), references=(), learn_from=None)
     found = {}
     for name, change in CHANGES.items():
         volume = ArrayVolume(truth.spec, np.ascontiguousarray(change(voxels)))

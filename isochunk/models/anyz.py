@@ -1,11 +1,11 @@
 """A 3D network for any ratio along z: features of sections, and a decoder that is asked for places.
 
 Ours. An encoder of residual blocks works on the coarse grid, where a voxel costs a ratio-th of one
-of the answer, with kernels in 3D that are functions of the ratio and of whether sections are means
-or samples of their thickness. A target voxel lies between two sections; the kernels of its decoder
-are functions of where, too. A rational ratio has finitely many such places, so the decoder is a
-convolution with a kernel for each phase of a period, and the same wherever a volume is cut. The
-answer is added to an interpolation.
+of the answer, with kernels in 3D that may be functions of the ratio and of whether sections are
+means or samples of their thickness. A target voxel lies between two sections; the kernels of its
+decoder are functions of these, and of where it lies. A rational ratio has finitely many such
+places, so the decoder is a convolution with a kernel for each phase of a period, and the same
+wherever a volume is cut. The answer is added to an interpolation.
 """
 
 from __future__ import annotations

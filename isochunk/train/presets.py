@@ -67,9 +67,8 @@ def config_from_table(table: Mapping[str, Any]) -> TrainConfig:
         for key in ("patch", "border"):
             if key in values:
                 values[key] = triple(values[key])
-        kind = config_type(
-            arch if arch in NETWORKS else arch.partition("-")[0]
-        )  # pssr-mf is a pssr
+        # pssr-mf is a pssr, pssr-z a network of its own.
+        kind = config_type(arch if arch in NETWORKS else arch.partition("-")[0])
         phase = phase_of(degradations_of(values["degradation"])[0])
         defaults = kind.training_defaults(values["patch"], phase)
         network = _network(kind, arch, factors, {**defaults, **hyperparameters})
