@@ -195,7 +195,7 @@ class TrainConfig:
     """
 
     sources: tuple[str, ...]
-    """URLs of volumes; crops come from each in proportion to its size."""
+    """URLs of volumes; see ``balance`` for how often crops come from each."""
     out: str = field(metadata=OPTION)
     """Folder that becomes the checkpoint; training's own state lies in its folder ``training``."""
     network: NetworkConfig
@@ -229,6 +229,11 @@ class TrainConfig:
     """Global intensity map; see :func:`isochunk.planning.intensity.measure_intensity`."""
     augmentation: Augmentation = NO_AUGMENTATION
     """How crops are varied beyond flips and transposition; not at all by default."""
+    balance: float = field(default=1.0, metadata=LATER)
+    """Crops come from each source in proportion to its size to this power: 0 for from all alike."""
+    hardest_of: int = field(default=1, metadata=OPTION | LATER)
+    """Places drawn for each crop, of which the one is taken where coarse sections lose most; more
+    than 1 reads as many times as much."""
     border: Triple = (0, 0, 0)
     """Target voxels at each side left out of loss and validation, since padding spoils them."""
     split_axis: int = 2
@@ -272,6 +277,8 @@ class TrainConfig:
         self.read_window()
         _require(bool(self.averages), "averages is empty; write [[1, 1, 1]] for none")
         _require(self.steps >= 1 and self.batch >= 1, "steps and batch must be at least 1")
+        _require(self.hardest_of >= 1, f"hardest_of {self.hardest_of} must be at least 1")
+        _require(0 <= self.balance <= 1, f"balance {self.balance} must be in 0 <= balance <= 1")
         _require(self.split_axis in (0, 1, 2), f"split_axis {self.split_axis} is not 0, 1 or 2")
         self._check_task()
         self._check_factors()
@@ -326,6 +333,10 @@ class TrainConfig:
             not lateral or not (varied.damages or varied.margin),
             f"defects such as jitter and missing are for coarse sections, which {self.arch} does "
             "not make",
+        )
+        _require(
+            not lateral or self.hardest_of == 1,
+            f"hardest_of looks for detail along z, and {self.arch} restores none; leave it out",
         )
         _require(
             not varied.margin or self.mode == "supervised",

@@ -133,6 +133,10 @@ class Sampling:
     """How input and target are made of a crop; each step draws one."""
     orders: tuple[Triple, ...] = IN_PLACE
     """Axes of the volume that become (z', y', x'); each crop draws one of them."""
+    balance: float = 1.0
+    """Sources are drawn in proportion to the size of their parts to this power."""
+    hardest_of: int = 1
+    """Places drawn for each crop, of which the hardest is taken."""
     rank: int = 0
     """Which of the processes this is."""
     ranks: int = 1
@@ -229,7 +233,7 @@ class Crops:
         """Check that every part holds a crop at every averaging and in every order.
 
         Args:
-            sources: where crops come from, in proportion to the size of their parts.
+            sources: where crops come from.
             parts: the box of each source that may be read.
             sampling: how crops are drawn.
 
@@ -240,7 +244,7 @@ class Crops:
         self.sources = sources
         self.parts = parts
         self.sampling = sampling
-        sizes = np.array([part.size for part in parts], np.float64)
+        sizes = np.array([part.size for part in parts], np.float64) ** sampling.balance
         self._shares = sizes / sizes.sum()
 
     def batch(self, step: int) -> Batch:
@@ -263,14 +267,16 @@ class Crops:
         average = sampling.averages[int(rng.integers(len(sampling.averages)))]
         order = sampling.orders[int(rng.integers(len(sampling.orders)))]
         layout = CropLayout(sampling.read, average, order)
-        patch = _read(self.sources[chosen], self.parts[chosen], layout, rng)
+        source, part = self.sources[chosen], self.parts[chosen]
+        patches = [_read(source, part, layout, rng) for _ in range(sampling.hardest_of)]
+        patch = max(patches, key=lambda patch: lost_detail(patch, factor))
         if sampling.augmentation.rotation or sampling.augmentation.zoom:
             patch = rotate(patch, sampling.grown[2], sampling.augmentation, rng)
         # Where orders are drawn, they have exchanged y and x already, or those are not alike.
         patch = turn(patch, rng) if sampling.orders == IN_PLACE else flip(patch, rng)
         varied = vary_intensity(patch, sampling.augmentation, rng)
         pair = pairing(varied, factor, rng)
-        return _damaged(pair, sampling.augmentation, self.sources[chosen].shades, rng)
+        return _damaged(pair, sampling.augmentation, source.shades, rng)
 
 
 def _damaged(
@@ -315,6 +321,13 @@ def validation_crops(
         damaged = _damaged(pair, sampling.augmentation, source.shades, own)
         crops.append(_batch([damaged], factor, pairing.phase))
     return crops
+
+
+def lost_detail(patch: Patch, factor: Fraction) -> float:
+    """Return the variance along z within what becomes one section: what is hard to restore."""
+    thick = min(math.ceil(factor), len(patch))
+    sections = patch[: len(patch) // thick * thick].reshape(-1, thick, *patch.shape[1:])
+    return float(sections.var(1).mean())
 
 
 def flip(patch: Patch, rng: np.random.Generator) -> Patch:

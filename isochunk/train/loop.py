@@ -173,6 +173,8 @@ def sampling_of(config: TrainConfig) -> Sampling:
         seed=config.seed,
         pairings=pairings_of(config.degradation, config.augmentation),
         orders=orders,
+        balance=config.balance,
+        hardest_of=config.hardest_of,
     )
 
 
