@@ -22,6 +22,7 @@ from isochunk.train.augment import Augmentation
 from isochunk.train.crappify import CRAPPIFIERS
 
 Mode: TypeAlias = Literal["supervised", "self", "self3d"]
+Optimiser: TypeAlias = Literal["adam", "muon"]
 Schedule: TypeAlias = Literal["constant", "sqrt", "cosine", "onecycle"]
 Pixel: TypeAlias = Literal["mse", "l1", "psnr"]
 Perceptual: TypeAlias = Literal["none", "pdl", "dists"]
@@ -39,8 +40,10 @@ def _choose(what: str, value: str, among: Any) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Optimisation:
-    """How weights are changed: Adam with rates that are functions of the step."""
+    """How weights are changed; rates are functions of the step."""
 
+    optimiser: Optimiser = field(default="adam", metadata=OPTION | LATER)
+    """``adam``, or ``muon`` for kernels between maps and Adam for the rest, with the same rates."""
     lr: float = field(default=1e-4, metadata=OPTION)
     """Learning rate; the highest of the ``onecycle`` schedule, else that of the first step."""
     schedule: Schedule = "sqrt"
@@ -64,6 +67,7 @@ class Optimisation:
         Raises:
             UsageError: a number that cannot train.
         """
+        _choose("optimiser", self.optimiser, Optimiser)
         _choose("schedule", self.schedule, Schedule)
         if not (self.lr > 0 and self.period >= 1 and min(self.warmup, self.anneal) >= 0):
             raise UsageError(

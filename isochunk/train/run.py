@@ -33,6 +33,7 @@ from isochunk.train.config import TrainConfig
 from isochunk.train.data import Batch, Shades
 from isochunk.train.encoder import load_encoder
 from isochunk.train.fingerprint import differences, fingerprint
+from isochunk.train.muon import optimisers
 from isochunk.train.pictures import Picture, curves, side_by_side
 from isochunk.train.ranks import Ranks
 from isochunk.train.schedule import rates, scheduled_stages
@@ -97,10 +98,8 @@ class Run:
         averaged = config.optimisation.average > 0
         self.validated = deepcopy(self.trained) if averaged else self.trained
         """What is validated and kept: the moving average of the weights, or the weights."""
-        self.optimizer = torch.optim.Adam(
-            [{"params": group} for group in network.parameter_groups()],
-            lr=config.optimisation.lr,
-            fused=True if self.device.type == "cuda" else None,
+        self.adam, *self.others = optimisers(
+            network.parameter_groups(), config.optimisation.optimiser
         )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.criterion = Criterion(config.loss, shades, self.device)
@@ -111,7 +110,7 @@ class Run:
         self.shared = ranks.share(self.trained)
 
     def update(self, batch: Batch) -> float:
-        """Take one step of Adam; returns the loss, and leaves the weights alone if it is NaN."""
+        """Take one step; returns the loss, and leaves the weights alone if it is NaN."""
         self._set_rates()
         batch = self._moved(batch)
         self.trained.train()
@@ -123,12 +122,15 @@ class Run:
         value = self.ranks.mean(float(loss.detach()))
         if not math.isfinite(value):
             return value
-        self.optimizer.zero_grad(set_to_none=True)
+        self.trained.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        steppers = (self.adam, *self.others)
         if self.config.optimisation.clip:
-            self.scaler.unscale_(self.optimizer)
+            for stepper in steppers:
+                self.scaler.unscale_(stepper)
             clip_grad_norm_(self.trained.parameters(), self.config.optimisation.clip)
-        self.scaler.step(self.optimizer)
+        for stepper in steppers:
+            self.scaler.step(stepper)
         self.scaler.update()
         self.step += 1
         if self.validated is not self.trained:
@@ -163,7 +165,8 @@ class Run:
             "step": self.step,
             "network": self.trained.network.state_dict(),
             "average": self.validated.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.adam.state_dict(),
+            "others": [other.state_dict() for other in self.others],
             "scaler": self.scaler.state_dict(),
             "best_step": self.best_step,
             "best_psnr": self.best_psnr,
@@ -178,10 +181,12 @@ class Run:
         write_atomically(self.folder / "config.json", lambda file: file.write(text.encode()))
 
     def _set_rates(self) -> None:
-        chosen = rates(self.config, self.step, len(self.optimizer.param_groups))
-        for group, rate in zip(self.optimizer.param_groups, chosen.groups, strict=True):
-            group["lr"] = rate
+        chosen = rates(self.config, self.step, len(self.adam.param_groups))
+        for group in self.adam.param_groups:
             group["betas"] = (chosen.momentum, group["betas"][1])
+        for stepper in (self.adam, *self.others):
+            for group, rate in zip(stepper.param_groups, chosen.groups, strict=True):
+                group["lr"] = rate
 
     def _snapshot(self, folder: Path) -> None:
         config = self.config
@@ -219,7 +224,9 @@ class Run:
         state = torch.load(self.folder / "state.pt", map_location=self.device, weights_only=True)
         self.trained.network.load_state_dict(state["network"])
         self.validated.network.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.adam.load_state_dict(state["optimizer"])
+        for other, theirs in zip(self.others, state.get("others", ()), strict=True):
+            other.load_state_dict(theirs)
         self.scaler.load_state_dict(state["scaler"])
         self.step = state["step"]
         self.best_step, self.best_psnr = state["best_step"], state["best_psnr"]

@@ -16,7 +16,7 @@ def test_options_of_a_training_are_its_marked_fields() -> None:
     assert set(TRAIN_OPTIONS) == {
         *("arch", "factor", "mode", "degradation", "steps", "out", "device", "precision", "seed"),
         *("patch", "batch", "start", "encoder", "licence", "trained-on", "grey-window"),
-        "sections",
+        *("sections", "hardest-of"),
     }
     names = {field.name for field in fields(TrainConfig)}
     assert {name.replace("-", "_") for name in TRAIN_OPTIONS} - names == {"arch", "factor"}
@@ -29,7 +29,7 @@ def test_options_of_a_training_are_its_marked_fields() -> None:
 
 def test_options_of_its_tables_name_table_and_field() -> None:
     assert set(TRAIN_PARTS) == {
-        *("lr", "vgg", "dists", "validate-every", "save-every"),
+        *("lr", "optimiser", "vgg", "dists", "validate-every", "save-every"),
         *("slices", "slices-steps", "isotropic", "box"),
     }
     assert TRAIN_PARTS["save-every"][:2] == ("keeping", "save_every")
