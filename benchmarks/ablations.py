@@ -2,9 +2,9 @@
 
     python benchmarks/ablations.py [--steps 600] [--variants NAME ...] [--any-ratio]
 
-All learn x4 AVG from the same crops, in the same order, on one thread, and restore the middle of a
-cube that none has seen; with ``--any-ratio`` all ratios, means and samples, by the recipe. Short
-trainings tell what learns fast, and not all of what is best at last.
+All learn x4 AVG from the same crops, in the same order, in bf16 on one thread, and restore the
+middle of a cube that none has seen; with ``--any-ratio`` all ratios, means and samples, by the
+recipe. Short trainings tell what learns fast, and not all of what is best at last.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import torch
@@ -35,9 +35,10 @@ from isochunk.models.torch_interpolation import blended
 from isochunk.planning.intensity import measure_intensity
 from isochunk.storage.open import open_volume
 from isochunk.train.apply import Criterion
-from isochunk.train.config import Loss, Pixel, TrainConfig
+from isochunk.train.config import Loss, Optimiser, Pixel, TrainConfig
 from isochunk.train.data import Shades, Source, read_ahead, split
 from isochunk.train.loop import READ_AHEAD, Batches
+from isochunk.train.muon import optimisers
 from isochunk.train.presets import config_from_table, read_recipe
 from isochunk.train.ranks import Ranks
 from isochunk.train.run import inner
@@ -47,6 +48,8 @@ MIDDLE = Box((45, 45, 45), (205, 205, 205))
 RIM = (48, 12, 12)
 """Voxels of the middle that are not compared on either side: crops are padded."""
 CONFIG = AnyZConfig()
+RATE = 3e-3
+"""Highest learning rate."""
 
 
 class Separable(Block):
@@ -118,30 +121,46 @@ def of(config: AnyZConfig) -> Callable[[], AnyZ]:
     return lambda: AnyZ(config)
 
 
-VARIANTS: Mapping[str, Callable[[], AnyZ]] = {
-    "anyz, 24 maps, 3 blocks": of(CONFIG),
-    "separable kernels": with_blocks(Separable),
-    "channel attention, no pooling": with_blocks(Gated),
-    "pixel shuffle along z": shuffled,
-    "one kernel for all places": of(replace(CONFIG, bases=1)),
-    "no residual over cubic": of(replace(CONFIG, residual="none")),
-    "residual over linear": of(replace(CONFIG, residual="linear")),
-    "32 maps, 2 blocks": of(replace(CONFIG, width=32, blocks=2)),
-    "16 maps, 7 blocks": of(replace(CONFIG, width=16, blocks=7)),
-    "32 maps, 5 blocks": of(replace(CONFIG, width=32, blocks=5)),
-}
-"""Names of rows, and what makes the network."""
+def plain() -> AnyZ:
+    return AnyZ(CONFIG)
 
 
-ANY_RATIO: Mapping[str, tuple[AnyZConfig, Pixel]] = {
-    "one encoder, squared error": (CONFIG, "mse"),
-    "one encoder, logarithm of it": (CONFIG, "psnr"),
-    "kernels by ratio, squared error": (replace(CONFIG, changes=3), "mse"),
-    "kernels by ratio, logarithm of it": (replace(CONFIG, changes=3), "psnr"),
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A row: what differs from the recipe."""
+
+    network: Callable[[], AnyZ] = plain
+    """Makes the network."""
+    optimiser: Optimiser = "muon"
+    """What changes its weights."""
+    pixel: Pixel = "psnr"
+    """What is made small."""
+    clip: float = 3.0
+    """Longest gradient; that of a logarithm is as long as the error is small."""
+
+
+ONE_RATIO: Mapping[str, Variant] = {
+    "anyz, 24 maps, 3 blocks": Variant(),
+    "separable kernels": Variant(with_blocks(Separable)),
+    "channel attention, no pooling": Variant(with_blocks(Gated)),
+    "pixel shuffle along z": Variant(shuffled),
+    "one kernel for all places": Variant(of(replace(CONFIG, bases=1))),
+    "no residual over cubic": Variant(of(replace(CONFIG, residual="none"))),
+    "residual over linear": Variant(of(replace(CONFIG, residual="linear"))),
+    "32 maps, 2 blocks": Variant(of(replace(CONFIG, width=32, blocks=2))),
+    "16 maps, 7 blocks": Variant(of(replace(CONFIG, width=16, blocks=7))),
+    "32 maps, 6 blocks": Variant(of(replace(CONFIG, width=32, blocks=6, decoded=48))),
+    "squared error": Variant(pixel="mse", clip=0.2),
+    "Adam": Variant(optimiser="adam"),
 }
-"""Names of rows for all ratios, the network of each, and what its training makes small."""
-CLIPS: Mapping[Pixel, float] = {"mse": 0.2, "psnr": 3.0}
-"""Longest gradient; that of a logarithm is as long as the error is small."""
+"""Rows for one ratio."""
+ANY_RATIO: Mapping[str, Variant] = {
+    "kernels by ratio": Variant(of(replace(CONFIG, changes=3))),
+    "one encoder": Variant(),
+    "kernels by ratio, squared error": Variant(of(replace(CONFIG, changes=3)), "muon", "mse", 0.2),
+    "kernels by ratio, Adam": Variant(of(replace(CONFIG, changes=3)), "adam"),
+}
+"""Rows for all ratios."""
 JUDGED: tuple[tuple[Fraction, Degradation], ...] = (
     (Fraction(2), "avg"),
     (Fraction(4), "avg"),
@@ -161,24 +180,28 @@ def config_of(steps: int, *, any_ratio: bool = False) -> TrainConfig:
     return config_from_table(table)
 
 
-def trained(network: AnyZ, config: TrainConfig, pixel: Pixel = "mse") -> AnyZ:
-    """Train a network by a config's crops, and Adam with a rate that falls to zero."""
+def trained(variant: Variant, config: TrainConfig) -> AnyZ:
+    """Train a network by a config's crops, and a rate that falls to zero."""
+    torch.manual_seed(0)
+    network = variant.network().in_fastest_layout()
     volume = open_volume(config.sources[0])
     source = Source(volume, measure_intensity(volume, "standard"))
     parts = (split(volume.spec.box, config.split_axis)[0],)
     batches = Batches(config, (source,), parts, Ranks(torch.device("cpu")))
     rates = config.optimisation
-    adam = torch.optim.Adam(network.parameters(), rates.lr)
-    criterion = Criterion(Loss(pixel), Shades(0, 1), torch.device("cpu"))
+    steppers = optimisers([list(network.parameters())], variant.optimiser)
+    criterion = Criterion(Loss(variant.pixel), Shades(0, 1), torch.device("cpu"))
     for step, batch in enumerate(read_ahead(batches, range(config.steps), READ_AHEAD)):
-        left = min(1.0, (config.steps - step) / rates.anneal, (step + 1) / rates.warmup)
-        adam.param_groups[0]["lr"] = rates.lr * left
-        answer = network.restore_crops(batch.coarse, batch.factor, batch.phase)
+        with torch.autocast("cpu", torch.bfloat16):
+            answer = network.restore_crops(batch.coarse, batch.factor, batch.phase).float()
         loss = criterion(inner(answer, config.border), inner(batch.target, config.border))
-        adam.zero_grad(set_to_none=True)
+        network.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(network.parameters(), CLIPS[pixel])
-        adam.step()
+        nn.utils.clip_grad_norm_(network.parameters(), variant.clip)
+        left = min(1.0, (config.steps - step) / rates.anneal, (step + 1) / rates.warmup)
+        for stepper in steppers:
+            stepper.param_groups[0]["lr"] = RATE * left
+            stepper.step()
     return network
 
 
@@ -222,14 +245,11 @@ def table(steps: int, names: list[str]) -> Iterator[str]:
     yield "|---|---|---|---|---|---|"
     config = config_of(steps)
     for name in names:
-        torch.manual_seed(0)
-        network = VARIANTS[name]()
-        count = sum(p.numel() for p in network.parameters())
-        macs = multiply_adds(network)
-        db, low, high, seconds = judged(trained(network, config))
+        network = trained(ONE_RATIO[name], config)
+        db, low, high, seconds = judged(network)
         yield (
-            f"| {name} | {count:,} | {macs:,.0f} | {db:+.2f} | {low:+.2f} to {high:+.2f} "
-            f"| {seconds:.2f} |"
+            f"| {name} | {size(network):,} | {multiply_adds(network):,.0f} | {db:+.2f} "
+            f"| {low:+.2f} to {high:+.2f} | {seconds:.2f} |"
         )
 
 
@@ -241,25 +261,27 @@ def table_of_any_ratio(steps: int, names: list[str]) -> Iterator[str]:
     yield f"|---|---|{'---|' * len(heads)}"
     config = config_of(steps, any_ratio=True)
     for name in names:
-        torch.manual_seed(0)
-        hyperparameters, pixel = ANY_RATIO[name]
-        network = trained(AnyZ(hyperparameters), config, pixel)
-        count = sum(p.numel() for p in network.parameters())
+        network = trained(ANY_RATIO[name], config)
         gains = (judged(network, *case)[:3] for case in JUDGED)
         cells = (f"{db:+.2f} ({low:+.2f} to {high:+.2f})" for db, low, high in gains)
-        yield f"| {name} | {count:,} | {' | '.join(cells)} |"
+        yield f"| {name} | {size(network):,} | {' | '.join(cells)} |"
+
+
+def size(network: AnyZ) -> int:
+    """Count parameters."""
+    return sum(p.numel() for p in network.parameters())
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--variants", nargs="*", choices=[*VARIANTS, *ANY_RATIO])
+    parser.add_argument("--variants", nargs="*", choices=[*ONE_RATIO, *ANY_RATIO])
     parser.add_argument("--any-ratio", action="store_true", help="train for all ratios")
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows = table_of_any_ratio if options.any_ratio else table
-    names = options.variants or [*(ANY_RATIO if options.any_ratio else VARIANTS)]
+    names = options.variants or [*(ANY_RATIO if options.any_ratio else ONE_RATIO)]
     for line in rows(options.steps, names):
         print(line, flush=True)
 
