@@ -137,6 +137,8 @@ class Variant:
     """What is made small."""
     clip: float = 3.0
     """Longest gradient; that of a logarithm is as long as the error is small."""
+    hardest_of: int = 1
+    """Places drawn for a crop."""
 
 
 ONE_RATIO: Mapping[str, Variant] = {
@@ -152,6 +154,7 @@ ONE_RATIO: Mapping[str, Variant] = {
     "32 maps, 6 blocks": Variant(of(replace(CONFIG, width=32, blocks=6, decoded=48))),
     "squared error": Variant(pixel="mse", clip=0.2),
     "Adam": Variant(optimiser="adam"),
+    "crops: hardest of 3": Variant(hardest_of=3),
 }
 """Rows for one ratio."""
 ANY_RATIO: Mapping[str, Variant] = {
@@ -184,6 +187,7 @@ def trained(variant: Variant, config: TrainConfig) -> AnyZ:
     """Train a network by a config's crops, and a rate that falls to zero."""
     torch.manual_seed(0)
     network = variant.network().in_fastest_layout()
+    config = replace(config, hardest_of=variant.hardest_of)
     volume = open_volume(config.sources[0])
     source = Source(volume, measure_intensity(volume, "standard"))
     parts = (split(volume.spec.box, config.split_axis)[0],)

@@ -42,8 +42,8 @@ from isochunk.train.sources import use_volume, with_factors
 
 log = logging.getLogger(__name__)
 
-READ_AHEAD = 4
-"""Batches read while the network works."""
+READ_AHEAD = 8
+"""Batches read while the network works, each by a thread."""
 
 LINE_S = 60.0
 """Seconds between lines of progress in a log file."""
