@@ -83,8 +83,8 @@ class TiledConfig(NetworkConfig):
             if len(factors) > 1 or factor.denominator != 1 or own != factor:
                 raise UsageError(
                     f"srunet and fsrcnn have one whole factor; got {', '.join(map(str, factors))}"
-                    f"{f' and network.factor {own}' if own != factor else ''}; choose a2i or niiv "
-                    "for any ratio"
+                    f"{f' and network.factor {own}' if own != factor else ''}; choose anyz, a2i "
+                    "or niiv for any ratio"
                 )
         if "factor" in values:
             values["factor"] = int(values["factor"])

@@ -138,7 +138,7 @@ def _factors(given: Any) -> tuple[Fraction, ...]:
         return tuple(Fraction(str(f)) for f in (given if isinstance(given, list) else [given]))
     except (ValueError, ZeroDivisionError):
         raise UsageError(
-            f"factor {given!r} is no number; write 4, 9.5 or 225/23, or several for niiv and a2i"
+            f"factor {given!r} is no number; write 4, 9.5 or 225/23, or several for anyz, niiv, a2i"
         ) from None
 
 
