@@ -2,7 +2,8 @@
 
 Jordan et al. 2024 (kellerjordan.github.io/posts/muon): the momentum of a matrix is brought near the
 closest matrix of orthogonal rows or columns. Liu et al. 2025 (arXiv 2502.16982): steps as long as
-those of Adam, so that its rates do for both. torch's own takes matrices alone.
+those of Adam, so that its rates do for both. Pethick et al. 2025 (arXiv 2502.07529): weights decay
+such that they stay within a ball. torch's own takes matrices alone.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ KERNEL, LIST = 4, 6
 """Axes of the kernel of a layer in 2D, and of a list of those of a layer in 3D."""
 LENGTH = 0.2
 """Root mean square of the changes of a kernel, in rates: that of Adam (Liu et al.)."""
+BOUND = 2.0
+"""Singular value beyond which kernels do not grow, since they decay (Pethick et al. 2025): networks
+that normalise nothing diverge without."""
 
 
 def optimisers(groups: Sequence[Sequence[nn.Parameter]], name: str) -> tuple[Optimizer, ...]:
@@ -67,16 +71,17 @@ class Muon(Optimizer):
         for group in self.param_groups:
             for kernel in group["params"]:
                 if kernel.grad is not None:
-                    kernel.add_(self._direction(kernel, kernel.grad), alpha=-group["lr"])
+                    self._change(kernel, kernel.grad, group["lr"])
 
-    def _direction(self, kernel: nn.Parameter, gradient: Tensor) -> Tensor:
+    def _change(self, kernel: nn.Parameter, gradient: Tensor, rate: float) -> None:
         state = self.state[kernel]
         if not state:
             state["momentum"] = torch.zeros_like(kernel)
         mean: Tensor = state["momentum"].lerp_(gradient, 1 - MOMENTUM)
         steps = _layers(gradient.lerp(mean, MOMENTUM)).flatten(2)
-        length: float = LENGTH * max(steps.shape[1:]) ** 0.5
-        return (length * orthogonalised(steps)).reshape(kernel.shape)
+        length: float = rate * LENGTH * max(steps.shape[1:]) ** 0.5
+        kernel.mul_(1 - length / BOUND)
+        kernel.sub_(length * orthogonalised(steps).reshape(kernel.shape))
 
 
 def orthogonalised(x: Tensor) -> Tensor:

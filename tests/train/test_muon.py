@@ -12,7 +12,7 @@ from trainings import config, weights, write_em
 
 from isochunk.errors import UsageError
 from isochunk.models.anyz import AnyZ, AnyZConfig
-from isochunk.train.muon import LENGTH, MOMENTUM, joins_maps, optimisers, orthogonalised
+from isochunk.train.muon import BOUND, LENGTH, MOMENTUM, joins_maps, optimisers, orthogonalised
 from isochunk.train.training import train
 
 torch.set_num_threads(1)
@@ -47,16 +47,29 @@ def test_a_step_is_as_long_as_one_of_adam_and_follows_momentum() -> None:
     )
 
     kernel.grad = second.clone()
-    before = kernel.detach().clone()
+    length = 0.01 * LENGTH * (16 * 27) ** 0.5
+    decayed = kernel.detach() * (1 - length / BOUND)
     muon.step()
     mean = (1 - MOMENTUM) * (MOMENTUM * first + second)
     nesterov = (1 - MOMENTUM) * second + MOMENTUM * mean
     cosine = torch.nn.functional.cosine_similarity(
-        (before - kernel.detach()).flatten(),
+        (decayed - kernel.detach()).flatten(),
         orthogonalised(nesterov.flatten(1)[None]).flatten(),
         dim=0,
     )
     assert float(cosine) > 0.9999
+
+
+def test_kernels_do_not_grow_without_bound() -> None:
+    torch.manual_seed(3)
+    kernel = nn.Parameter(torch.randn(16, 16, 3, 3, 3) / 20)
+    _, muon = optimisers([[nn.Parameter(torch.zeros(3)), kernel]], "muon")
+    muon.param_groups[0]["lr"] = 0.02
+    kernel.grad = torch.randn_like(kernel)  # for ever the same
+    for _ in range(300):
+        muon.step()
+    largest = torch.linalg.svdvals(kernel.detach().flatten(1)).max()
+    assert BOUND / 2 < float(largest) < 1.25 * BOUND
 
 
 def test_kernels_between_maps_are_muons_and_the_rest_adams() -> None:
