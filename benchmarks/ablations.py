@@ -48,7 +48,7 @@ MIDDLE = Box((45, 45, 45), (205, 205, 205))
 RIM = (48, 12, 12)
 """Voxels of the middle that are not compared on either side: crops are padded."""
 CONFIG = AnyZConfig()
-RATE = 3e-3
+RATE = 1e-3
 """Highest learning rate."""
 
 
