@@ -13,7 +13,7 @@ from trainings import config, weights, write_em
 
 from isochunk.errors import ModelError, TargetConflictError, UsageError
 from isochunk.models.checkpoint import load_module, read_spec
-from isochunk.models.load import SHIPPED
+from isochunk.models.load import checkpoint_folder
 from isochunk.train.apply import build
 from isochunk.train.fingerprint import fingerprint
 from isochunk.train.presets import config_from_table, read_recipe
@@ -113,6 +113,6 @@ def test_a_shipped_network_can_be_started_from_by_its_recipe(name: str):
     recipe = config_from_table({**read_recipe(name), "start": name})
     network = build(recipe.network, 1)
     digest = start_from(network, recipe.start, recipe.normalisation)
-    assert digest == read_spec(SHIPPED / name).sha256
-    stored = load_module(SHIPPED / name).state_dict()
+    assert digest == read_spec(checkpoint_folder(name)).sha256
+    stored = load_module(checkpoint_folder(name)).state_dict()
     assert all(torch.equal(value, stored[key]) for key, value in network.state_dict().items())
