@@ -195,7 +195,8 @@ class TrainConfig:
     which is isotropic. ``self``: the volume is anisotropic, and one of its fine axes, y or x, is
     made coarse; its z, coarse already, lies second. ``self3d``: the volume is anisotropic; a
     network for slices makes it isotropic first, and of that y or x is made coarse, so that the
-    detail which is asked for was recorded.
+    detail which is asked for was recorded, or z, so that the input is as recorded, in a crop of
+    three where there are sections enough.
     """
 
     sources: tuple[str, ...]

@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from itertools import islice, pairwise
+from itertools import islice, pairwise, permutations
 from typing import TypeVar
 
 import numpy as np
@@ -40,8 +40,8 @@ IN_PLACE: tuple[Triple, ...] = ((0, 1, 2),)
 """Crops have the volume's axes, and y and x are exchanged at random."""
 LATERAL: tuple[Triple, ...] = ((1, 0, 2), (2, 0, 1))
 """y or x of the volume becomes the crop's coarse axis, and z its second."""
-CROSSED: tuple[Triple, ...] = ((1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))
-"""y or x becomes the coarse axis, and the others follow in either order."""
+ANY: tuple[Triple, ...] = tuple(map(triple, permutations(range(3))))
+"""Any axis becomes the coarse one, and the others follow in either order."""
 UPRIGHT: tuple[Triple, ...] = ((0, 1, 2), (0, 2, 1))
 """xz or yz slices: z is the coarse axis."""
 
@@ -224,6 +224,20 @@ def read_crop(source: Source, lo: Triple, shape: Triple, average: Triple) -> Pat
     return (voxels - np.float32(source.intensity.offset)) * scale
 
 
+def in_room(sampling: Sampling, parts: Iterable[Box]) -> Sampling:
+    """Leave out the orders whose coarse axis is z where any axis may be, and sections are too few.
+
+    Args:
+        sampling: how crops are drawn.
+        parts: the box of each source that may be read.
+    """
+    averages = sampling.averages
+    z = min(part.shape[0] // average[0] for part in parts for average in averages)
+    if sampling.orders != ANY or z >= sampling.read[0]:
+        return sampling
+    return replace(sampling, orders=tuple(order for order in ANY if order[0] != 0))
+
+
 class Crops:
     """The infinite, seeded sequence of training batches of one part of some volumes."""
 
@@ -240,6 +254,7 @@ class Crops:
         Raises:
             UsageError: a part is smaller than a crop.
         """
+        sampling = in_room(sampling, parts)
         require_rooms(_urls(sources), parts, sampling, "training")
         self.sources = sources
         self.parts = parts
@@ -308,7 +323,8 @@ def validation_crops(
         UsageError: a part is smaller than a crop.
     """
     average = sampling.averages[0]
-    require_rooms(_urls(sources), parts, replace(sampling, averages=(average,)), "validation")
+    sampling = in_room(replace(sampling, averages=(average,)), parts)
+    require_rooms(_urls(sources), parts, sampling, "validation")
     rng = np.random.default_rng([sampling.seed, 1])
     crops = []
     for i in range(count):

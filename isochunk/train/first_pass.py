@@ -37,7 +37,7 @@ from isochunk.storage.access import Access
 from isochunk.storage.open import open_volume
 from isochunk.storage.volume import Volume
 from isochunk.train.config import TrainConfig
-from isochunk.train.data import require_rooms, split
+from isochunk.train.data import in_room, require_rooms, split
 from isochunk.train.loop import LINE_S, sampling_of
 from isochunk.train.options import with_sources
 from isochunk.train.presets import config_from_table, read_recipe
@@ -93,9 +93,9 @@ def require_room_for_crops(config: TrainConfig, source: Volume) -> None:
     fine = Box.from_shape((int(nz * anisotropy(source, (1, 1, 1))), ny, nx))
     trained, validated, _ = split(fine, config.split_axis)
     usual, url = sampling_of(config), source.spec.url
-    require_rooms([url], [trained], usual, "training")
+    require_rooms([url], [trained], in_room(usual, [trained]), "training")
     held_out = replace(usual, patch=config.validation_patch, averages=usual.averages[:1])
-    require_rooms([url], [validated], held_out, "validation")
+    require_rooms([url], [validated], in_room(held_out, [validated]), "validation")
 
 
 def isotropic_volume(config: TrainConfig, source: Volume, access: Access) -> Volume:

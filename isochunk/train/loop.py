@@ -22,7 +22,7 @@ from isochunk.storage.volume import Volume
 from isochunk.train.augment import Augmentation
 from isochunk.train.config import TrainConfig
 from isochunk.train.data import (
-    CROSSED,
+    ANY,
     IN_PLACE,
     LATERAL,
     UPRIGHT,
@@ -161,7 +161,8 @@ def sampling_of(config: TrainConfig) -> Sampling:
     if config.mode == "self":
         orders = LATERAL
     elif config.mode == "self3d":
-        orders = CROSSED
+        # Along y and x detail was recorded; along z the input is as it will be in a run.
+        orders = ANY
     else:
         orders = IN_PLACE if config.patch[1] == config.patch[2] else UPRIGHT
     return Sampling(

@@ -12,18 +12,21 @@ import torch
 from jobs import write_source
 from trainings import config, weights
 
+from isochunk.core.geometry import Box
 from isochunk.core.spec import Intensity
 from isochunk.core.synthetic import synthetic_pair
 from isochunk.errors import UsageError
 from isochunk.storage.open import open_volume
 from isochunk.train.augment import Augmentation
-from isochunk.train.data import Crops, Sampling, Source, lost_detail
+from isochunk.train.data import ANY, IN_PLACE, Crops, Sampling, Source, in_room, lost_detail
+from isochunk.train.loop import sampling_of
 from isochunk.train.pairs import Sectioned
 from isochunk.train.training import train
 
 torch.set_num_threads(1)
 
 FACTOR = Fraction(4)
+VOLUMES = {"variant": "compact", "width": 4, "levels": 2, "convs": 1, "factor": 4}
 PLAIN = Sampling((16, 16, 16), 4, (FACTOR,), ((1, 1, 1),), Augmentation(), 5, (Sectioned("avg"),))
 
 
@@ -80,6 +83,21 @@ def test_small_volumes_are_seen_as_often_as_is_asked(
     drawn = crops(replace(PLAIN, balance=balance, batch=8), small, large)
     seen = torch.cat([drawn.batch(step).target[:, 0, 0, 0, 0] for step in range(60)])
     assert float((seen == 1).float().mean()) == pytest.approx(share, abs=0.08)
+
+
+def test_two_passes_also_learn_from_sections_as_they_lie_if_there_are_enough() -> None:
+    any_axis = replace(PLAIN, patch=(32, 16, 16), orders=ANY)
+    enough, few = Box.from_shape((32, 64, 64)), Box.from_shape((31, 64, 64))
+    assert in_room(any_axis, [enough, enough]).orders == ANY
+    assert {order[0] for order in in_room(any_axis, [enough, few]).orders} == {1, 2}
+    assert {
+        order[0] for order in in_room(replace(any_axis, averages=((2, 1, 1),)), [enough]).orders
+    } == {1, 2}
+    assert in_room(replace(any_axis, orders=IN_PLACE), [few]).orders == IN_PLACE
+    cube = config(
+        "srunet", "unused", Path("out"), mode="self3d", patch=[32, 32, 32], network=VOLUMES
+    )
+    assert sampling_of(cube).orders == ANY
 
 
 def test_training_takes_both_and_refuses_what_makes_no_sense(
