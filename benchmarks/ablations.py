@@ -48,8 +48,6 @@ MIDDLE = Box((45, 45, 45), (205, 205, 205))
 RIM = (48, 12, 12)
 """Voxels of the middle that are not compared on either side: crops are padded."""
 CONFIG = AnyZConfig()
-RATE = 1e-3
-"""Highest learning rate."""
 
 
 class Separable(Block):
@@ -204,7 +202,7 @@ def trained(variant: Variant, config: TrainConfig) -> AnyZ:
         nn.utils.clip_grad_norm_(network.parameters(), variant.clip)
         left = min(1.0, (config.steps - step) / rates.anneal, (step + 1) / rates.warmup)
         for stepper in steppers:
-            stepper.param_groups[0]["lr"] = RATE * left
+            stepper.param_groups[0]["lr"] = rates.lr * left
             stepper.step()
     return network
 
