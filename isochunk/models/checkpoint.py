@@ -22,6 +22,8 @@ from isochunk.host.files import write_atomically
 from isochunk.models.registry import NETWORKS, architecture_of, build
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from isochunk.models.counting import Cost
     from isochunk.models.network import Geometry, Network
 
@@ -48,7 +50,14 @@ class Card:
     """Training record: recipe, steps, seed, figures reached; anything JSON holds."""
 
 
-def save(folder: Path, network: Network, card: Card, counted: Cost | None = None) -> ModelSpec:
+def save(
+    folder: Path,
+    network: Network,
+    card: Card,
+    counted: Cost | None = None,
+    *,
+    half: bool = False,
+) -> ModelSpec:
     """Write a checkpoint; each file appears whole or not at all, ``model.json`` last.
 
     Args:
@@ -56,14 +65,15 @@ def save(folder: Path, network: Network, card: Card, counted: Cost | None = None
         network: one of :mod:`isochunk.models.registry`.
         card: what it says of itself.
         counted: what the network costs, where it was counted before: counting can take a minute.
+        half: write weights in half precision, half the bytes; what is loaded is what was rounded.
 
     Raises:
-        ModelError: the network is of another class.
+        ModelError: half precision cannot hold the weights; or the network is of another class.
     """
     from safetensors.torch import save as to_bytes
 
-    state = network.state_dict()
-    weights = to_bytes({name: value.cpu().contiguous() for name, value in state.items()})
+    state = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
+    weights = to_bytes(_rounded(state) if half else state)
     model = {
         "arch": architecture_of(network),
         "config": asdict(network.config),
@@ -185,6 +195,18 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any], bytes]:
             "file was damaged or changed; fetch the checkpoint again"
         )
     return model, card, weights
+
+
+def _rounded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return weights in half precision, which holds numbers up to 65,504."""
+    found = {name: v.half() if v.is_floating_point() else v for name, v in state.items()}
+    lost = [name for name, v in found.items() if v.is_floating_point() and not v.isfinite().all()]
+    if lost:
+        raise ModelError(
+            f"half precision cannot hold {', '.join(lost)}, with numbers above 65,504; save these "
+            f"weights in full (half = false in a recipe's [keeping])"
+        )
+    return found
 
 
 def _digest(model: Mapping[str, Any]) -> str:

@@ -153,6 +153,8 @@ class Keeping:
     """Steps between saves of the whole state; a killed run repeats at most these."""
     defects: bool = False
     """Whether the augmentation's defects happen to validation crops too, and so choose the best."""
+    half: bool = False
+    """Whether checkpoints hold half-precision weights, rounded as they are written."""
 
     def __post_init__(self) -> None:
         """Check the ranges.

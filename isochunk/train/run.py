@@ -213,7 +213,8 @@ class Run:
                 normalisation=config.normalisation,
                 training=record,
             )
-            save(folder if first else folder / phase, self.validated.network, card, self.cost)
+            place, half = folder if first else folder / phase, config.keeping.half
+            save(place, self.validated.network, card, self.cost, half=half)
 
     def _begun(self) -> bool:
         return (self.folder / "state.pt").exists()

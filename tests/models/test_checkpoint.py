@@ -21,7 +21,7 @@ from isochunk.models.checkpoint import (
     save,
 )
 from isochunk.models.fsrcnn import FSRCNN, FSRCNNConfig
-from isochunk.models.load import describe
+from isochunk.models.load import checkpoint_folder, describe
 from isochunk.models.srunet import SRUNet, SRUNetConfig
 
 torch.set_num_threads(1)
@@ -77,6 +77,25 @@ def test_digest_covers_answers_and_not_the_card(folder, tmp_path):
     with torch.no_grad():
         network.last.bias += 1e-3
     assert save(tmp_path / "changed", network, CARD).sha256 != first
+
+
+def test_half_precision_halves_the_file_and_little_else(tmp_path):
+    network = load_module(checkpoint_folder("fsrcnn-z4"))
+    save(tmp_path / "full", network, CARD)
+    save(tmp_path, network, CARD, half=True)
+    full, half = (path.stat().st_size for path in sorted(tmp_path.rglob(WEIGHTS_FILE)))
+    assert half < 0.6 * full
+    rounded = load_module(tmp_path)
+    for mine, theirs in zip(rounded.parameters(), network.parameters(), strict=True):
+        assert mine.dtype == torch.float32
+        torch.testing.assert_close(mine, theirs.half().float(), rtol=0, atol=0)
+    x = torch.rand(1, 1, *(8 * g for g in network.alignment))
+    with torch.inference_mode():
+        assert 0 < (rounded(x) - network(x)).abs().max() < 1e-3
+    name, first = next(network.named_parameters())
+    first.detach().fill_(7e4)
+    with pytest.raises(ModelError, match=rf"cannot hold {name}, .*half = false"):
+        save(tmp_path, network, CARD, half=True)
 
 
 def test_reading_a_spec_needs_no_torch(folder):

@@ -19,24 +19,18 @@ import numpy as np
 import pytest
 import torch
 from jobs import write_source
+from safetensors.torch import load_file
 
 from isochunk.core.geometry import Box
 from isochunk.core.spec import Intensity
 from isochunk.errors import TargetConflictError, UsageError
-from isochunk.models.checkpoint import read_spec
+from isochunk.models.checkpoint import WEIGHTS_FILE, read_spec
 from isochunk.models.load import baselines, checkpoint_folder, shipped
 from isochunk.storage.open import open_volume
 from isochunk.train.apply import build
 from isochunk.train.augment import Augmentation
 from isochunk.train.config import Keeping, Optimisation, TrainConfig
-from isochunk.train.data import (
-    Crops,
-    Sampling,
-    Source,
-    read_ahead,
-    read_crop,
-    split,
-)
+from isochunk.train.data import Crops, Sampling, Source, read_ahead, read_crop, split
 from isochunk.train.fingerprint import fingerprint
 from isochunk.train.pairs import Sectioned
 from isochunk.train.presets import config_from_table, read_recipe
@@ -241,6 +235,17 @@ def test_weights_that_are_not_finite_are_never_kept(source, tmp_path):
     assert report.stopped == "diverged"
     assert not (tmp_path / "out" / "training" / "state.pt").exists()
     assert not (tmp_path / "out" / "last").exists()
+
+
+def test_weights_are_kept_in_half_precision_where_asked_and_learnt_in_full(source, tmp_path):
+    wanted = config(source, tmp_path / "full", 12)
+    half = replace(wanted, out=str(tmp_path / "half"), keeping=replace(wanted.keeping, half=True))
+    train(wanted)
+    train(replace(half, steps=6))
+    train(half)  # goes on with what was not rounded
+    full, rounded = (load_file(tmp_path / o / "last" / WEIGHTS_FILE) for o in ("full", "half"))
+    for name, value in full.items():
+        torch.testing.assert_close(rounded[name], value.half(), rtol=0, atol=0)
 
 
 def test_training_leaves_torchs_generator_alone(source, tmp_path):
