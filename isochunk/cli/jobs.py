@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from dataclasses import fields
+from typing import Any
 
 import isochunk
 from isochunk.cli.options import DONE, INCOMPLETE, Command, Result, add_fields, job_of
+from isochunk.cli.words import jobs as words
+from isochunk.cli.words.demo import demo as demo_words
 from isochunk.core.codec import JsonObject
 from isochunk.core.job import Job
 from isochunk.errors import UsageError
@@ -73,7 +77,15 @@ def run(options: argparse.Namespace) -> Result:
     made = isochunk.plan(job_of(options))
     with RunProgress(made) as progress:
         report = isochunk.run(made, watch=progress)
-    return report.summary(), DONE if report.complete else INCOMPLETE
+    result = report.summary()
+    if not options.json:
+        result["view"] = view_of(made)
+    return result, DONE if report.complete else INCOMPLETE
+
+
+def view_of(made: Plan) -> str:
+    """Return the command that shows a result beside its source."""
+    return shlex.join(["isochunk", "view", made.job.target, made.job.source])
 
 
 def demo_arguments(parser: argparse.ArgumentParser) -> None:
@@ -97,14 +109,24 @@ def demo(options: argparse.Namespace) -> Result:
     with AuditBar() as bar:
         audited = isochunk.audit(target, watch=bar)
     complete = report.complete and audited.complete
-    result = {"plan": made.summary(), "run": report.summary(), "audit": audited.summary()}
+    result: dict[str, Any] = {
+        "plan": made.summary(),
+        "run": report.summary(),
+        "audit": audited.summary(),
+    }
     if not options.json:
-        result["view"] = {"command": f"isochunk view {target} {source}"}
+        result["view"] = view_of(made)
     return result, DONE if complete else INCOMPLETE
 
 
 COMMANDS = (
-    Command("plan", "what a run would do; nothing is written", plan_arguments, plan),
-    Command("run", "make a volume isotropic", run_arguments, run),
-    Command("demo", "the whole job on a synthetic volume, on this machine", demo_arguments, demo),
+    Command("plan", "what a run would do; nothing is written", plan_arguments, plan, words.plan),
+    Command("run", "make a volume isotropic", run_arguments, run, words.run),
+    Command(
+        "demo",
+        "the whole job on a synthetic volume, on this machine",
+        demo_arguments,
+        demo,
+        demo_words,
+    ),
 )

@@ -17,6 +17,7 @@ from isochunk.cli.options import (
     add_fields,
     given,
 )
+from isochunk.cli.words import learning as words
 from isochunk.core.job import Job, Precision
 from isochunk.core.option_names import option_of
 from isochunk.errors import UsageError
@@ -161,6 +162,14 @@ def judge(options: argparse.Namespace) -> dict[str, Any]:
 
 
 COMMANDS = (
-    Command("train", "train a network; the same command resumes", train_arguments, train),
-    Command("evaluate", "measure models, against a truth or without", evaluate_arguments, evaluate),
+    Command(
+        "train", "train a network; the same command resumes", train_arguments, train, words.train
+    ),
+    Command(
+        "evaluate",
+        "measure models, against a truth or without",
+        evaluate_arguments,
+        evaluate,
+        words.evaluate,
+    ),
 )

@@ -9,13 +9,14 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
 import isochunk
 from isochunk.cli import jobs, learning, targets, viewers, volumes
 from isochunk.cli.options import INCOMPLETE, REFUSED, Command, Parser
-from isochunk.cli.text import as_text
+from isochunk.cli.words.layout import in_words, say_error
 from isochunk.errors import IsochunkError, UsageError
 from isochunk.host.allocator import keep_memory
 
@@ -36,12 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = parser(words).parse_args(words)
     except UsageError as error:
         return refuse(error, as_json="--json" in words)
-    logging.basicConfig(
-        level=logging.INFO if options.verbose else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(message)s",
-        stream=sys.stderr,
-    )
-    logging.getLogger("isochunk").setLevel(logging.INFO)
+    log_to_stderr(verbose=options.verbose)
     command: Command = options.command
     try:
         result, code = command.run(options)
@@ -51,15 +47,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("isochunk: interrupted; the same command resumes", file=sys.stderr)
         return INCOMPLETE
     if result is not None:
-        print(json.dumps(result) if options.json else as_text(result))
+        say(json.dumps(result) if options.json else in_words(command.words(result)))
     return code
+
+
+def log_to_stderr(*, verbose: bool) -> None:
+    """Log what isochunk tells and the warnings of others, or all that is told."""
+    handler = logging.StreamHandler()
+    if not verbose:  # loggers of Dask have levels of their own, so the root's is no help
+        handler.addFilter(ours_or_grave)
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING,
+        format="%(asctime)s %(levelname)s %(message)s",
+        handlers=[handler],
+    )
+    logging.getLogger("isochunk").setLevel(logging.INFO)
+
+
+def ours_or_grave(record: logging.LogRecord) -> bool:
+    """Tell whether a record is isochunk's own, or a warning."""
+    return record.levelno >= logging.WARNING or record.name.split(".")[0] == "isochunk"
+
+
+def say(text: str) -> None:
+    """Print a result; whoever reads may stop reading, as ``head`` does."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # Python flushes once more as it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def refuse(error: IsochunkError, *, as_json: bool) -> int:
     """Say what went wrong and return the exit code."""
     if as_json:
         print(json.dumps({"error": str(error), "kind": type(error).__name__}))
-    print(f"isochunk: {error}", file=sys.stderr)
+    say_error(error)
     return REFUSED if isinstance(error, UsageError) else INCOMPLETE
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NoReturn, TypeAlias, get_type_hints
+
+from rich.console import RenderableType
 
 from isochunk.core.fields import documented, help_text
 from isochunk.core.job import Job
@@ -60,6 +62,8 @@ class Command:
     """Adds its arguments; called only where the command is asked for."""
     run: Callable[[argparse.Namespace], Result]
     """Carries it out."""
+    words: Callable[[Mapping[str, Any]], RenderableType] = str
+    """Says what it found, for people; unused where it prints by itself."""
 
 
 def add_fields(parser: argparse.ArgumentParser, cls: type, names: Sequence[str]) -> None:

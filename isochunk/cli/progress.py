@@ -9,6 +9,7 @@ from types import TracebackType
 
 from tqdm import tqdm
 
+from isochunk.cli.words.units import counted, in_time, in_voxels
 from isochunk.engine.audit import AuditProgress
 from isochunk.engine.report import Report
 from isochunk.planning.plan import Plan
@@ -77,17 +78,21 @@ class RunProgress(Progress):
             self._first_said = True
             log.info("the first block was done after %.1f s", first)
         if self.line_due():
-            rate = report.voxels / max(report.wall_s, 1e-9)
-            finished = report.done - report.resumed
-            left = (report.total - report.done) * report.wall_s / max(finished, 1)
-            log.info(
-                "%d of %d blocks, %.2f Mvoxel/s, about %.0f s left, %d failed",
-                report.done,
-                report.total,
-                rate / 1e6,
-                left,
-                report.failed,
-            )
+            log.info("%s", progress_line(report))
+
+
+def progress_line(report: Report) -> str:
+    """Write on one line how far a run is; nothing of its rate before there is one."""
+    said = [f"{report.done:,} of {counted(report.total, 'block')}"]
+    finished = report.done - report.resumed
+    if finished:
+        left_s = (report.total - report.done) * report.wall_s / finished
+        rate = report.voxels / max(report.wall_s, 1e-9)
+        said += [f"{in_voxels(rate)}/s", f"about {in_time(left_s)} left"]
+    for number, name in ((report.failed, "failed"), (report.retries, "tried again")):
+        if number:
+            said.append(f"{number:,} {name}")
+    return ", ".join(said)
 
 
 class AuditBar(Progress):

@@ -10,6 +10,7 @@ from typing import Any
 
 import isochunk
 from isochunk.cli.options import DONE, INCOMPLETE, Command, Result, add_fields, given
+from isochunk.cli.words import targets as words
 from isochunk.core.job import RunOptions
 
 RUN_OPTIONS = tuple(f.name for f in fields(RunOptions))
@@ -95,12 +96,15 @@ def repair(options: argparse.Namespace) -> Result:
 
 
 COMMANDS = (
-    Command("status", "what is done of a target", status_arguments, status),
-    Command("audit", "read a target again and prove it complete", audit_arguments, audit),
+    Command("status", "what is done of a target", status_arguments, status, words.status),
+    Command(
+        "audit", "read a target again and prove it complete", audit_arguments, audit, words.audit
+    ),
     Command(
         "repair",
         "audit a target and compute again what is missing or corrupt",
         repair_arguments,
         repair,
+        words.repair,
     ),
 )

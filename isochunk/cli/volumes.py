@@ -13,6 +13,7 @@ from isochunk.cli.options import (
     add_fields,
     given,
 )
+from isochunk.cli.words import volumes as words
 from isochunk.core.job import Job, RunOptions
 
 PLACE = ("scheduler", "cluster", "workers")
@@ -64,19 +65,27 @@ def inspect(options: argparse.Namespace) -> Result:
     return found.summary(), DONE
 
 
+def models_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``isochunk models``."""
+    parser.add_argument("name", nargs="?", help="say all of one: its name, or a checkpoint folder")
+
+
 def models(options: argparse.Namespace) -> Result:
     """``isochunk models``."""
     from isochunk.models.interpolation import INTERPOLATIONS, interpolation_spec
-    from isochunk.models.load import baselines, shipped
+    from isochunk.models.load import baselines, describe, shipped
 
-    del options
     specs = [interpolation_spec(name) for name in INTERPOLATIONS]
     specs += [spec for _, spec in (*shipped(), *baselines())]
+    if options.name is not None:
+        specs = [describe(options.name)]
     return {"rows": [spec.summary() for spec in specs]}, DONE
 
 
 COMMANDS = (
-    Command("info", "what a volume is", info_arguments, info),
-    Command("inspect", "lost, uneven and displaced sections", inspect_arguments, inspect),
-    Command("models", "the models that are shipped", lambda _: None, models),
+    Command("info", "what a volume is", info_arguments, info, words.info),
+    Command(
+        "inspect", "lost, uneven and displaced sections", inspect_arguments, inspect, words.inspect
+    ),
+    Command("models", "the models that are shipped", models_arguments, models, words.models),
 )

@@ -47,12 +47,11 @@ def test_evaluate(run: Command, truth: str, tmp_path: Path) -> None:
 
 def test_evaluate_as_text(run: Command, truth: str) -> None:
     out, _ = run.text("evaluate", "--truth", truth, "--factor=5/2", "--average=1,2,2")
-    assert re.search(r"^factor: 5/2$", out, re.M)
-    assert re.search(r"^average: 1, 2, 2$", out, re.M)
-    rows = r"^  model +psnr +ssim +wpsnr.*\n  nearest +(\S+).*\n  linear +(\S+)"
+    assert re.search(r"^made coarse +by 5/2 along z, AVG; voxels ", out, re.M)
+    rows = r"^model +PSNR dB +over cubic .*\nnearest +(\S+).*\nlinear +(\S+)"
     table = re.search(rows, out, re.M)
     assert float(table.group(1)) < float(table.group(2))
-    assert re.search(r"^  cubic +3d +\d\d\.\d+ +0\.\d+$", out, re.M)
+    assert max(map(len, out.splitlines())) <= 100
 
 
 def test_train_and_use_it(run: Command, truth: str, tmp_path: Path) -> None:

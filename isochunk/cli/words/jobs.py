@@ -1,0 +1,197 @@
+"""What a job would do and what it did, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich.console import Group, RenderableType
+
+from isochunk.cli.words.layout import Fact, advice, columns, facts, verdict
+from isochunk.cli.words.units import (
+    by,
+    counted,
+    in_bytes,
+    in_memory,
+    in_percent,
+    in_time,
+    in_voxels,
+)
+from isochunk.cli.words.volumes import listed, volume_lines
+
+WORTHWHILE = 0.05
+"""Share of the computing that twice the memory must save, to be said."""
+SHOWN_ERRORS = 3
+"""Errors shown; all are in the JSON object and in the target's records."""
+
+
+def plan(found: Mapping[str, Any]) -> RenderableType:
+    """Say what a run would do."""
+    said = facts([*_planned(found), *_cost(found), *_to_mind(found)])
+    hint = found.get("sections_hint")
+    return Group(said, advice(hint["command"])) if hint else said
+
+
+def _planned(found: Mapping[str, Any]) -> Iterator[Fact]:
+    source, target = found["source"], found["target"]
+    thick, thin = source["spacing_nm"][0], target["spacing_nm"][0]
+    yield (
+        "read",
+        [
+            *volume_lines(source),
+            f"{in_bytes(found['bytes_read'])} in all, what halos read again included",
+        ],
+    )
+    yield (
+        "make",
+        [
+            f"sections of {thin:g} nm from those of {thick:g} nm, by {found['model']}",
+            f"{counted(found['blocks'], 'block')} of {by(found['block'])} voxels; halos of "
+            f"{by(found['halo'])} add {in_percent(found['compute_overhead'])} to the computing",
+        ],
+    )
+    yield (
+        "write",
+        [
+            *volume_lines(target),
+            f"{counted(found['objects_written'], 'object')}, "
+            f"{in_bytes(found['bytes_written'])} before compression",
+        ],
+    )
+    yield "memory", f"{in_memory(found['worker_memory_bytes'])} for each worker"
+    yield "exact", _exactness(found)
+
+
+def _exactness(found: Mapping[str, Any]) -> RenderableType:
+    if not found["exact"]:
+        return verdict("no: this model's tiles do not join exactly", good=False)
+    same = found["identical_to_fp32"]
+    if same is None:
+        return "blocks join as if the volume were one"
+    share = "every voxel" if same == 1 else f"{in_percent(same)} of voxels"
+    return f"blocks join as if the volume were one; {share} as in float32"
+
+
+def _cost(found: Mapping[str, Any]) -> Iterator[Fact]:
+    if "cost" not in found:
+        yield "time", advice("--calibrate 3 runs three blocks and says what all take and cost")
+        return
+    cost, measured = found["cost"], found["calibration"]
+    yield (
+        "time",
+        f"about {in_time(cost['wall_s'])} on {counted(cost['workers'], 'worker')}, "
+        f"{in_voxels(measured['voxels_per_s'])}/s",
+    )
+    money = cost["currency"]
+    table = columns(
+        [
+            {
+                "for": f"{row['item']}, {row['unit']}",
+                "amount": f"{row['quantity']:,.6g}",
+                money: f"{row['cost']:,.2f}",
+            }
+            for row in (*cost["rows"], *cost["storage"])
+            if row["cost"]
+        ],
+        right=("amount", money),
+    )
+    total = f"{cost['total']:,.2f} {money} at prices of {cost['prices_as_of']}, storage apart"
+    yield "cost", [total, table]
+
+
+def _to_mind(found: Mapping[str, Any]) -> Iterator[Fact]:
+    window, sections, more = found["window"], found["sections"], found["with_twice_the_memory"]
+    if window is not None:
+        yield "grey levels", f"{window['low']:g} to {window['high']:g} become black to white"
+    if sections is not None:
+        yield (
+            "sections",
+            f"{len(sections['lost'])} filled from those around them, "
+            f"{sections['corrected']} corrected",
+        )
+    if found["invented_voxels"]:
+        yield "invented", f"{in_voxels(found['invented_voxels'])} in sections that are filled"
+    if more and found["compute_overhead"] - more["compute_overhead"] > WORTHWHILE:
+        yield (
+            "mind",
+            f"twice the memory: blocks of {by(more['block'])}, and halos add "
+            f"{in_percent(more['compute_overhead'])}",
+        )
+    if found["padded_because"]:
+        yield "mind", f"every tile is padded: {found['padded_because']}"
+    if hint := found.get("sections_hint"):
+        yield (
+            "mind",
+            f"of {counted(hint['looked_at'], 'section')} looked at, {len(hint['lost'])} look lost "
+            f"(z = {listed(hint['lost']) or 'none'}) and {len(hint['uneven'])} uneven "
+            f"(z = {listed(hint['uneven']) or 'none'}):",
+        )
+
+
+def run(found: Mapping[str, Any]) -> RenderableType:
+    """Say what a run did, the link last."""
+    blocks, shares = found["blocks"], found["shares"]
+    said = f"{blocks['done']:,} of {counted(blocks['total'], 'block')}"
+    known = [(name, blocks[key]) for key, name in KINDS.items() if blocks[key]]
+    if known:
+        said += f" ({', '.join(f'{number:,} {name}' for name, number in known)})"
+    done = verdict("complete" if found["complete"] else "not complete", good=found["complete"])
+    first = found["first_block_s"]
+    rows: list[Fact] = [
+        ("result", done.append(f": {said}", "default")),
+        (
+            "time",
+            f"{in_time(found['wall_s'])}"
+            + ("" if first is None else f", the first block after {in_time(first)}"),
+        ),
+        ("rate", f"{in_voxels(found['voxels_per_s'])}/s, {in_voxels(found['voxels'])} written"),
+        ("spent on", ", ".join(f"{kind} {in_percent(share)}" for kind, share in shares.items())),
+        ("on", _devices(found["device"])),
+        ("moved", f"{in_bytes(found['bytes_read'])} in, {in_bytes(found['bytes_written'])} out"),
+        *_proofs(found),
+    ]
+    if found["retries"]:
+        rows.append(("tried again", counted(found["retries"], "time")))
+    if found["tile_halvings"]:
+        rows.append(("mind", "memory ran out: tiles were halved; plan with less --memory"))
+    if found["errors"]:
+        rows.append(("errors", [verdict(e, good=False) for e in found["errors"][:SHOWN_ERRORS]]))
+    if not found["complete"]:
+        return Group(facts(rows), advice("the same command goes on where this run ended"))
+    link = found["neuroglancer_url"] or found.get("view")
+    return Group(facts(rows), advice(link)) if link else facts(rows)
+
+
+KINDS = {"resumed": "done before", "empty": "all background", "failed": "failed"}
+"""Blocks that are counted apart."""
+
+
+def _proofs(found: Mapping[str, Any]) -> Iterator[Fact]:
+    seam, source = found["seam"], found["consistency"]
+    if seam is not None:
+        compared = f"{seam['voxels']:,} voxels compared across blocks' faces"
+        same = seam["identical_fraction"]
+        said = (
+            f"none: all of {compared} are the same"
+            if same == 1
+            else f"{in_percent(same)} of {compared} are the same, others differ by at most "
+            f"{seam['max_difference']}"
+        )
+        promised = seam.get("promised")
+        kept = promised is None or promised["kept"]
+        yield "seams", said if kept else verdict(f"{said}: more than promised", good=False)
+    if source is not None:
+        yield (
+            "source",
+            f"made coarse again, sections differ from it by {source['rms']:.2g} grey levels "
+            f"(root mean square), by {source['worst_section_rms']:.2g} at z = "
+            f"{source['worst_section']}",
+        )
+    if found["invented_voxels"]:
+        yield "invented", f"{in_voxels(found['invented_voxels'])} in sections that are filled"
+
+
+def _devices(device: Mapping[str, Any] | None) -> str:
+    if device is None:
+        return ""
+    return f"{device['count']} x {device['name']}, CUDA {device['cuda']}, torch {device['torch']}"

@@ -1,0 +1,75 @@
+"""What has been written, in words: status, audit, repair."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Group, RenderableType
+
+from isochunk.cli.words import jobs
+from isochunk.cli.words.layout import Fact, advice, columns, facts, verdict
+from isochunk.cli.words.units import counted, in_percent, in_voxels
+from isochunk.cli.words.volumes import listed
+
+SHOWN_HOLES = 10
+"""Objects named one by one; all are in the JSON object."""
+
+
+def status(found: Mapping[str, Any]) -> RenderableType:
+    """Say what is done of a target."""
+    blocks, last, sections = found["blocks"], found["last_event"], found["sections"]
+    done, total = blocks["done"], blocks["total"]
+    said = f"{done:,} of {counted(total, 'block')} done ({in_percent(done / total)})"
+    if blocks["empty"]:
+        said += f", {blocks['empty']:,} of them all background"
+    rows: list[Fact] = [
+        ("target", found["target"]),
+        ("blocks", verdict(said, good=True) if found["complete"] else said),
+        ("last", f"{last['event']}, {last['time']}" if last else "nothing is recorded yet"),
+    ]
+    if sections:
+        rows.append(
+            (
+                "sections",
+                f"filled: z = {listed(sections['lost']) or 'none'}; "
+                f"{sections['corrected']} corrected",
+            )
+        )
+    if found["invented_voxels"]:
+        rows.append(("invented", f"{in_voxels(found['invented_voxels'])} in filled sections"))
+    return facts(rows)
+
+
+def audit(found: Mapping[str, Any]) -> RenderableType:
+    """Say whether a target is complete, and what is not as it should be."""
+    missing, corrupt = found["missing"], found["corrupt"]
+    objects = counted(found["expected"], "object")
+    if found["complete"]:
+        return verdict(f"complete: all of {objects} were read again and are as written", good=True)
+    holes = [
+        {"object": hole["object"], "box": hole["box"], "block": str(hole["block"]), "why": why}
+        for kind, of_kind in (("missing", missing), ("corrupt", corrupt))
+        for hole in of_kind
+        for why in [hole["reason"] or kind]
+    ]
+    said: list[RenderableType] = [
+        verdict(
+            f"not complete: of {objects} {len(missing):,} missing, {len(corrupt):,} corrupt or "
+            "not readable",
+            good=False,
+        ),
+        columns(holes[:SHOWN_HOLES]),
+    ]
+    if len(holes) > SHOWN_HOLES:
+        said.append(f"and {len(holes) - SHOWN_HOLES:,} more, all with --json")
+    return Group(*said, advice("isochunk repair TARGET computes them again"))
+
+
+def repair(found: Mapping[str, Any]) -> RenderableType:
+    """Say what was found, and what was done about it."""
+    before = found["found"]
+    holes = len(before["missing"]) + len(before["corrupt"])
+    if not holes:
+        return audit(before)
+    return Group(f"found {counted(holes, 'object')} missing or corrupt", jobs.run(found))
