@@ -199,8 +199,12 @@ def run(
         ledger = prepare_target(plan)
         recorder = Recorder(ledger, EventLog(ledger.store), timeouts)
         report = execute(plan, recorder, backend, watch or (lambda _: None), begun)
-    link = public_link(plan, Access.for_job(plan.job))
-    return replace(report, neuroglancer_url=link)
+    report = replace(report, neuroglancer_url=public_link(plan, Access.for_job(plan.job)))
+    if report.done > report.resumed:  # else the page of the run that did it stays
+        from isochunk.pages.run_page import keep_page
+
+        keep_page(plan, report.summary())
+    return report
 
 
 @contextmanager
@@ -294,6 +298,18 @@ def status(
         NotFoundError: isochunk wrote nothing there.
     """
     return records.status(target, endpoint_url, requester_pays)
+
+
+def report(target: str, endpoint_url: str | None = None, requester_pays: str | None = None) -> str:
+    """Write the page of a target's last run anew, ``.isochunk/report.html``; returns its URL.
+
+    Raises:
+        NotFoundError: isochunk wrote nothing there, or no run has ended.
+        StorageError: source or target cannot be read, or the page cannot be written.
+    """
+    from isochunk.pages.run_page import write_page
+
+    return write_page(records.open_written_target(target, endpoint_url, requester_pays).plan)
 
 
 def audit(

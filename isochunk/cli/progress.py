@@ -9,7 +9,7 @@ from types import TracebackType
 
 from tqdm import tqdm
 
-from isochunk.cli.words.units import counted, in_time, in_voxels
+from isochunk.core.amounts import counted, in_time, in_voxels
 from isochunk.engine.audit import AuditProgress
 from isochunk.engine.report import Report
 from isochunk.planning.plan import Plan

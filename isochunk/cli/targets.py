@@ -78,6 +78,18 @@ def audit(options: argparse.Namespace) -> Result:
     return report.summary(), DONE if report.complete else INCOMPLETE
 
 
+def report_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``isochunk report``."""
+    target_argument(parser)
+    add_fields(parser, RunOptions, ("requester_pays",))
+
+
+def report(options: argparse.Namespace) -> Result:
+    """``isochunk report``."""
+    payer = given(options, RunOptions, ("requester_pays",)).get("requester_pays")
+    return {"page": isochunk.report(options.target, options.endpoint_url, payer)}, DONE
+
+
 def repair_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``isochunk repair``."""
     target_argument(parser)
@@ -99,6 +111,13 @@ COMMANDS = (
     Command("status", "what is done of a target", status_arguments, status, words.status),
     Command(
         "audit", "read a target again and prove it complete", audit_arguments, audit, words.audit
+    ),
+    Command(
+        "report",
+        "write the page of a target's last run anew",
+        report_arguments,
+        report,
+        words.report,
     ),
     Command(
         "repair",

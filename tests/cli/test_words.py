@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from jobs import noise, write_source
 
-from isochunk.cli.words import units
+from isochunk.core import amounts as units
 
 WORDS = [
     (units.in_bytes, 999, "999 B"),

@@ -7,8 +7,9 @@ from typing import Any
 
 from rich.console import Group, RenderableType
 
-from isochunk.cli.words.layout import Fact, advice, columns, facts, verdict
-from isochunk.cli.words.units import (
+from isochunk.cli.words.layout import Fact, advice, columns, facts, marked
+from isochunk.cli.words.volumes import listed, volume_lines
+from isochunk.core.amounts import (
     by,
     counted,
     in_bytes,
@@ -17,7 +18,7 @@ from isochunk.cli.words.units import (
     in_time,
     in_voxels,
 )
-from isochunk.cli.words.volumes import listed, volume_lines
+from isochunk.pages.sentences import Sentence, course, proofs, verdict
 
 WORTHWHILE = 0.05
 """Share of the computing that twice the memory must save, to be said."""
@@ -64,7 +65,7 @@ def _planned(found: Mapping[str, Any]) -> Iterator[Fact]:
 
 def _exactness(found: Mapping[str, Any]) -> RenderableType:
     if not found["exact"]:
-        return verdict("no: this model's tiles do not join exactly", good=False)
+        return marked("no: this model's tiles do not join exactly", good=False)
     same = found["identical_to_fp32"]
     if same is None:
         return "blocks join as if the volume were one"
@@ -130,68 +131,16 @@ def _to_mind(found: Mapping[str, Any]) -> Iterator[Fact]:
 
 def run(found: Mapping[str, Any]) -> RenderableType:
     """Say what a run did, the link last."""
-    blocks, shares = found["blocks"], found["shares"]
-    said = f"{blocks['done']:,} of {counted(blocks['total'], 'block')}"
-    known = [(name, blocks[key]) for key, name in KINDS.items() if blocks[key]]
-    if known:
-        said += f" ({', '.join(f'{number:,} {name}' for name, number in known)})"
-    done = verdict("complete" if found["complete"] else "not complete", good=found["complete"])
-    first = found["first_block_s"]
-    rows: list[Fact] = [
-        ("result", done.append(f": {said}", "default")),
-        (
-            "time",
-            f"{in_time(found['wall_s'])}"
-            + ("" if first is None else f", the first block after {in_time(first)}"),
-        ),
-        ("rate", f"{in_voxels(found['voxels_per_s'])}/s, {in_voxels(found['voxels'])} written"),
-        ("spent on", ", ".join(f"{kind} {in_percent(share)}" for kind, share in shares.items())),
-        ("on", _devices(found["device"])),
-        ("moved", f"{in_bytes(found['bytes_read'])} in, {in_bytes(found['bytes_written'])} out"),
-        *_proofs(found),
-    ]
-    if found["retries"]:
-        rows.append(("tried again", counted(found["retries"], "time")))
-    if found["tile_halvings"]:
-        rows.append(("mind", "memory ran out: tiles were halved; plan with less --memory"))
+    rows: list[Fact] = [("result", marked(verdict(found), good=found["complete"]))]
+    rows += [(s.label, _styled(s)) for s in (*course(found), *proofs(found))]
     if found["errors"]:
-        rows.append(("errors", [verdict(e, good=False) for e in found["errors"][:SHOWN_ERRORS]]))
+        shown = found["errors"][:SHOWN_ERRORS]
+        rows.append(("errors", [marked(error, good=False) for error in shown]))
     if not found["complete"]:
         return Group(facts(rows), advice("the same command goes on where this run ended"))
     link = found["neuroglancer_url"] or found.get("view")
     return Group(facts(rows), advice(link)) if link else facts(rows)
 
 
-KINDS = {"resumed": "done before", "empty": "all background", "failed": "failed"}
-"""Blocks that are counted apart."""
-
-
-def _proofs(found: Mapping[str, Any]) -> Iterator[Fact]:
-    seam, source = found["seam"], found["consistency"]
-    if seam is not None:
-        compared = f"{seam['voxels']:,} voxels compared across blocks' faces"
-        same = seam["identical_fraction"]
-        said = (
-            f"none: all of {compared} are the same"
-            if same == 1
-            else f"{in_percent(same)} of {compared} are the same, others differ by at most "
-            f"{seam['max_difference']}"
-        )
-        promised = seam.get("promised")
-        kept = promised is None or promised["kept"]
-        yield "seams", said if kept else verdict(f"{said}: more than promised", good=False)
-    if source is not None:
-        yield (
-            "source",
-            f"made coarse again, sections differ from it by {source['rms']:.2g} grey levels "
-            f"(root mean square), by {source['worst_section_rms']:.2g} at z = "
-            f"{source['worst_section']}",
-        )
-    if found["invented_voxels"]:
-        yield "invented", f"{in_voxels(found['invented_voxels'])} in sections that are filled"
-
-
-def _devices(device: Mapping[str, Any] | None) -> str:
-    if device is None:
-        return ""
-    return f"{device['count']} x {device['name']}, CUDA {device['cuda']}, torch {device['torch']}"
+def _styled(sentence: Sentence) -> RenderableType:
+    return sentence.said if sentence.good else marked(sentence.said, good=False)

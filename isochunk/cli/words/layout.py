@@ -65,7 +65,7 @@ def columns(rows: Sequence[Mapping[str, RenderableType]], right: Sequence[str] =
     return table
 
 
-def verdict(said: str, *, good: bool) -> Text:
+def marked(said: str, *, good: bool) -> Text:
     """Say how something ended."""
     return Text(said, GOOD if good else BAD)
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from rich.console import Group, RenderableType
 
-from isochunk.cli.words.layout import advice, columns, facts, verdict
-from isochunk.cli.words.units import in_bytes, in_time
+from isochunk.cli.words.layout import advice, columns, facts, marked
+from isochunk.core.amounts import in_bytes, in_time
 
 ENDS = {
     "finished": "finished",
@@ -24,7 +24,7 @@ def train(found: Mapping[str, Any]) -> RenderableType:
     best = found["best_psnr"]
     said = facts(
         (
-            ("training", verdict(ENDS[found["stopped"]], good=found["stopped"] == "finished")),
+            ("training", marked(ENDS[found["stopped"]], good=found["stopped"] == "finished")),
             ("steps", f"{found['step']:,} in {in_time(found['wall_s'])} of this call"),
             (
                 "best",

@@ -8,9 +8,9 @@ from typing import Any
 from rich.console import Group, RenderableType
 
 from isochunk.cli.words import jobs
-from isochunk.cli.words.layout import Fact, advice, columns, facts, verdict
-from isochunk.cli.words.units import counted, in_percent, in_voxels
+from isochunk.cli.words.layout import Fact, advice, columns, facts, marked
 from isochunk.cli.words.volumes import listed
+from isochunk.core.amounts import counted, in_percent, in_voxels
 
 SHOWN_HOLES = 10
 """Objects named one by one; all are in the JSON object."""
@@ -25,7 +25,7 @@ def status(found: Mapping[str, Any]) -> RenderableType:
         said += f", {blocks['empty']:,} of them all background"
     rows: list[Fact] = [
         ("target", found["target"]),
-        ("blocks", verdict(said, good=True) if found["complete"] else said),
+        ("blocks", marked(said, good=True) if found["complete"] else said),
         ("last", f"{last['event']}, {last['time']}" if last else "nothing is recorded yet"),
     ]
     if sections:
@@ -46,7 +46,7 @@ def audit(found: Mapping[str, Any]) -> RenderableType:
     missing, corrupt = found["missing"], found["corrupt"]
     objects = counted(found["expected"], "object")
     if found["complete"]:
-        return verdict(f"complete: all of {objects} were read again and are as written", good=True)
+        return marked(f"complete: all of {objects} were read again and are as written", good=True)
     holes = [
         {"object": hole["object"], "box": hole["box"], "block": str(hole["block"]), "why": why}
         for kind, of_kind in (("missing", missing), ("corrupt", corrupt))
@@ -54,7 +54,7 @@ def audit(found: Mapping[str, Any]) -> RenderableType:
         for why in [hole["reason"] or kind]
     ]
     said: list[RenderableType] = [
-        verdict(
+        marked(
             f"not complete: of {objects} {len(missing):,} missing, {len(corrupt):,} corrupt or "
             "not readable",
             good=False,
@@ -64,6 +64,11 @@ def audit(found: Mapping[str, Any]) -> RenderableType:
     if len(holes) > SHOWN_HOLES:
         said.append(f"and {len(holes) - SHOWN_HOLES:,} more, all with --json")
     return Group(*said, advice("isochunk repair TARGET computes them again"))
+
+
+def report(found: Mapping[str, Any]) -> RenderableType:
+    """Say where the page is."""
+    return advice(found["page"])
 
 
 def repair(found: Mapping[str, Any]) -> RenderableType:

@@ -8,8 +8,8 @@ from typing import Any
 
 from rich.console import Group, RenderableType
 
-from isochunk.cli.words.layout import advice, columns, facts, verdict
-from isochunk.cli.words.units import by, counted, in_bytes, in_voxels
+from isochunk.cli.words.layout import advice, columns, facts, marked
+from isochunk.core.amounts import by, counted, in_bytes, in_voxels
 
 AXES = "z, y, x"
 SHOWN = 12
@@ -152,9 +152,9 @@ def one_model(model: Mapping[str, Any]) -> RenderableType:
             ("halo", f"{by(model['halo'])} source voxels ({AXES})"),
             (
                 "tiles",
-                verdict("join exactly", good=True)
+                marked("join exactly", good=True)
                 if exact
-                else verdict("do not join exactly", good=False),
+                else marked("do not join exactly", good=False),
             ),
             ("trained on", model["trained_on"]),
             ("licence", model["licence"]),

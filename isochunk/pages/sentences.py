@@ -1,0 +1,87 @@
+"""What a run's report says, in sentences: for the terminal, and for the page.
+
+Each takes the JSON object of ``isochunk run``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from isochunk.core.amounts import counted, in_bytes, in_percent, in_time, in_voxels
+
+KINDS = {"resumed": "done before", "empty": "all background", "failed": "failed"}
+"""Blocks that are counted apart."""
+
+
+class Sentence(NamedTuple):
+    """A sentence with a label."""
+
+    label: str
+    """What it is about."""
+    said: str
+    """What is said."""
+    good: bool = True
+    """False for what was not to be."""
+
+
+def verdict(report: Mapping[str, Any]) -> str:
+    """Say whether all is done."""
+    blocks = report["blocks"]
+    said = f"{blocks['done']:,} of {counted(blocks['total'], 'block')}"
+    known = [f"{blocks[key]:,} {name}" for key, name in KINDS.items() if blocks[key]]
+    if known:
+        said += f" ({', '.join(known)})"
+    return f"{'complete' if report['complete'] else 'not complete'}: {said}"
+
+
+def course(report: Mapping[str, Any]) -> Iterator[Sentence]:
+    """Say how a run went."""
+    first, device = report["first_block_s"], report["device"]
+    yield Sentence(
+        "time",
+        in_time(report["wall_s"])
+        + ("" if first is None else f", the first block after {in_time(first)}"),
+    )
+    yield Sentence(
+        "rate", f"{in_voxels(report['voxels_per_s'])}/s, {in_voxels(report['voxels'])} written"
+    )
+    shares = report["shares"].items()
+    yield Sentence("spent on", ", ".join(f"{kind} {in_percent(share)}" for kind, share in shares))
+    if device is not None:
+        on = f"{device['count']} x {device['name']}, CUDA {device['cuda']}, torch {device['torch']}"
+        yield Sentence("on", on)
+    yield Sentence(
+        "moved", f"{in_bytes(report['bytes_read'])} in, {in_bytes(report['bytes_written'])} out"
+    )
+    if report["retries"]:
+        yield Sentence("tried again", counted(report["retries"], "time"))
+    if report["tile_halvings"]:
+        said = "memory ran out and tiles were halved: plan with less --memory"
+        yield Sentence("mind", said, good=False)
+
+
+def proofs(report: Mapping[str, Any]) -> Iterator[Sentence]:
+    """Say what was measured of the output."""
+    seam, source = report["seam"], report["consistency"]
+    if seam is not None:
+        compared = f"{seam['voxels']:,} voxels compared across blocks' faces"
+        same = seam["identical_fraction"]
+        said = (
+            f"none: all of {compared} are the same"
+            if same == 1
+            else f"{in_percent(same)} of {compared} are the same, others differ by at most "
+            f"{counted(seam['max_difference'], 'grey level')}"
+        )
+        kept = "promised" not in seam or seam["promised"]["kept"]
+        yield Sentence("seams", said if kept else f"{said}: more than promised", good=kept)
+    if source is not None:
+        yield Sentence(
+            "source",
+            f"made coarse again, sections differ from it by {source['rms']:.2g} grey levels "
+            f"(root mean square), by {source['worst_section_rms']:.2g} at z = "
+            f"{source['worst_section']}",
+        )
+    if report["invented_voxels"]:
+        said = f"{in_voxels(report['invented_voxels'])} in sections filled from those around them"
+        yield Sentence("invented", said, good=False)
