@@ -11,7 +11,7 @@ JOBS ?= 2
 .PHONY: help demo test check lint bench reliability clean
 
 help:
-	@echo "make demo    anisotropic to isotropic on a synthetic volume, local files and local workers"
+	@echo "make demo    a little real tissue made isotropic by local workers, audited, compared with the truth"
 	@echo "make test    all tests, and each benchmark once"
 	@echo "make check   lint and the tests that take seconds"
 	@echo "make lint    ruff, its formatter, the rooms' imports and mypy"

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
-from dataclasses import fields
+import sys
+import webbrowser
+from collections.abc import Mapping
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import isochunk
@@ -17,7 +23,16 @@ from isochunk.errors import UsageError
 from isochunk.planning.plan import Plan
 from isochunk.storage.access import Access
 
-DEMO_MODEL = "fsrcnn-z4"
+DEMO: Mapping[str, Any] = MappingProxyType(
+    {
+        "model": "anyz-z4",
+        "chunk": (32, 32, 32),
+        "shard": "none",
+        "block": (96, 96, 96),
+        "overwrite": True,
+    }
+)
+"""The demo's job: eight blocks, so that there are seams."""
 
 POSITIONAL = ("source", "target")
 
@@ -96,27 +111,41 @@ def demo_arguments(parser: argparse.ArgumentParser) -> None:
 
 def demo(options: argparse.Namespace) -> Result:
     """``isochunk demo``."""
-    from isochunk.cli.demo import make_source
+    from isochunk.cli.demo.show import compare, write_page
+    from isochunk.cli.demo.tissue import write_source
     from isochunk.cli.progress import AuditBar, RunProgress
 
-    source, target = make_source(options.out), f"{options.out}/isotropic"
-    job = Job(
-        source=source, target=target, model=DEMO_MODEL, workers=options.workers, overwrite=True
-    )
+    folder = Path(options.out)
+    source, target = write_source(folder), f"{folder}/isotropic"
+    job = Job(source=source, target=target, workers=options.workers, **DEMO)
     made = isochunk.plan(job)
     with RunProgress(made) as progress:
         report = isochunk.run(made, watch=progress)
     with AuditBar() as bar:
         audited = isochunk.audit(target, watch=bar)
-    complete = report.complete and audited.complete
+    cubic = isochunk.plan(replace(job, target=f"{folder}/cubic", model="cubic", workers=None))
+    isochunk.run(cubic)
+    compared = compare(made, cubic)
     result: dict[str, Any] = {
         "plan": made.summary(),
         "run": report.summary(),
         "audit": audited.summary(),
+        "compared": asdict(compared),
     }
+    page = write_page(folder, (made, cubic), result, compared)
+    result["page"] = page.resolve().as_uri()
     if not options.json:
         result["view"] = view_of(made)
-    return result, DONE if complete else INCOMPLETE
+        if sys.stdout.isatty() and has_desktop():
+            webbrowser.open(result["page"])
+    return result, DONE if report.complete and audited.complete else INCOMPLETE
+
+
+def has_desktop() -> bool:
+    """Tell whether there is a desktop on which a browser can show something."""
+    return sys.platform in ("darwin", "win32") or bool(
+        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    )
 
 
 COMMANDS = (
@@ -124,7 +153,7 @@ COMMANDS = (
     Command("run", "make a volume isotropic", run_arguments, run, words.run),
     Command(
         "demo",
-        "the whole job on a synthetic volume, on this machine",
+        "the whole job on a little real tissue, on this machine",
         demo_arguments,
         demo,
         demo_words,

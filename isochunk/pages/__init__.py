@@ -1,1 +1,1 @@
-"""Pages that show what a job did: to be looked at by people, kept beside the target."""
+"""Pages that show what a job did, kept beside its target."""

@@ -22,7 +22,7 @@ from isochunk.engine.ledger import Ledger
 from isochunk.engine.prepare import provenance
 from isochunk.errors import NotFoundError
 from isochunk.pages.command import command_of
-from isochunk.pages.sentences import course, proofs, verdict
+from isochunk.pages.sentences import Sentence, course, proofs, verdict
 from isochunk.pages.slices import (
     PLANES,
     Picture,
@@ -108,6 +108,7 @@ def page(
     box: Box,
     shown: Sequence[Shown],
     lead: str = "",
+    proved: Sequence[Sentence] = (),
 ) -> str:
     """Return the page of some pictures.
 
@@ -117,6 +118,7 @@ def page(
         box: target voxels that are shown.
         shown: what they are, the first as stored.
         lead: a sentence before the pictures.
+        proved: what else can be relied on.
     """
     environment = Environment(
         loader=PackageLoader("isochunk.pages", ""),
@@ -134,8 +136,8 @@ def page(
         lead=lead,
         planes=[(plane, _pictures(plane, shown)) for plane in PLANES],
         place=f"Voxels {box} (z, y, x) of {plan.target.spacing} nm.",
-        proofs=[(s.label, s.said) for s in proofs(report)] or [("seams", "nothing was compared")],
-        course=[(s.label, s.said) for s in course(report)],
+        proofs=(*proofs(report), *proved),
+        course=tuple(course(report)),
         bars=[LARGEST_BAR * rate / most for rate in rates] if most else [],
         most=f"{in_voxels(most)}/s",
         lasted=in_time(report["wall_s"]),

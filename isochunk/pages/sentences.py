@@ -1,6 +1,6 @@
 """What a run's report says, in sentences: for the terminal, and for the page.
 
-Each takes the JSON object of ``isochunk run``.
+Each takes the JSON object of ``isochunk run``, where it says no other.
 """
 
 from __future__ import annotations
@@ -33,6 +33,16 @@ def verdict(report: Mapping[str, Any]) -> str:
     if known:
         said += f" ({', '.join(known)})"
     return f"{'complete' if report['complete'] else 'not complete'}: {said}"
+
+
+def audited(audit: Mapping[str, Any]) -> Sentence:
+    """Say whether a target is complete, of the JSON object of ``isochunk audit``."""
+    objects = counted(audit["expected"], "object")
+    if audit["complete"]:
+        return Sentence("audit", f"complete: all of {objects} were read again and are as written")
+    missing, corrupt = len(audit["missing"]), len(audit["corrupt"])
+    said = f"not complete: of {objects} {missing:,} missing, {corrupt:,} corrupt or not readable"
+    return Sentence("audit", said, good=False)
 
 
 def course(report: Mapping[str, Any]) -> Iterator[Sentence]:
@@ -78,9 +88,8 @@ def proofs(report: Mapping[str, Any]) -> Iterator[Sentence]:
     if source is not None:
         yield Sentence(
             "source",
-            f"made coarse again, sections differ from it by {source['rms']:.2g} grey levels "
-            f"(root mean square), by {source['worst_section_rms']:.2g} at z = "
-            f"{source['worst_section']}",
+            f"sections made of the output differ by {source['rms']:.2g} grey levels RMS, by "
+            f"{source['worst_section_rms']:.2g} at z = {source['worst_section']}",
         )
     if report["invented_voxels"]:
         said = f"{in_voxels(report['invented_voxels'])} in sections filled from those around them"

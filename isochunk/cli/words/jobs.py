@@ -131,15 +131,21 @@ def _to_mind(found: Mapping[str, Any]) -> Iterator[Fact]:
 
 def run(found: Mapping[str, Any]) -> RenderableType:
     """Say what a run did, the link last."""
+    rows = told_of_run(found)
+    if not found["complete"]:
+        return Group(facts(rows), advice("the same command goes on where this run ended"))
+    link = found["neuroglancer_url"] or found.get("view")
+    return Group(facts(rows), advice(link)) if link else facts(rows)
+
+
+def told_of_run(found: Mapping[str, Any]) -> list[Fact]:
+    """Return the facts of a run."""
     rows: list[Fact] = [("result", marked(verdict(found), good=found["complete"]))]
     rows += [(s.label, _styled(s)) for s in (*course(found), *proofs(found))]
     if found["errors"]:
         shown = found["errors"][:SHOWN_ERRORS]
         rows.append(("errors", [marked(error, good=False) for error in shown]))
-    if not found["complete"]:
-        return Group(facts(rows), advice("the same command goes on where this run ended"))
-    link = found["neuroglancer_url"] or found.get("view")
-    return Group(facts(rows), advice(link)) if link else facts(rows)
+    return rows
 
 
 def _styled(sentence: Sentence) -> RenderableType:

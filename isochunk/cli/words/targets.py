@@ -11,6 +11,7 @@ from isochunk.cli.words import jobs
 from isochunk.cli.words.layout import Fact, advice, columns, facts, marked
 from isochunk.cli.words.volumes import listed
 from isochunk.core.amounts import counted, in_percent, in_voxels
+from isochunk.pages.sentences import audited
 
 SHOWN_HOLES = 10
 """Objects named one by one; all are in the JSON object."""
@@ -43,24 +44,20 @@ def status(found: Mapping[str, Any]) -> RenderableType:
 
 def audit(found: Mapping[str, Any]) -> RenderableType:
     """Say whether a target is complete, and what is not as it should be."""
-    missing, corrupt = found["missing"], found["corrupt"]
-    objects = counted(found["expected"], "object")
+    told = audited(found)
     if found["complete"]:
-        return marked(f"complete: all of {objects} were read again and are as written", good=True)
+        return marked(told.said, good=True)
     holes = [
-        {"object": hole["object"], "box": hole["box"], "block": str(hole["block"]), "why": why}
-        for kind, of_kind in (("missing", missing), ("corrupt", corrupt))
-        for hole in of_kind
-        for why in [hole["reason"] or kind]
+        {
+            "object": h["object"],
+            "box": h["box"],
+            "block": f"{h['block']}",
+            "why": h["reason"] or kind,
+        }
+        for kind in ("missing", "corrupt")
+        for h in found[kind]
     ]
-    said: list[RenderableType] = [
-        marked(
-            f"not complete: of {objects} {len(missing):,} missing, {len(corrupt):,} corrupt or "
-            "not readable",
-            good=False,
-        ),
-        columns(holes[:SHOWN_HOLES]),
-    ]
+    said: list[RenderableType] = [marked(told.said, good=False), columns(holes[:SHOWN_HOLES])]
     if len(holes) > SHOWN_HOLES:
         said.append(f"and {len(holes) - SHOWN_HOLES:,} more, all with --json")
     return Group(*said, advice("isochunk repair TARGET computes them again"))

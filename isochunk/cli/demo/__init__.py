@@ -1,0 +1,1 @@
+"""The demo: real tissue made coarse, restored on a local cluster, and held beside the truth."""
