@@ -12,9 +12,10 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 import isochunk
-from isochunk.cli import jobs, learning, targets, viewers, volumes
+from isochunk.cli import doctor, jobs, learning, targets, viewers, volumes
 from isochunk.cli.options import INCOMPLETE, REFUSED, Command, Parser
 from isochunk.cli.words.layout import in_words, say_error
 from isochunk.errors import IsochunkError, UsageError
@@ -26,11 +27,14 @@ COMMANDS = (
     *targets.COMMANDS,
     *learning.COMMANDS,
     *viewers.COMMANDS,
+    *doctor.COMMANDS,
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    if "_ARGCOMPLETE" in os.environ:
+        complete(os.environ.get("COMP_LINE", ""))
     keep_memory()
     words = sys.argv[1:] if arguments is None else arguments
     try:
@@ -49,6 +53,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if result is not None:
         say(json.dumps(result) if options.json else in_words(command.words(result)))
     return code
+
+
+def complete(line: str) -> NoReturn:
+    """Tell a shell how a line may go on; ``register-python-argcomplete isochunk`` has it ask."""
+    import argcomplete
+
+    argcomplete.autocomplete(parser(line.split()))
+    raise AssertionError("argcomplete ends the process")
 
 
 def log_to_stderr(*, verbose: bool) -> None:

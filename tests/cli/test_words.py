@@ -117,3 +117,22 @@ def test_words_are_plain_ascii(source: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "complete: 1 of 1 block" in done.stdout
     assert done.stdout.isascii()
+
+
+def completions(line: str) -> set[str]:
+    """Ask as a shell does, which reads the answer from file descriptor 8."""
+    done = shell(
+        "isochunk 8>&1 9>/dev/null 1>/dev/null",
+        _ARGCOMPLETE="1",
+        _ARGCOMPLETE_IFS="\n",
+        COMP_LINE=line,
+        COMP_POINT=str(len(line)),
+    )
+    assert done.returncode == 0, done.stderr
+    return set(filter(None, (word.strip() for word in done.stdout.split("\n"))))
+
+
+def test_the_tab_key_completes_commands_and_their_options() -> None:
+    assert {"run", "repair", "report"} <= completions("isochunk r")
+    assert "--model" in completions("isochunk run a b --mod")
+    assert completions("isochunk run a b --precision b") == {"bf16"}
