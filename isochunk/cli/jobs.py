@@ -90,7 +90,7 @@ def run(options: argparse.Namespace) -> Result:
     from isochunk.cli.progress import RunProgress
 
     made = isochunk.plan(job_of(options))
-    with RunProgress(made) as progress:
+    with RunProgress() as progress:
         report = isochunk.run(made, watch=progress)
     result = report.summary()
     if not options.json:
@@ -119,7 +119,7 @@ def demo(options: argparse.Namespace) -> Result:
     source, target = write_source(folder), f"{folder}/isotropic"
     job = Job(source=source, target=target, workers=options.workers, **DEMO)
     made = isochunk.plan(job)
-    with RunProgress(made) as progress:
+    with RunProgress() as progress:
         report = isochunk.run(made, watch=progress)
     with AuditBar() as bar:
         audited = isochunk.audit(target, watch=bar)

@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 import isochunk
 from isochunk.cli import doctor, jobs, learning, targets, viewers, volumes
@@ -65,7 +65,7 @@ def complete(line: str) -> NoReturn:
 
 def log_to_stderr(*, verbose: bool) -> None:
     """Log what isochunk tells and the warnings of others, or all that is told."""
-    handler = logging.StreamHandler()
+    handler = OnStderr()
     if not verbose:  # loggers of Dask have levels of their own, so the root's is no help
         handler.addFilter(ours_or_grave)
     logging.basicConfig(
@@ -74,6 +74,19 @@ def log_to_stderr(*, verbose: bool) -> None:
         handlers=[handler],
     )
     logging.getLogger("isochunk").setLevel(logging.INFO)
+
+
+class OnStderr(logging.StreamHandler[TextIO]):
+    """Writes to what standard error is at that moment: a bar that is shown makes room for lines."""
+
+    @property
+    def stream(self) -> TextIO:
+        """Standard error."""
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, _: TextIO) -> None:
+        """Keep it."""
 
 
 def ours_or_grave(record: logging.LogRecord) -> bool:

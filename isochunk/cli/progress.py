@@ -7,30 +7,31 @@ import sys
 import time
 from types import TracebackType
 
-from tqdm import tqdm
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
+from isochunk.cli.words.layout import console
 from isochunk.core.amounts import counted, in_time, in_voxels
 from isochunk.engine.audit import AuditProgress
 from isochunk.engine.report import Report
-from isochunk.planning.plan import Plan
 
 log = logging.getLogger(__name__)
 
 LINE_S = 10.0
 """Seconds between lines in a log file."""
+BAR = 24
+"""Columns of a bar."""
 
 
-class Progress:
+class Shown:
     """A bar on a terminal, or a line every ten seconds. Use it as a context manager."""
 
-    def __init__(self, total: int | None, unit: str) -> None:
-        """Take what is counted, and how much of it there is, if that is known yet."""
+    def __init__(self) -> None:
+        """Take standard error as it is."""
+        columns = (BarColumn(BAR), TaskProgressColumn(), TextColumn("{task.fields[said]}"))
         self.terminal = sys.stderr.isatty()
-        self.bar = tqdm(
-            total=total, unit=unit, unit_scale=True, smoothing=0.05, disable=not self.terminal
-        )
+        self.bar = Progress(*columns, console=console(sys.stderr), disable=not self.terminal)
+        self.task = self.bar.add_task("", total=None, said="starting")
         self._line = time.monotonic()
-        self._first_said = False
 
     def __exit__(
         self,
@@ -39,49 +40,36 @@ class Progress:
         trace: TracebackType | None,
     ) -> None:
         """Leave the bar as it stands."""
-        self.bar.close()
+        self.bar.stop()
 
-    def draw(self, count: int, note: str) -> None:
-        """Bring the bar to a count, with a note after it."""
-        self.bar.update(count - self.bar.n)
-        self.bar.set_postfix_str(note, refresh=False)
-
-    def line_due(self) -> bool:
-        """Tell whether it is time for a line, and start to wait for the next."""
-        due = time.monotonic() - self._line >= LINE_S
-        if due:
+    def show(self, done: int, total: int, said: str) -> None:
+        """Bring the bar to a count, with words after it; or write those, if it is time."""
+        if self.terminal:
+            self.bar.update(self.task, completed=done, total=total, said=said)
+        elif time.monotonic() - self._line >= LINE_S:
             self._line = time.monotonic()
-        return due
+            log.info("%s", said)
 
 
-class RunProgress(Progress):
-    """Shows target voxels written, voxels a second and time left."""
+class RunProgress(Shown):
+    """Shows blocks done, voxels a second, time left, and what failed."""
 
-    def __init__(self, plan: Plan) -> None:
-        """Take the plan whose voxels are counted."""
-        super().__init__(plan.target.box.size, "vox")
+    _first_said = False
 
     def __enter__(self) -> RunProgress:
         """Return itself."""
+        self.bar.start()
         return self
 
     def __call__(self, report: Report) -> None:
         """Show a report."""
-        first = report.first_block_s
-        if self.terminal:
-            shown = f"{report.done}/{report.total} blocks"
-            if first is not None:
-                shown += f", the first after {first:.1f} s"
-            self.draw(report.voxels, shown)
-            return
-        if first is not None and not self._first_said:
+        if report.first_block_s is not None and not (self._first_said or self.terminal):
             self._first_said = True
-            log.info("the first block was done after %.1f s", first)
-        if self.line_due():
-            log.info("%s", progress_line(report))
+            log.info("the first block was done after %s", in_time(report.first_block_s))
+        self.show(report.done, report.total, run_line(report))
 
 
-def progress_line(report: Report) -> str:
+def run_line(report: Report) -> str:
     """Write on one line how far a run is; nothing of its rate before there is one."""
     said = [f"{report.done:,} of {counted(report.total, 'block')}"]
     finished = report.done - report.resumed
@@ -95,29 +83,23 @@ def progress_line(report: Report) -> str:
     return ", ".join(said)
 
 
-class AuditBar(Progress):
-    """Shows blocks read, blocks a second and time left."""
-
-    def __init__(self) -> None:
-        """Wait for the first word of the audit, which has the number of blocks."""
-        super().__init__(None, "block")
+class AuditBar(Shown):
+    """Shows blocks read, blocks a second, time left and holes found."""
 
     def __enter__(self) -> AuditBar:
         """Return itself."""
+        self.bar.start()
         return self
 
     def __call__(self, progress: AuditProgress) -> None:
         """Show how far an audit is."""
-        if self.terminal:
-            self.bar.total = progress.total
-            self.draw(progress.read, f"{progress.holes} holes")
-        elif self.line_due():
-            left = "" if progress.left_s is None else f", about {progress.left_s:.0f} s left"
-            log.info(
-                "%d of %d blocks read, %.3g blocks/s%s, %d holes",
-                progress.read,
-                progress.total,
-                progress.blocks_per_s,
-                left,
-                progress.holes,
-            )
+        self.show(progress.read, progress.total, audit_line(progress))
+
+
+def audit_line(progress: AuditProgress) -> str:
+    """Write on one line how far an audit is."""
+    said = f"{progress.read:,} of {counted(progress.total, 'block')} read"
+    said += f", {progress.blocks_per_s:.3g} blocks/s"
+    if progress.left_s is not None:
+        said += f", about {in_time(progress.left_s)} left"
+    return f"{said}, {counted(progress.holes, 'hole')}"

@@ -136,3 +136,12 @@ def test_the_tab_key_completes_commands_and_their_options() -> None:
     assert {"run", "repair", "report"} <= completions("isochunk r")
     assert "--model" in completions("isochunk run a b --mod")
     assert completions("isochunk run a b --precision b") == {"bf16"}
+
+
+def test_a_terminal_shows_a_bar_that_moves(source: str, tmp_path: Path) -> None:
+    pieces = ("--chunk=16,16,16", "--shard=32,32,32", "--block=32,32,32")
+    shown = on_terminal("run", source, f"{tmp_path}/out", "--model", "cubic", *pieces)
+    bars = re.findall(r"(\d+)%\x1b\[0m (\d+) of (\d+) blocks", shown)
+    assert bars[-1] == ("100", bars[-1][2], bars[-1][2])
+    assert re.search(r"[\d.]+ \wvoxel/s, about", shown)
+    assert re.search(r"complete: (\d+) of \1 blocks", shown)
