@@ -6,11 +6,14 @@ what ``--help`` says.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
+from html import escape
 from typing import Any, Literal, TypeAlias, get_type_hints
 
 from isochunk.core.codec import LATER
+from isochunk.core.option_names import option_of
 from isochunk.core.text_forms import (
     BoxField,
     BytesField,
@@ -25,6 +28,7 @@ from isochunk.core.text_forms import (
     WindowField,
     read_field,
 )
+from isochunk.core.window import Window
 from isochunk.errors import UsageError
 
 TargetFormat: TypeAlias = Literal["precomputed", "ome-zarr"]
@@ -152,6 +156,26 @@ class Job(RunOptions):
             raise UsageError(f"{', '.join(missing)} must be given")
         return cls(**values)
 
+    def command(self) -> str:
+        """Write the job as ``isochunk run`` takes it: what it says otherwise than by default.
+
+        Where and how it is carried out is left out, but for a model that runs code of its own.
+        """
+        how = {f.name for f in fields(RunOptions)} - {"model", "trust"}
+        words = ["isochunk", "run", self.source, self.target]
+        for told in fields(self):
+            value = getattr(self, told.name)
+            default = None if told.default is MISSING else told.default
+            if told.name in (*how, "source", "target") or value == default:
+                continue
+            name = option_of(told.name)
+            words.append(name if value is True else f"{name}={_as_text(value)}")
+        return shlex.join(words)
+
+    def _repr_html_(self) -> str:
+        """Show it in a notebook, as the command that it is."""
+        return f"<pre>{escape(self.command())}</pre>"
+
     def untrusted(self, endpoint_url: str | None, requester_pays: str | None = None) -> Job:
         """Return the job as read from a target, without what would make this machine run code.
 
@@ -171,6 +195,12 @@ class Job(RunOptions):
             cluster="local",
             workers=None,
         )
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, Window):
+        return f"{value.low:g},{value.high:g}"
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def change(job: Job, options: Mapping[str, Any]) -> Job:

@@ -10,6 +10,8 @@ from typing import Any
 
 from isochunk.core.consistency import Consistency
 from isochunk.core.precisions import Worth
+from isochunk.core.sentence import Sentence, as_html
+from isochunk.engine.sentences import course, proofs, verdict
 from isochunk.planning.block import BlockReport, Reports
 
 KEPT_ERRORS = 20
@@ -200,6 +202,12 @@ class Report:
             "device": None if self.device is None else dict(self.device),
             "neuroglancer_url": self.neuroglancer_url,
         }
+
+    def _repr_html_(self) -> str:
+        """Show it in a notebook."""
+        found = self.summary()
+        result = Sentence("result", verdict(found), good=self.complete)
+        return as_html("run", (result, *course(found), *proofs(found)))
 
     def _seam(self) -> dict[str, Any] | None:
         """Return the seam as JSON, with what was promised of it."""

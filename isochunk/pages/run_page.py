@@ -17,12 +17,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from isochunk import __version__
 from isochunk.core.amounts import by, in_bytes, in_percent, in_time, in_voxels
 from isochunk.core.geometry import Box
+from isochunk.core.sentence import Sentence
 from isochunk.core.voxels import Voxels
 from isochunk.engine.ledger import Ledger
 from isochunk.engine.prepare import provenance
+from isochunk.engine.sentences import course, proofs, verdict
 from isochunk.errors import NotFoundError
-from isochunk.pages.command import command_of
-from isochunk.pages.sentences import Sentence, course, proofs, verdict
 from isochunk.pages.slices import (
     PLANES,
     Picture,
@@ -143,7 +143,7 @@ def page(
         lasted=in_time(report["wall_s"]),
         slowest=[_slow(plan, row) for row in report["slowest"]],
         made_of=_made_of(plan),
-        command=command_of(plan.job),
+        command=plan.job.command(),
         version=__version__,
     )
 

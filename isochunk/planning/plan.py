@@ -37,12 +37,14 @@ from isochunk.core.limits import (
 from isochunk.core.mending import Mending
 from isochunk.core.precisions import INTERPOLATED, WORTH, Worth
 from isochunk.core.sections import SectionTable
+from isochunk.core.sentence import as_html
 from isochunk.core.spec import Intensity, ModelSpec, VolumeSpec
 from isochunk.core.tile_costs import TileCost, TileCosts
 from isochunk.core.window import Window
 from isochunk.models.interpolation import INTERPOLATIONS
 from isochunk.planning.block import Block, BlockTask
 from isochunk.planning.layout import Stage, block_box, block_count
+from isochunk.planning.sentences import planned, to_mind
 
 IDEAL_CELLS = 1000
 """Tiles in a row, in each direction, whose halo is nothing beside them."""
@@ -210,6 +212,11 @@ class Plan:
             "sections": self.sections_summary(),
             "invented_voxels": self.invented_voxels(),
         }
+
+    def _repr_html_(self) -> str:
+        """Show it in a notebook."""
+        found = self.summary()
+        return as_html("plan", (*planned(found), *to_mind(found)))
 
     @property
     def grey_dtype(self) -> str:

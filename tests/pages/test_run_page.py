@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 import json
 import re
 import shlex
 import shutil
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -21,7 +23,6 @@ from isochunk.cli.options import job_of
 from isochunk.core.geometry import Box
 from isochunk.core.job import Job
 from isochunk.errors import NotFoundError
-from isochunk.pages.command import command_of
 
 SMALL = {"chunk": "16,16,16", "shard": "32,32,32", "block": "32,32,32"}
 FIRST = (8, 4, -6)
@@ -133,7 +134,7 @@ SAID = [
 @pytest.mark.parametrize("said", SAID)
 def test_its_command_is_the_job(said: dict[str, object]) -> None:
     made = job("gs://em/a volume", "s3://out", **{**said, "workers": 7, "memory": "8GiB"})
-    words = shlex.split(command_of(made))
+    words = shlex.split(made.command())
     assert words[0] == "isochunk"
     again = job_of(parser(words[1:]).parse_args(words[1:]))
     assert again == job("gs://em/a volume", "s3://out", **said)
@@ -146,3 +147,17 @@ def test_its_command_makes_the_same_output(source: str, tmp_path: Path, run: Com
     shutil.rmtree(tmp_path / "out")
     assert run(*words[1:])["complete"] is True
     np.testing.assert_array_equal(read_all(f"{tmp_path}/out"), before)
+
+
+def test_a_notebook_shows_job_plan_and_report(source: str, tmp_path: Path) -> None:
+    asked = job(source, tmp_path / "out")
+    plan = isochunk.plan(asked)
+    report = isochunk.run(plan)
+    assert html.unescape(asked._repr_html_()) == f"<pre>{asked.command()}</pre>"
+    for shown, said in (
+        (plan._repr_html_(), "sections of 10 nm from those of 40 nm, by cubic"),
+        (report._repr_html_(), f"complete: {report.total} of {report.total} blocks"),
+    ):
+        rows = ElementTree.fromstring(shown).findall("tr")
+        assert len(rows) > 5
+        assert said in [row.find("td").text for row in rows]

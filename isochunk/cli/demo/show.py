@@ -9,10 +9,10 @@ from typing import Any
 
 from isochunk.cli.demo.tissue import truth
 from isochunk.core.geometry import Box
+from isochunk.engine.sentences import audited
 from isochunk.evaluation.metrics import psnr
 from isochunk.evaluation.spread import gain, squared_errors
 from isochunk.pages.run_page import Shown, page
-from isochunk.pages.sentences import audited
 from isochunk.pages.slices import as_stored
 from isochunk.planning.plan import Plan
 from isochunk.storage.open import open_volume

@@ -12,6 +12,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from isochunk.core.sentence import Sentence
+
 Said: TypeAlias = RenderableType | Sequence[RenderableType]
 """One line, or several; or a table."""
 Fact: TypeAlias = tuple[str, Said]
@@ -48,6 +50,11 @@ def facts(rows: Iterable[Fact]) -> Table:
         for i, line in enumerate(kept):
             table.add_row("" if i else label, line)
     return table
+
+
+def styled(sentences: Iterable[Sentence]) -> list[Fact]:
+    """Return sentences as facts, what was not to be marked."""
+    return [(s.label, s.said if s.good else marked(s.said, good=False)) for s in sentences]
 
 
 def columns(rows: Sequence[Mapping[str, RenderableType]], right: Sequence[str] = ()) -> Table:

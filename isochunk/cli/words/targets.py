@@ -9,9 +9,9 @@ from rich.console import Group, RenderableType
 
 from isochunk.cli.words import jobs
 from isochunk.cli.words.layout import Fact, advice, columns, facts, marked
-from isochunk.cli.words.volumes import listed
 from isochunk.core.amounts import counted, in_percent, in_voxels
-from isochunk.pages.sentences import audited
+from isochunk.engine.sentences import audited
+from isochunk.planning.sentences import listed
 
 SHOWN_HOLES = 10
 """Objects named one by one; all are in the JSON object."""
@@ -33,8 +33,7 @@ def status(found: Mapping[str, Any]) -> RenderableType:
         rows.append(
             (
                 "sections",
-                f"filled: z = {listed(sections['lost']) or 'none'}; "
-                f"{sections['corrected']} corrected",
+                f"filled: z = {listed(sections['lost'])}; {sections['corrected']} corrected",
             )
         )
     if found["invented_voxels"]:

@@ -3,34 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Group, RenderableType
 
-from isochunk.cli.words.layout import advice, columns, facts, marked
-from isochunk.core.amounts import by, counted, in_bytes, in_voxels
-
-AXES = "z, y, x"
-SHOWN = 12
-"""Sections listed one by one."""
-
-
-def volume_lines(volume: Mapping[str, Any]) -> list[str]:
-    """Say what a volume is, in three lines."""
-    size = 1
-    for n in volume["shape"]:
-        size *= n
-    stored = f"{volume['format']}, {volume['encoding']}" if volume["encoding"] else volume["format"]
-    pieces = f"chunks of {by(volume['chunk'])}"
-    if volume["shard"]:
-        pieces += f" in shards of {by(volume['shard'])}"
-    return [
-        volume["url"],
-        f"{by(volume['shape'])} voxels ({AXES}) of {by(volume['spacing_nm'])} nm, "
-        f"{volume['dtype']}: {in_voxels(size)}",
-        f"{stored}, {counted(volume['levels'], 'level')}, {pieces}",
-    ]
+from isochunk.cli.words.layout import advice, columns, facts, marked, styled
+from isochunk.core.amounts import by, counted, in_bytes
+from isochunk.planning.sentences import AXES, listed, volume
 
 
 def info(found: Mapping[str, Any]) -> RenderableType:
@@ -38,18 +18,11 @@ def info(found: Mapping[str, Any]) -> RenderableType:
     start = found["offset"]
     return facts(
         (
-            ("volume", volume_lines(found)),
+            *styled(volume(found)),
             ("starts at", by(start).replace(" x ", ", ") if any(start) else ""),
             *((name, f"{found[name]} of several") for name in ("channel", "time") if name in found),
         )
     )
-
-
-def listed(numbers: Sequence[int]) -> str:
-    """List a few numbers, and say how many more there are."""
-    said = ", ".join(map(str, numbers[:SHOWN]))
-    more = len(numbers) - SHOWN
-    return f"{said} and {more:,} more" if more > 0 else said
 
 
 def inspect(found: Mapping[str, Any]) -> RenderableType:

@@ -6,23 +6,13 @@ Each takes the JSON object of ``isochunk run``, where it says no other.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from isochunk.core.amounts import counted, in_bytes, in_percent, in_time, in_voxels
+from isochunk.core.sentence import Sentence
 
 KINDS = {"resumed": "done before", "empty": "all background", "failed": "failed"}
 """Blocks that are counted apart."""
-
-
-class Sentence(NamedTuple):
-    """A sentence with a label."""
-
-    label: str
-    """What it is about."""
-    said: str
-    """What is said."""
-    good: bool = True
-    """False for what was not to be."""
 
 
 def verdict(report: Mapping[str, Any]) -> str:
