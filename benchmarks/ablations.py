@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from isochunk.core.degradation import PHASES, Degradation
-from isochunk.core.geometry import Box
+from isochunk.core.geometry import Box, Triple
 from isochunk.evaluation.spread import gain, squared_errors
 from isochunk.models.anyz import LEAK, AnyZ, AnyZConfig, Block, Told, ToldConv
 from isochunk.models.counting import Recorder
@@ -137,6 +137,8 @@ class Variant:
     """Longest gradient; that of a logarithm is as long as the error is small."""
     hardest_of: int = 1
     """Places drawn for a crop."""
+    patch: Triple | None = None
+    """Target voxels of a crop, one in a step; by default two of the recipe's size."""
 
 
 ONE_RATIO: Mapping[str, Variant] = {
@@ -160,6 +162,9 @@ ANY_RATIO: Mapping[str, Variant] = {
     "one encoder": Variant(),
     "kernels by ratio, squared error": Variant(of(replace(CONFIG, changes=3)), "muon", "mse", 0.2),
     "kernels by ratio, Adam": Variant(of(replace(CONFIG, changes=3)), "adam"),
+    "kernels by ratio, one crop twice as long": Variant(
+        of(replace(CONFIG, changes=3)), patch=(160, 40, 40)
+    ),
 }
 """Rows for all ratios."""
 JUDGED: tuple[tuple[Fraction, Degradation], ...] = (
@@ -173,7 +178,7 @@ JUDGED: tuple[tuple[Fraction, Degradation], ...] = (
 
 def config_of(steps: int, *, any_ratio: bool = False) -> TrainConfig:
     """Return the recipe of anyz, by default for one ratio and one kind of section."""
-    table = read_recipe("anyz-z2-10")
+    table = read_recipe("anyz-z2-10-first")
     if not any_ratio:
         table.update(factor=4, degradation="avg", patch=[48, 48, 48], border=[8, 4, 4])
     table.update(sources=[str(LEARN_FROM)], out="unused", steps=steps)
@@ -186,6 +191,8 @@ def trained(variant: Variant, config: TrainConfig) -> AnyZ:
     torch.manual_seed(0)
     network = variant.network().in_fastest_layout()
     config = replace(config, hardest_of=variant.hardest_of)
+    if variant.patch:
+        config = replace(config, patch=variant.patch, batch=1)
     volume = open_volume(config.sources[0])
     source = Source(volume, measure_intensity(volume, "standard"))
     parts = (split(volume.spec.box, config.split_axis)[0],)
