@@ -57,7 +57,8 @@ def inspect(found: Mapping[str, Any]) -> RenderableType:
     rows.append(
         (
             "sections",
-            f"look like {told['degradation']} at ratio {told['factor']:g}: {told['reason']}",
+            f"{told['factor']:g} times as thick as a pixel is wide, "
+            f"{told['degradation'] or 'means or samples'}: {told['reason']}",
         )
     )
     if not (lost or corrected):
