@@ -1,6 +1,6 @@
 """Draws the pictures of the README from the demo's tissue, into ``docs/pictures``.
 
-    python docs/draw_pictures.py
+    python benchmarks/pictures.py
 
 ``before_after.png`` and ``along_y.webp`` need what isochunk needs; ``neuroglancer.png``, the demo
 as a browser shows it, needs playwright and a chromium besides (see CONTRIBUTING.md).
@@ -21,7 +21,7 @@ from isochunk.cli.demo.tissue import FACTOR, truth, write_source
 from isochunk.storage.access import Access
 from isochunk.viewing.result import view_result
 
-OUT = Path(__file__).resolve().parent / "pictures"
+OUT = Path(__file__).resolve().parents[1] / "docs" / "pictures"
 MODEL = "anyz-z4"
 WITHOUT_GPU = [
     "--no-sandbox",
