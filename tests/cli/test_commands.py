@@ -183,7 +183,10 @@ def test_plan_run_status_audit_repair(run: Command, source: str, tmp_path: Path)
     assert run("audit", target)["complete"] is True
 
 
-def test_output_for_people(run: Command, source: str, tmp_path: Path) -> None:
+def test_output_for_people(
+    run: Command, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")  # paths of tests are long
     target = f"{tmp_path}/out"
     out, _ = run.text("plan", source, target, "--model=cubic")
     assert re.search(r"^make +sections of 10 nm from those of 40 nm, by cubic$", out, re.M)

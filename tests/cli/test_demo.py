@@ -48,7 +48,7 @@ def test_the_demo(tmp_path: Path) -> None:
         text=True,
         check=False,
         cwd=tmp_path,
-        env={**os.environ, "COLUMNS": "100"},
+        env={**os.environ, "TERM": "dumb"},
     )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()

@@ -91,7 +91,7 @@ def test_nothing_is_wider_than_the_terminal(source: str, tmp_path: Path, width: 
 
 
 def test_a_table_is_of_a_hundred_columns_where_there_is_no_terminal() -> None:
-    lines = shell("isochunk models", COLUMNS="").stdout.splitlines()
+    lines = shell("isochunk models", COLUMNS="", TERM="dumb").stdout.splitlines()
     assert 80 < max(map(len, lines)) <= 100
     assert "\x1b" not in "".join(lines)
 
