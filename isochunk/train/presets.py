@@ -22,6 +22,7 @@ from isochunk.models.network import NetworkConfig
 from isochunk.models.registry import NETWORKS, as_tuples, config_type
 from isochunk.train.augment import Augmentation
 from isochunk.train.config import FirstPass, Keeping, Loss, Optimisation, TrainConfig, TrainStage
+from isochunk.train.start import config_to_start
 
 PARTS: Mapping[str, type[Any]] = {
     "augmentation": Augmentation,
@@ -43,7 +44,8 @@ def config_from_table(table: Mapping[str, Any]) -> TrainConfig:
         table: fields of :class:`TrainConfig`; ``arch`` and ``factor`` beside a table ``network``
             of its hyperparameters. ``factor`` is a number, ``"225/23"`` or a list. Of srunet and
             fsrcnn, ``network.variant`` is ``paper`` (default), ``compact`` or ``planar``; single
-            kernels given there replace the variant's. niiv's ``tile`` follows the patch.
+            kernels given there replace the variant's. niiv's ``tile`` follows the patch. Without
+            ``network``, one that starts from a checkpoint has that one's hyperparameters.
 
     Raises:
         UsageError: a field is unknown or missing, or its value does not fit.
@@ -72,6 +74,8 @@ def config_from_table(table: Mapping[str, Any]) -> TrainConfig:
         phase = phase_of(degradations_of(values["degradation"])[0])
         defaults = kind.training_defaults(values["patch"], phase)
         network = _network(kind, arch, factors, {**defaults, **hyperparameters})
+        if values.get("start") and not table.get("network"):
+            network = config_to_start(values["start"], network)
         if "averages" in values:
             values["averages"] = tuple(map(triple, values["averages"]))
         values["stages"] = tuple(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from isochunk.core.codec import to_json
 from isochunk.core.spec import Normalisation
-from isochunk.errors import UsageError
+from isochunk.errors import ModelError, UsageError
 from isochunk.models.checkpoint import load_module, read_spec
 from isochunk.models.load import checkpoint_folder
-from isochunk.models.network import Network
+from isochunk.models.network import Network, NetworkConfig
 from isochunk.models.registry import architecture_of
 from isochunk.train.fingerprint import differences
 
@@ -40,6 +40,21 @@ def start_from(network: Network, name: str, normalisation: Normalisation) -> str
         )
     network.load_state_dict(theirs.state_dict())
     return spec.sha256
+
+
+def config_to_start(name: str, otherwise: NetworkConfig) -> NetworkConfig:
+    """Return the hyperparameters of a checkpoint to start from.
+
+    Args:
+        name: of a shipped checkpoint, or a checkpoint folder.
+        otherwise: what is returned where it is of another architecture, or cannot be read: a
+            training that goes on does not need it any more.
+    """
+    try:
+        found = load_module(checkpoint_folder(name)).config
+    except ModelError:
+        return otherwise
+    return found if type(found) is type(otherwise) else otherwise
 
 
 def _described(network: Network) -> dict[str, object]:

@@ -65,6 +65,16 @@ def test_a_resumed_training_does_not_start_again(source: str, trained: Path, tmp
     assert told["start_sha256"] == digest
 
 
+def test_without_hyperparameters_it_has_those_of_what_it_starts_from() -> None:
+    table = {"arch": "anyz", "sources": ["em"], "out": "x", "factor": 10, "start": "anyz-z2-10"}
+    assert config_from_table(table).network == load_module(checkpoint_folder("anyz-z2-10")).config
+    wider = config_from_table({**table, "network": {"width": 48}}).network
+    assert (wider.width, wider.changes) == (48, 0)
+    with pytest.raises(UsageError, match=r"changes: 3 there, 0 now.*width: 24 there, 48 now"):
+        start_from(build(wider, 0), "anyz-z2-10", "standard")
+    assert config_from_table({**table, "start": "gone"}).network.changes == 0
+
+
 def test_another_start_is_another_training(source: str, trained: Path, tmp_path: Path):
     wanted = config("niiv", source, tmp_path / "out", steps=5, start=str(trained))
     train(wanted)
