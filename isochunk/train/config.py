@@ -257,8 +257,8 @@ class TrainConfig:
     first_pass: FirstPass = field(default=DEFAULT_FIRST_PASS, metadata=LATER)
     """What mode ``self3d`` does first."""
     start: str = field(default="", metadata=OPTION | LATER)
-    """Checkpoint whose weights it starts from: a shipped one's name, or a folder; of the same factor
-    and normalisation, with its hyperparameters where none are given; random weights without."""
+    """Checkpoint whose weights it starts from: a shipped one's name, or a folder; of the same
+    factor and normalisation, and its hyperparameters where none are given; default: none."""
     encoder: str = field(default="", metadata=OPTION)
     """File of ResNet34 weights from which pssr's encoder starts; random ones without."""
     precision: Precision = field(default="fp32", metadata=OPTION)
