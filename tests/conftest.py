@@ -117,6 +117,7 @@ def client() -> Iterator[Client]:
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Command:
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
     """How to run commands."""
+    monkeypatch.setenv("COLUMNS", "100")  # pytest-xdist has 80
     return Command(capsys)

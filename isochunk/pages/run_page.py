@@ -96,8 +96,8 @@ def render(plan: Plan, report: Mapping[str, Any], ledger: Ledger) -> str:
     """
     access = Access.for_job(plan.job)
     box = shown_box(plan, ledger)
-    before = as_stored(plan, open_volume(plan.source.url, access), box)
-    after = open_volume(plan.target.url, access).read(box)
+    before = as_stored(plan, open_volume(plan.source.url, access, again=True), box)
+    after = open_volume(plan.target.url, access.beside()).read(box)
     shown = (Shown("the source, as it is stored", before), Shown("made isotropic", after))
     return page(plan, report, box, shown)
 

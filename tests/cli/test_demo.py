@@ -48,7 +48,7 @@ def test_the_demo(tmp_path: Path) -> None:
         text=True,
         check=False,
         cwd=tmp_path,
-        env={**os.environ, "TERM": "dumb"},
+        env={**os.environ, "COLUMNS": "100"},
     )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()

@@ -50,6 +50,7 @@ def test_evaluate_as_text(run: Command, truth: str) -> None:
     assert re.search(r"^made coarse +by 5/2 along z, AVG; voxels ", out, re.M)
     rows = r"^model +PSNR dB +over cubic .*\nnearest +(\S+).*\nlinear +(\S+)"
     table = re.search(rows, out, re.M)
+    assert table, out
     assert float(table.group(1)) < float(table.group(2))
     assert max(map(len, out.splitlines())) <= 100
 
