@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NoReturn, TextIO
 
 import isochunk
@@ -96,11 +97,8 @@ def ours_or_grave(record: logging.LogRecord) -> bool:
 
 def say(text: str) -> None:
     """Print a result; whoever reads may stop reading, as ``head`` does."""
-    try:
+    with suppress(BrokenPipeError):
         print(text, flush=True)
-    except BrokenPipeError:
-        # Python flushes once more as it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def refuse(error: IsochunkError, *, as_json: bool) -> int:

@@ -91,7 +91,7 @@ def test_nothing_is_wider_than_the_terminal(source: str, tmp_path: Path, width: 
 
 
 def test_a_table_is_of_a_hundred_columns_where_there_is_no_terminal() -> None:
-    lines = shell("isochunk models", COLUMNS="", TERM="dumb").stdout.splitlines()
+    lines = shell("isochunk models", COLUMNS="").stdout.splitlines()
     assert 80 < max(map(len, lines)) <= 100
     assert "\x1b" not in "".join(lines)
 
@@ -108,7 +108,7 @@ def test_colours_are_for_terminals_that_want_them(source: str) -> None:
 
 
 def test_a_reader_may_stop_reading() -> None:
-    done = shell("isochunk models | head -n 1 > /dev/null")
+    done = shell("isochunk models | true")
     assert (done.returncode, done.stderr) == (0, "")
 
 

@@ -21,8 +21,6 @@ Fact: TypeAlias = tuple[str, Said]
 
 WIDTH = 100
 """Columns where there is no terminal."""
-LINES = 25
-"""Of a terminal, which only bars mind."""
 GOOD, BAD, ADVICE = "green", "bold red", "cyan"
 """Styles; there are none where there is no terminal, nor with NO_COLOR."""
 
@@ -35,10 +33,7 @@ def console(stream: IO[str]) -> Console:
     width = int(os.environ.get("COLUMNS") or 0) or (
         shutil.get_terminal_size().columns if stream.isatty() else WIDTH
     )
-    # With a width alone, rich takes 80 columns where TERM is dumb, as in jobs of schedulers.
-    return Console(
-        file=stream, width=width, height=LINES, highlight=False, emoji=False, markup=False
-    )
+    return Console(file=stream, width=width, highlight=False, emoji=False, markup=False)
 
 
 def facts(rows: Iterable[Fact]) -> Table:
