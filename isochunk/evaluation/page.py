@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 
 from isochunk import __version__
 from isochunk.core.geometry import format_factor
@@ -26,6 +26,7 @@ from isochunk.evaluation.tables import (
     format_figure,
     measured_figures,
 )
+from isochunk.pages.templates import page_templates
 
 PAGE = "index.html"
 TEMPLATE = "page.html.j2"
@@ -61,14 +62,7 @@ def render_page(evaluation: Evaluation) -> str:
 
 def page_environment() -> Environment:
     """Return what fills the templates of pages."""
-    environment = Environment(
-        loader=PackageLoader("isochunk.evaluation", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = page_templates("isochunk.evaluation")
     environment.filters |= {"factor": format_factor, "short": short_name}
     return environment
 

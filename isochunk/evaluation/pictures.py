@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -16,6 +15,7 @@ from matplotlib.image import imsave
 from isochunk.evaluation.metrics import PLANES, Array, rescaled_error
 from isochunk.evaluation.results import Evaluation, ModelResult
 from isochunk.evaluation.spectra import CF_RADII, RESOLVED_CORRELATION
+from isochunk.pages.templates import data_uri
 
 Curve: TypeAlias = tuple[Sequence[float], Sequence[float]]
 """Values along x and y."""
@@ -219,8 +219,3 @@ def draw_image(values: Array, palette: Palette, description: str, caption: str) 
 
 def _absolute_error(truth: Array, predicted: Array) -> Array:
     return np.abs(truth.astype(np.float32) - predicted.astype(np.float32))
-
-
-def data_uri(buffer: BytesIO, kind: str) -> str:
-    """Return an image, ``png`` or ``svg+xml``, as a URI that holds it."""
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from isochunk.core.geometry import Box
 from isochunk.core.sections import Section
 from isochunk.engine.inspection import Inspection
-from isochunk.evaluation.pictures import Image, data_uri
+from isochunk.evaluation.pictures import Image
+from isochunk.pages.templates import data_uri
 from isochunk.storage.volume import Volume
 
 Grey: TypeAlias = NDArray[np.float32]

@@ -12,8 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from isochunk import __version__
 from isochunk.core.amounts import by, in_bytes, in_percent, in_time, in_voxels
 from isochunk.core.geometry import Box
@@ -32,6 +30,7 @@ from isochunk.pages.slices import (
     shown_box,
     slice_of,
 )
+from isochunk.pages.templates import page_templates
 from isochunk.planning.plan import Plan
 from isochunk.storage.access import Access
 from isochunk.storage.open import open_store, open_volume
@@ -120,42 +119,48 @@ def page(
         lead: a sentence before the pictures.
         proved: what else can be relied on.
     """
-    environment = Environment(
-        loader=PackageLoader("isochunk.pages", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    greys = _greys(shown)
     rates = [row["voxels_per_s"] for row in report["rates"]]
     most = max(rates, default=0.0)
-    return environment.get_template(TEMPLATE).render(
-        title=f"Isotropic: {plan.target.url}",
-        report=report,
-        verdict=verdict(report),
-        lead=lead,
-        planes=[(plane, _pictures(plane, shown)) for plane in PLANES],
-        place=f"Voxels {box} (z, y, x) of {plan.target.spacing} nm.",
-        proofs=(*proofs(report), *proved),
-        course=tuple(course(report)),
-        bars=[LARGEST_BAR * rate / most for rate in rates] if most else [],
-        most=f"{in_voxels(most)}/s",
-        lasted=in_time(report["wall_s"]),
-        slowest=[_slow(plan, row) for row in report["slowest"]],
-        made_of=_made_of(plan),
-        command=plan.job.command(),
-        version=__version__,
+    return (
+        page_templates("isochunk.pages")
+        .get_template(TEMPLATE)
+        .render(
+            title=f"Isotropic: {plan.target.url}",
+            report=report,
+            verdict=verdict(report),
+            lead=lead,
+            planes=[(plane, _pictures(plane, shown, greys)) for plane in PLANES],
+            place=f"Voxels {box} (z, y, x) of {plan.target.spacing} nm.",
+            proofs=(*proofs(report), *proved),
+            course=tuple(course(report)),
+            bars=[LARGEST_BAR * rate / most for rate in rates] if most else [],
+            most=f"{in_voxels(most)}/s",
+            lasted=in_time(report["wall_s"]),
+            slowest=[_slow(plan, row) for row in report["slowest"]],
+            made_of=_made_of(plan),
+            command=plan.job.command(),
+            version=__version__,
+        )
     )
 
 
-def _pictures(plane: str, shown: Sequence[Shown]) -> list[Picture]:
-    # What was read through a window has other values, so each may have its own black and white.
-    dtypes = {s.voxels.dtype for s in shown}
-    own = len(dtypes) > 1
-    greys = greys_of(shown[-1].voxels)
+def _greys(shown: Sequence[Shown]) -> list[tuple[float, float]]:
+    """Choose black and white: those of the last, of all where they are stored alike.
+
+    What was read through a window has other values, so then each has its own.
+    """
+    if len({s.voxels.dtype for s in shown}) > 1:
+        return [greys_of(s.voxels) for s in shown]
+    return [greys_of(shown[-1].voxels)] * len(shown)
+
+
+def _pictures(
+    plane: str, shown: Sequence[Shown], greys: Sequence[tuple[float, float]]
+) -> list[Picture]:
     return [
-        draw(slice_of(s.voxels, plane), greys_of(s.voxels) if own else greys, s.caption)
-        for s in shown
+        draw(slice_of(s.voxels, plane), ends, s.caption)
+        for s, ends in zip(shown, greys, strict=True)
     ]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import islice
@@ -16,6 +15,7 @@ from isochunk.core.spec import Phase
 from isochunk.core.voxels import Voxels
 from isochunk.engine.ledger import Ledger
 from isochunk.models.interpolation import axis_taps
+from isochunk.pages.templates import data_uri
 from isochunk.planning.plan import Plan
 from isochunk.storage.volume import Volume
 
@@ -48,7 +48,7 @@ def as_stored(plan: Plan, source: Volume, box: Box) -> Voxels:
     """Read the source under target voxels, each section repeated as often as it is thick.
 
     Returns:
-        (z, y, x), of the target's shape in ``box``; sections outside the source are black.
+        (z, y, x), of the target's shape in ``box``; beyond the source its last voxels go on.
     """
     grid = plan.anchored(box)
     phases: tuple[Phase, ...] = (plan.model.phase, "mean", "mean")
@@ -101,5 +101,4 @@ def draw(values: Voxels, greys: tuple[float, float], caption: str) -> Picture:
     pixels: NDArray[np.uint8] = (255 * scaled.clip(0, 1)).round().astype(np.uint8)
     written = BytesIO()
     Image.fromarray(pixels).save(written, "PNG", optimize=True)
-    encoded = base64.b64encode(written.getvalue()).decode()
-    return Picture(caption, f"data:image/png;base64,{encoded}", pixels.shape[1], pixels.shape[0])
+    return Picture(caption, data_uri(written, "png"), pixels.shape[1], pixels.shape[0])
