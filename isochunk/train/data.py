@@ -42,6 +42,8 @@ LATERAL: tuple[Triple, ...] = ((1, 0, 2), (2, 0, 1))
 """y or x of the volume becomes the crop's coarse axis, and z its second."""
 ANY: tuple[Triple, ...] = tuple(map(triple, permutations(range(3))))
 """Any axis becomes the coarse one, and the others follow in either order."""
+ACROSS: tuple[Triple, ...] = tuple(order for order in ANY if order[0] != 0)
+"""y or x becomes the coarse one, and the others follow in either order."""
 UPRIGHT: tuple[Triple, ...] = ((0, 1, 2), (0, 2, 1))
 """xz or yz slices: z is the coarse axis."""
 
@@ -235,7 +237,7 @@ def in_room(sampling: Sampling, parts: Iterable[Box]) -> Sampling:
     z = min(part.shape[0] // average[0] for part in parts for average in averages)
     if sampling.orders != ANY or z >= sampling.read[0]:
         return sampling
-    return replace(sampling, orders=tuple(order for order in ANY if order[0] != 0))
+    return replace(sampling, orders=ACROSS)
 
 
 class Crops:

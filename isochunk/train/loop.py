@@ -22,6 +22,7 @@ from isochunk.storage.volume import Volume
 from isochunk.train.augment import Augmentation
 from isochunk.train.config import TrainConfig
 from isochunk.train.data import (
+    ACROSS,
     ANY,
     IN_PLACE,
     LATERAL,
@@ -44,6 +45,10 @@ log = logging.getLogger(__name__)
 
 READ_AHEAD = 8
 """Batches read while the network works, each by a thread."""
+
+ACROSS_SHARE = 0.8
+"""Share of the steps of mode self3d that ask for recorded detail alone, before others ask for what
+the first pass made, too: that from the start, a network becomes no better than its first pass."""
 
 LINE_S = 60.0
 """Seconds between lines of progress in a log file."""
@@ -141,7 +146,7 @@ class Batches:
         """
         self.config = config
         usual = replace(sampling_of(config), rank=ranks.rank, ranks=ranks.size)
-        self._stages = []
+        self._stages, self._across = [], []
         for stage in (scheduled.stage for scheduled in scheduled_stages(config)):
             if stage.batch % ranks.size:
                 raise UsageError(
@@ -150,10 +155,14 @@ class Batches:
                 )
             sampling = replace(usual, patch=stage.patch, batch=stage.batch)
             self._stages.append(Crops(sources, parts, sampling))
+            if usual.orders == ANY:
+                self._across.append(Crops(sources, parts, replace(sampling, orders=ACROSS)))
 
     def __call__(self, step: int) -> Batch:
         """Return the batch of a step; may be called in any thread."""
-        return self._stages[stage_index(self.config, step)].batch(step)
+        recorded = step >= ACROSS_SHARE * self.config.steps
+        stages = self._stages if recorded or not self._across else self._across
+        return stages[stage_index(self.config, step)].batch(step)
 
 
 def sampling_of(config: TrainConfig) -> Sampling:
@@ -161,7 +170,7 @@ def sampling_of(config: TrainConfig) -> Sampling:
     if config.mode == "self":
         orders = LATERAL
     elif config.mode == "self3d":
-        # Along y and x detail was recorded; along z the input is as it will be in a run.
+        # Along y and x detail was recorded; along z, last, the input is as it will be in a run.
         orders = ANY
     else:
         orders = IN_PLACE if config.patch[1] == config.patch[2] else UPRIGHT
