@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 import isochunk
-from isochunk.cli.demo.tissue import FACTOR, truth, write_source
+from isochunk.core.tissue import FACTOR, truth
 from isochunk.storage.access import Access
 from isochunk.viewing.result import view_result
 
@@ -45,7 +45,7 @@ SHOWN_Y = 97
 def panels() -> dict[str, NDArray[np.uint8]]:
     """Return the volumes that are shown, of one shape."""
     with tempfile.TemporaryDirectory() as folder:
-        source = write_source(Path(folder))
+        source = isochunk.sample_tissue(folder)
         stored = isochunk.open(source)
         thick = stored.read(stored.spec.box).repeat(FACTOR, 0)
         made = isochunk.isotropic(source, MODEL).compute()
@@ -75,7 +75,7 @@ def seen_in_neuroglancer(folder: Path) -> None:
     """Write what a browser shows of the demo: the result, in all three planes."""
     from playwright.sync_api import sync_playwright
 
-    source = write_source(folder)
+    source = isochunk.sample_tissue(folder)
     target = f"{folder}/isotropic"
     isochunk.run(isochunk.plan(isochunk.Job(source=source, target=target, model=MODEL)))
     with view_result(target, source, Access()) as viewer, sync_playwright() as playwright:

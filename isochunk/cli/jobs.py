@@ -111,12 +111,12 @@ def demo_arguments(parser: argparse.ArgumentParser) -> None:
 
 def demo(options: argparse.Namespace) -> Result:
     """``isochunk demo``."""
-    from isochunk.cli.demo.show import compare, write_page
-    from isochunk.cli.demo.tissue import write_source
+    from isochunk.cli.demo import compare, write_page
     from isochunk.cli.progress import AuditBar, RunProgress
 
     folder = Path(options.out)
-    source, target = write_source(folder), f"{folder}/isotropic"
+    source = isochunk.sample_tissue(folder / "anisotropic")
+    target = f"{folder}/isotropic"
     job = Job(source=source, target=target, workers=options.workers, **DEMO)
     made = isochunk.plan(job)
     with RunProgress() as progress:

@@ -10,9 +10,10 @@ from types import TracebackType
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from isochunk.cli.words.layout import console
-from isochunk.core.amounts import counted, in_time, in_voxels
+from isochunk.core.amounts import in_time
 from isochunk.engine.audit import AuditProgress
 from isochunk.engine.report import Report
+from isochunk.engine.sentences import audit_line, run_line
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ class Shown:
 
 
 class RunProgress(Shown):
-    """Shows blocks done, voxels a second, time left, and what failed."""
+    """Shows blocks done, voxels a second, time left, workers, and what failed."""
 
     _first_said = False
 
@@ -69,20 +70,6 @@ class RunProgress(Shown):
         self.show(report.done, report.total, run_line(report))
 
 
-def run_line(report: Report) -> str:
-    """Write on one line how far a run is; nothing of its rate before there is one."""
-    said = [f"{report.done:,} of {counted(report.total, 'block')}"]
-    finished = report.done - report.resumed
-    if finished:
-        left_s = (report.total - report.done) * report.wall_s / finished
-        rate = report.voxels / max(report.wall_s, 1e-9)
-        said += [f"{in_voxels(rate)}/s", f"about {in_time(left_s)} left"]
-    for number, name in ((report.failed, "failed"), (report.retries, "tried again")):
-        if number:
-            said.append(f"{number:,} {name}")
-    return ", ".join(said)
-
-
 class AuditBar(Shown):
     """Shows blocks read, blocks a second, time left and holes found."""
 
@@ -94,12 +81,3 @@ class AuditBar(Shown):
     def __call__(self, progress: AuditProgress) -> None:
         """Show how far an audit is."""
         self.show(progress.read, progress.total, audit_line(progress))
-
-
-def audit_line(progress: AuditProgress) -> str:
-    """Write on one line how far an audit is."""
-    said = f"{progress.read:,} of {counted(progress.total, 'block')} read"
-    said += f", {progress.blocks_per_s:.3g} blocks/s"
-    if progress.left_s is not None:
-        said += f", about {in_time(progress.left_s)} left"
-    return f"{said}, {counted(progress.holes, 'hole')}"

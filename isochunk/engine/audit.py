@@ -20,6 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isochunk.core.limits import AUDIT_VOXELS, TASK_BLOCKS, TASKS_PER_WORKER
+from isochunk.core.sentence import as_html
+from isochunk.engine import sentences
 from isochunk.engine.auditor import Audited, AuditPool, AuditTask
 from isochunk.engine.holes import Hole
 from isochunk.engine.ledger import Ledger, Table
@@ -53,6 +55,10 @@ class AuditReport:
             "missing": [h.summary() for h in self.holes if h.kind == "missing"],
             "corrupt": [h.summary() for h in self.holes if h.kind != "missing"],
         }
+
+    def _repr_html_(self) -> str:
+        """Show it in a notebook."""
+        return as_html("audit", [sentences.audited(self.summary())])
 
 
 @dataclass(frozen=True, slots=True)

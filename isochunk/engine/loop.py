@@ -182,7 +182,7 @@ def execute(
         for stage in range(len(plan.stages)):
             for reports, retried in run_stage(plan, stage, recorder, backend):
                 report = report.after(reports, time.monotonic() - started)
-                report = replace(report, retries=report.retries + retried)
+                report = replace(report, retries=report.retries + retried, workers=backend.workers)
                 if report.first_block_s is None and len(reports.done):
                     report = replace(report, first_block_s=time.monotonic() - begun)
                 recorder.tick(report)

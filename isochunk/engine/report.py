@@ -99,6 +99,8 @@ class Report:
     """Blocks that failed, or wait for one that did."""
     retries: int = 0
     """Times that a block was tried again after a failure that may pass."""
+    workers: int = 1
+    """Worker processes now."""
     voxels: int = 0
     """Target voxels written by this run at full resolution."""
     bytes_read: int = 0

@@ -1,4 +1,4 @@
-"""What a run's report says, in sentences: for the terminal, and for the page.
+"""What a run's report says, in sentences: for the terminal, a notebook, and the page.
 
 Each takes the JSON object of ``isochunk run``, where it says no other.
 """
@@ -6,10 +6,14 @@ Each takes the JSON object of ``isochunk run``, where it says no other.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from isochunk.core.amounts import counted, in_bytes, in_percent, in_time, in_voxels
 from isochunk.core.sentence import Sentence
+
+if TYPE_CHECKING:
+    from isochunk.engine.audit import AuditProgress
+    from isochunk.engine.report import Report
 
 KINDS = {"resumed": "done before", "empty": "all background", "failed": "failed"}
 """Blocks that are counted apart."""
@@ -84,3 +88,30 @@ def proofs(report: Mapping[str, Any]) -> Iterator[Sentence]:
     if report["invented_voxels"]:
         said = f"{in_voxels(report['invented_voxels'])} in sections filled from those around them"
         yield Sentence("invented", said, good=False)
+
+
+def run_line(report: Report) -> str:
+    """Write on one line how far a run is; nothing of its rate before there is one."""
+    said = [f"{report.done:,} of {counted(report.total, 'block')}"]
+    finished = report.done - report.resumed
+    if finished:
+        left_s = (report.total - report.done) * report.wall_s / finished
+        rate = report.voxels / max(report.wall_s, 1e-9)
+        said.append(f"{in_voxels(rate)}/s")
+        if left_s:
+            said.append(f"about {in_time(left_s)} left")
+    if report.workers > 1:
+        said.append(f"{report.workers:,} workers")
+    for number, name in ((report.failed, "failed"), (report.retries, "tried again")):
+        if number:
+            said.append(f"{number:,} {name}")
+    return ", ".join(said)
+
+
+def audit_line(progress: AuditProgress) -> str:
+    """Write on one line how far an audit is."""
+    said = f"{progress.read:,} of {counted(progress.total, 'block')} read"
+    said += f", {progress.blocks_per_s:.3g} blocks/s"
+    if progress.left_s:
+        said += f", about {in_time(progress.left_s)} left"
+    return f"{said}, {counted(progress.holes, 'hole')}"

@@ -13,7 +13,7 @@ import pytest
 from jobs import command, read_all
 
 import isochunk
-from isochunk.cli.demo import tissue
+from isochunk.core import tissue
 from isochunk.core.geometry import Box
 
 CUBE = Path(__file__).resolve().parents[3] / "shared/data/medulla_fibsem_250.ome.zarr"
@@ -34,7 +34,7 @@ def test_its_files_are_small_and_say_whose_they_are() -> None:
 
 
 def test_the_source_holds_means_of_four_sections(tmp_path: Path) -> None:
-    stored = read_all(tissue.write_source(tmp_path))
+    stored = read_all(isochunk.sample_tissue(tmp_path))
     assert stored.shape == (40, 160, 160)
     mean = tissue.truth().astype(float).reshape(40, 4, 160, 160).mean(1)
     assert np.abs(stored - mean).max() <= 0.5

@@ -65,7 +65,7 @@ def test_benchmarks_import_what_there_is(path):
 
 
 def test_few_modules_lie_at_the_root():
-    assert {path.stem for path in PACKAGE.glob("*.py")} == {"__init__", "api", "errors"}
+    assert {path.stem for path in PACKAGE.glob("*.py")} == {"__init__", "errors"}
 
 
 @pytest.mark.parametrize("room", sorted(p.parent for p in PACKAGE.rglob("*/__init__.py")))
@@ -107,7 +107,8 @@ SHOWN = [
     path
     for folder in ("docs", "deploy", "examples", ".")
     for path in ((ROOT / folder).rglob("*") if folder != "." else ROOT.glob("*.md"))
-    if path.suffix in {".md", ".py"} and path.name not in {"CONTRIBUTING.md", "architecture.md"}
+    if path.suffix in {".md", ".py", ".ipynb"}
+    and path.name not in {"CONTRIBUTING.md", "architecture.md"}
 ]
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from isochunk.cli.demo.tissue import truth
 from isochunk.core.geometry import Box
+from isochunk.core.tissue import truth
 from isochunk.engine.sentences import audited
 from isochunk.evaluation.metrics import psnr
 from isochunk.evaluation.spread import gain, squared_errors

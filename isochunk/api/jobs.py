@@ -1,4 +1,4 @@
-"""What users call, each a few lines: the rooms below do the work."""
+"""Jobs from plan to proof, each call a few lines: the rooms below do the work."""
 
 from __future__ import annotations
 
@@ -9,10 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from isochunk.cluster.spec import WORDS
-from isochunk.core.geometry import Box, Spacing
 from isochunk.core.job import Job, RunOptions, change
-from isochunk.core.text_forms import read_box, read_spacing, read_window
-from isochunk.core.window import GREY, Window
 from isochunk.engine import calibrate as calibration
 from isochunk.engine import target as records
 from isochunk.engine.audit import AuditReport, AuditWatch, LocalAudit, audit_target
@@ -26,134 +23,20 @@ from isochunk.engine.pipeline import Pipeline
 from isochunk.engine.prepare import TargetPlace, plan_job, prepare_target, resolve
 from isochunk.engine.report import Report
 from isochunk.engine.timeouts import Timeouts
-from isochunk.engine.windowed import Opening, find_window, rounded, windowed
-from isochunk.errors import UsageError
 from isochunk.host.memory import usable_memory_bytes
 from isochunk.models.interface import Predictor
 from isochunk.models.load import Runtime, describe, load
 from isochunk.planning.plan import Plan
 from isochunk.storage.access import Access
-from isochunk.storage.open import open_volume
-from isochunk.storage.volume import Volume
 from isochunk.viewing.neuroglancer import public_link
 
 if TYPE_CHECKING:
     import dask.array
     from distributed import Client
 
-    from isochunk.engine.inspection import Inspection
-
 Watch: TypeAlias = Callable[[Report], None]
 
 TIMEOUTS = Timeouts()
-
-
-def open(
-    url: str,
-    endpoint_url: str | None = None,
-    source_spacing: Spacing | str | None = None,
-    channel: int | None = None,
-    time: int | None = None,
-    requester_pays: str | None = None,
-) -> Volume:
-    """Open a volume for reading.
-
-    Args:
-        url: a path or URL; the format is detected where it is not named.
-        endpoint_url: S3-compatible server; default: ``AWS_ENDPOINT_URL``.
-        source_spacing: voxel size z, y, x in nm, for volumes that do not say.
-        channel: which of several, counting from 0.
-        time: which of several time points, counting from 0.
-        requester_pays: Google Cloud project that is billed where the bucket's requester pays.
-
-    Raises:
-        UsageError: the URL cannot be read as a volume.
-        StorageError: storage failed.
-    """
-    size = None if source_spacing is None else read_spacing(source_spacing, "source_spacing")
-    access = Access(
-        endpoint_url=endpoint_url,
-        requester_pays=requester_pays,
-        spacing=size,
-        channel=channel,
-        time=time,
-    )
-    return open_volume(url, access)
-
-
-def inspect(  # noqa: PLR0913 - what to look at, how it is reached, and where
-    source: str | Volume,
-    box: Box | str | None = None,
-    level: int | None = None,
-    endpoint_url: str | None = None,
-    source_spacing: Spacing | str | None = None,
-    window: Window | str | tuple[float, float] | None = None,
-    *,
-    client: Client | None = None,
-) -> Inspection:
-    """Find sections that are lost, uneven or displaced; each is read coarsely, nothing is written.
-
-    Args:
-        source: a path or URL, or a volume that :func:`open` gave.
-        box: source voxels to look at; None for all.
-        level: level of the source to read; None for the finest whose sections are small.
-        endpoint_url: as for :func:`open`.
-        source_spacing: as for :func:`open`.
-        window: stored values that become black and white, or ``auto``; None for uint8 and uint16.
-        client: a Dask client, on whose workers sections are read; None for this process.
-
-    Returns:
-        What was found; ``inspection.table`` is the :class:`~isochunk.SectionTable`.
-
-    Raises:
-        UsageError: the source, the box or the level cannot be read.
-        StorageError: storage failed.
-        ClusterError: the cluster went away.
-    """
-    where = None if box is None else read_box(box, "box")
-    size = None if source_spacing is None else read_spacing(source_spacing, "source_spacing")
-    wanted = None if window is None else read_window(window, "window")
-    if isinstance(source, str):
-        opening = Opening(source, Access(endpoint_url=endpoint_url, spacing=size), wanted)
-        volume, opening = opening.fixed()
-        return inspect_on(volume, opening, client, where, level)
-    if client is not None:
-        raise UsageError(
-            f"workers open a volume by its URL, and got {source.spec.url} open already; give "
-            "inspect the URL, or leave client out"
-        )
-    from isochunk.engine.inspection import inspect_volume
-
-    grey = windowed(source, find_window(wanted, source), GREY)
-    return inspect_volume(rounded(grey), where, level)
-
-
-def inspect_on(
-    volume: Volume,
-    opening: Opening,
-    client: Client | None,
-    box: Box | None = None,
-    level: int | None = None,
-) -> Inspection:
-    """Inspect a volume on the workers of a client, or in this process where there is none.
-
-    Args:
-        volume: what is inspected.
-        opening: how workers open it.
-        client: a Dask client.
-        box: as for :func:`inspect`.
-        level: as for :func:`inspect`.
-    """
-    # What inspects a volume brings scipy, which takes longer to load than all the rest.
-    from isochunk.engine.inspection import inspect_volume
-
-    if client is None:
-        return inspect_volume(volume, box, level)
-    from isochunk.cluster.inspection import DaskMeasure
-
-    wait_s = getattr(client, "wait_s", None) or TIMEOUTS.no_workers_s
-    timeouts = replace(TIMEOUTS, no_workers_s=wait_s)
-    return inspect_volume(volume, box, level, DaskMeasure(client, volume.spec, opening, timeouts))
 
 
 def plan(job: Job) -> Plan:

@@ -1,1 +1,0 @@
-"""The demo: real tissue made coarse, restored on a local cluster, and held beside the truth."""
