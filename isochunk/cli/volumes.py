@@ -45,7 +45,8 @@ def inspect_arguments(parser: argparse.ArgumentParser) -> None:
 
 def inspect(options: argparse.Namespace) -> Result:
     """``isochunk inspect``."""
-    from isochunk.api import inspect_on, open_cluster
+    from isochunk.api.jobs import open_cluster
+    from isochunk.api.volumes import inspect_on
     from isochunk.engine.windowed import Opening
     from isochunk.storage.access import Access
 

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from jobs import command, noise, slow_model, write_source
 
 import isochunk
-from isochunk.api import calibrate
+from isochunk.api.jobs import calibrate
 from isochunk.cli.main import main
 from isochunk.core.geometry import Box, Spacing
 from isochunk.core.job import Job

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from jobs import noise, read_all, tree_digest, write_source
 
 import isochunk
-from isochunk.api import repair
+from isochunk.api.jobs import repair
 from isochunk.core.geometry import Box, Spacing
 from isochunk.core.spec import LevelSpec, VolumeSpec
 from isochunk.core.voxels import Voxels

@@ -13,7 +13,7 @@ import pytest
 from jobs import read_all, tree_digest
 
 import isochunk
-from isochunk.api import repair
+from isochunk.api.jobs import repair
 from isochunk.engine.target import open_written_target as open_result
 from isochunk.engine.target import status
 from isochunk.errors import ModelError, TargetConflictError

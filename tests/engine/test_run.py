@@ -185,7 +185,7 @@ def test_audit_names_the_holes_and_repair_mends_only_them(source: str, tmp_path:
         str(f.relative_to(target)) for f in (gone, small)
     )
     assert [h["object"] for h in audited["corrupt"]] == [str(noisy.relative_to(target))]
-    from isochunk.api import repair
+    from isochunk.api.jobs import repair
 
     _, report = repair(str(target))
     assert report.complete
@@ -214,7 +214,7 @@ def test_a_run_that_failed_in_the_middle_is_finished_by_repair(tmp_path: Path) -
     done = report.done
     assert done >= 1
     chunk.write_bytes(data)
-    from isochunk.api import repair
+    from isochunk.api.jobs import repair
 
     _, mended = repair(target)
     assert mended.complete

@@ -15,7 +15,7 @@ import torch
 from jobs import command, noise, read_all, start, tree_digest, write_source
 
 import isochunk
-from isochunk.api import calibrate
+from isochunk.api.jobs import calibrate
 from isochunk.cluster.devices import ask_devices
 from isochunk.core.voxels import Voxels
 

@@ -86,13 +86,12 @@ def test_importing_is_light(module):
 
 def test_what_runs_a_job_loads_no_scipy():
     """It takes longer to load than all the rest, in each worker too."""
-    code = (
-        "import isochunk.api, isochunk.cli.main, isochunk.cluster.backend, sys; print(*sys.modules)"
-    )
+    rooms = "isochunk.api.jobs, isochunk.cli.main, isochunk.cluster.backend"
+    code = f"import {rooms}, sys; print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
-    assert "isochunk.api" in done.stdout.split()
+    assert "isochunk.api.jobs" in done.stdout.split()
     assert "scipy" not in done.stdout.split()
 
 
