@@ -49,7 +49,9 @@ ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
 DOCKERFILE = DEPLOY / "docker" / "Dockerfile"
-FOLDERS = sorted(path.name for path in DEPLOY.iterdir() if path.is_dir())
+PACKAGED = "conda"
+"""How isochunk is installed, not where it runs; tests/product/test_packaging.py renders it."""
+FOLDERS = sorted(path.name for path in DEPLOY.iterdir() if path.is_dir() and path.name != PACKAGED)
 
 KUBERNETES_VERSION = "1.33"
 
