@@ -65,7 +65,7 @@ def complete(line: str) -> NoReturn:
 
 
 def log_to_stderr(*, verbose: bool) -> None:
-    """Log what isochunk tells and the warnings of others, or all that is told."""
+    """Log what isochunk tells and what others do that matters, or all that is told."""
     handler = OnStderr()
     if not verbose:  # loggers of Dask have levels of their own, so the root's is no help
         handler.addFilter(ours_or_grave)
@@ -91,8 +91,16 @@ class OnStderr(logging.StreamHandler[TextIO]):
 
 
 def ours_or_grave(record: logging.LogRecord) -> bool:
-    """Tell whether a record is isochunk's own, or a warning."""
-    return record.levelno >= logging.WARNING or record.name.split(".")[0] == "isochunk"
+    """Tell whether a record is isochunk's own, or a warning, or of Dask an error.
+
+    Dask's warnings are of its own affairs, such as processes that end slowly, but for those of
+    memory: a worker that takes too much is ended.
+    """
+    room, *inside = record.name.split(".")
+    if room == "isochunk":
+        return True
+    dasks = room == "distributed" and "memory" not in inside
+    return record.levelno >= (logging.ERROR if dasks else logging.WARNING)
 
 
 def say(text: str) -> None:

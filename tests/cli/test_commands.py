@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import subprocess
@@ -18,6 +19,7 @@ from distributed import LocalCluster
 from jobs import Command, command, look, noise, read_all, slow_model, start, write_source
 
 import isochunk
+from isochunk.cli.main import ours_or_grave
 from isochunk.core.synthetic import synthetic_pair
 from isochunk.models import load
 from isochunk.models.checkpoint import Card, save
@@ -332,6 +334,23 @@ def test_configuration_files(run: Command, source: str, tmp_path: Path) -> None:
     assert over["target"]["shape"] == [24, 32, 32]
     assert run("run", "--config", str(config))["complete"] is True
     assert run("audit", f"{tmp_path}/out")["complete"] is True
+
+
+@pytest.mark.parametrize(
+    ("name", "level", "told"),
+    [
+        ("isochunk.cluster.start", logging.INFO, True),
+        ("distributed.scheduler", logging.INFO, False),
+        ("distributed.nanny", logging.WARNING, False),
+        ("distributed.nanny.memory", logging.WARNING, True),
+        ("distributed.worker", logging.ERROR, True),
+        ("google.auth", logging.INFO, False),
+        ("google.auth", logging.WARNING, True),
+    ],
+)
+def test_what_is_told_of_what_libraries_log(name: str, level: int, *, told: bool) -> None:
+    record = logging.LogRecord(name, level, "", 0, "said", None, None)
+    assert ours_or_grave(record) is told
 
 
 @pytest.mark.slow
