@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from isochunk.cluster.spec import WORDS
@@ -183,8 +184,19 @@ def status(
     return records.status(target, endpoint_url, requester_pays)
 
 
-def report(target: str, endpoint_url: str | None = None, requester_pays: str | None = None) -> str:
+def report(
+    target: str,
+    endpoint_url: str | None = None,
+    requester_pays: str | None = None,
+    out: str | Path | None = None,
+) -> str:
     """Write the page of a target's last run anew, ``.isochunk/report.html``; returns its URL.
+
+    Args:
+        target: URL of a target.
+        endpoint_url: S3-compatible server; default: ``AWS_ENDPOINT_URL``.
+        requester_pays: Google Cloud project that is billed where the bucket's requester pays.
+        out: file to write instead, to look at the page of a target in a bucket.
 
     Raises:
         NotFoundError: isochunk wrote nothing there, or no run has ended.
@@ -192,7 +204,8 @@ def report(target: str, endpoint_url: str | None = None, requester_pays: str | N
     """
     from isochunk.pages.run_page import write_page
 
-    return write_page(records.open_written_target(target, endpoint_url, requester_pays).plan)
+    found = records.open_written_target(target, endpoint_url, requester_pays)
+    return write_page(found.plan, None if out is None else Path(out))
 
 
 def audit(

@@ -94,8 +94,18 @@ def run(options: argparse.Namespace) -> Result:
         report = isochunk.run(made, watch=progress)
     result = report.summary()
     if not options.json:
-        result["view"] = view_of(made)
+        result |= {"view": view_of(made), "page": page_of(made)}
     return result, DONE if report.complete else INCOMPLETE
+
+
+def page_of(made: Plan) -> str:
+    """Return where the page of a run is, or the command that makes a copy of it here."""
+    from isochunk.pages.run_page import PAGE_KEY
+
+    url = made.target.url
+    if url.startswith("file://"):
+        return f"{url}/{PAGE_KEY}"
+    return shlex.join(["isochunk", "report", made.job.target, "--out", "report.html"])
 
 
 def view_of(made: Plan) -> str:

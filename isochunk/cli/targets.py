@@ -82,12 +82,14 @@ def report_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``isochunk report``."""
     target_argument(parser)
     add_fields(parser, RunOptions, ("requester_pays",))
+    parser.add_argument("--out", metavar="FILE", help="file to write instead of beside the target")
 
 
 def report(options: argparse.Namespace) -> Result:
     """``isochunk report``."""
     payer = given(options, RunOptions, ("requester_pays",)).get("requester_pays")
-    return {"page": isochunk.report(options.target, options.endpoint_url, payer)}, DONE
+    page = isochunk.report(options.target, options.endpoint_url, payer, options.out)
+    return {"page": page}, DONE
 
 
 def repair_arguments(parser: argparse.ArgumentParser) -> None:

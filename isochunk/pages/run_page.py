@@ -10,6 +10,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from isochunk import __version__
@@ -21,6 +22,7 @@ from isochunk.engine.ledger import Ledger
 from isochunk.engine.prepare import provenance
 from isochunk.engine.sentences import course, proofs, verdict
 from isochunk.errors import NotFoundError
+from isochunk.host.files import write_atomically
 from isochunk.pages.slices import (
     PLANES,
     Picture,
@@ -66,8 +68,12 @@ def keep_page(plan: Plan, report: Mapping[str, Any]) -> None:
         log.warning("the page of this run was not written: %s", error)
 
 
-def write_page(plan: Plan) -> str:
+def write_page(plan: Plan, out: Path | None = None) -> str:
     """Write the page of a target anew, from what its last run reported.
+
+    Args:
+        plan: of the target.
+        out: file to write instead of the one beside the target.
 
     Returns:
         The URL of the page.
@@ -83,7 +89,11 @@ def write_page(plan: Plan) -> str:
             f"{store.url} holds no {REPORT_KEY}: no run of it has ended, or an earlier version "
             "made it; isochunk status tells what is done, the command that made it writes one"
         )
-    store.put(PAGE_KEY, render(plan, json.loads(kept), Ledger(store, plan)).encode())
+    page = render(plan, json.loads(kept), Ledger(store, plan)).encode()
+    if out is not None:
+        write_atomically(out, lambda file: file.write(page))
+        return out.resolve().as_uri()
+    store.put(PAGE_KEY, page)
     return f"{store.url.rstrip('/')}/{PAGE_KEY}"
 
 

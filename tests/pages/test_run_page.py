@@ -23,6 +23,7 @@ from isochunk.cli.options import job_of
 from isochunk.core.geometry import Box
 from isochunk.core.job import Job
 from isochunk.errors import NotFoundError
+from isochunk.storage.open import open_store
 
 SMALL = {"chunk": "16,16,16", "shard": "32,32,32", "block": "32,32,32"}
 FIRST = (8, 4, -6)
@@ -94,6 +95,19 @@ def test_a_run_that_finds_all_done_leaves_it(source: str, tmp_path: Path, run: C
     assert told == {"page": f"file://{tmp_path}/out/.isochunk/report.html"}
     assert page_of(tmp_path / "out") == page
     assert isochunk.audit(f"{tmp_path}/out").complete
+
+
+@pytest.mark.slow
+def test_of_a_target_in_a_bucket_a_copy_is_offered(
+    source: str, s3: str, tmp_path: Path, run: Command
+) -> None:
+    target, copy = f"{s3}/out", f"{tmp_path}/copy.html"
+    told, _ = run.text("run", source, target, "--model=cubic", "--chunk=16,16,16", "--shard=none")
+    assert f"isochunk report {target} --out report.html" in told
+    told, _ = run.text("report", target, "--out", copy)
+    assert told.strip() == f"file://{copy}"
+    kept = open_store(target).get(".isochunk/report.html")
+    assert Path(copy).read_bytes() == kept
 
 
 def test_a_target_without_a_report_is_told_so(source: str, tmp_path: Path) -> None:

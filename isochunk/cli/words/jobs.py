@@ -53,6 +53,8 @@ def _cost(found: Mapping[str, Any]) -> Iterator[Fact]:
 def run(found: Mapping[str, Any]) -> RenderableType:
     """Say what a run did, the link last."""
     rows = told_of_run(found)
+    if "page" in found:
+        rows.append(("page", found["page"]))
     if not found["complete"]:
         return Group(facts(rows), advice("the same command goes on where this run ended"))
     link = found["neuroglancer_url"] or found.get("view")
