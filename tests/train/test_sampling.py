@@ -19,8 +19,9 @@ from isochunk.errors import UsageError
 from isochunk.storage.open import open_volume
 from isochunk.train.augment import Augmentation
 from isochunk.train.data import ANY, IN_PLACE, Crops, Sampling, Source, in_room, lost_detail
-from isochunk.train.loop import sampling_of
+from isochunk.train.loop import Batches, sampling_of
 from isochunk.train.pairs import Sectioned
+from isochunk.train.ranks import Ranks
 from isochunk.train.training import train
 
 torch.set_num_threads(1)
@@ -98,6 +99,29 @@ def test_two_passes_also_learn_from_sections_as_they_lie_if_there_are_enough() -
         "srunet", "unused", Path("out"), mode="self3d", patch=[32, 32, 32], network=VOLUMES
     )
     assert sampling_of(cube).orders == ANY
+
+
+def test_two_passes_ask_for_recorded_detail_alone_until_the_last_fifth(tmp_path: Path) -> None:
+    across = np.random.default_rng(0).integers(0, 255, (1, 64, 64), np.uint8)
+    volume = source(tmp_path / "a", np.repeat(across, 48, 0))  # nothing changes along z
+    cube = config(
+        "srunet",
+        volume.volume.spec.url,
+        tmp_path / "out",
+        mode="self3d",
+        patch=[32, 32, 32],
+        network=VOLUMES,
+        steps=100,
+    )
+    batches = Batches(cube, (volume,), (volume.volume.spec.box,), Ranks(torch.device("cpu")))
+
+    def along_z(steps: range) -> list[bool]:
+        return [
+            bool((crop == crop[:, :1]).all()) for step in steps for crop in batches(step).target
+        ]
+
+    assert not any(along_z(range(80)))
+    assert 0.1 < np.mean(along_z(range(80, 100))) < 0.6
 
 
 def test_training_takes_both_and_refuses_what_makes_no_sense(
