@@ -107,7 +107,9 @@ SHOWN = [
     path
     for folder in ("docs", "deploy", "examples", ".")
     for path in ((ROOT / folder).rglob("*") if folder != "." else ROOT.glob("*.md"))
-    if path.suffix in {".md", ".py"} and path.name not in {"CONTRIBUTING.md", "architecture.md"}
+    if path.suffix in {".md", ".py"}
+    and path.name not in {"CONTRIBUTING.md", "architecture.md"}
+    and path.parent.name != "hooks"  # what builds the site looks inside
 ]
 
 
