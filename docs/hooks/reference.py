@@ -11,6 +11,7 @@ import argparse
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import MISSING, fields
+from typing import get_type_hints
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -21,6 +22,7 @@ from isochunk.cli.main import COMMANDS, parser
 from isochunk.cli.options import Command
 from isochunk.core.fields import documented, help_text
 from isochunk.core.job import Job
+from isochunk.core.text_forms import choices
 from isochunk.evaluation.config import EvaluateConfig
 from isochunk.evaluation.results import ModelFigures, PlaneFigures
 from isochunk.evaluation.without_truth.results import JudgedFigures, NotMeasured
@@ -77,8 +79,8 @@ def uri(command: Command) -> str:
 
 def command_page(command: Command) -> str:
     """Write the page of a command."""
-    words = [command.name]
-    top = parser(words)
+    top = parser([command.name])
+    # argparse has no public way to ask a parser for what it takes.
     (subparsers,) = (a for a in top._actions if isinstance(a, argparse._SubParsersAction))
     sub = subparsers.choices[command.name]
     own = [a for a in sub._actions if not set(a.option_strings) & set(COMMON)]
@@ -122,7 +124,7 @@ def entry(action: argparse.Action) -> str:
 
 def told(action: argparse.Action) -> Iterator[str]:
     """Yield what is said of an argument: its help, and its default where that is worth saying."""
-    text, default = action.help or documented(Job).get(action.dest, ""), action.default
+    text, default = action.help or "", action.default
     if default is argparse.SUPPRESS:  # the option is a field, or --help
         text, default = FIELDS.get(text, (text, None))
     yield sentence(cell(text))
@@ -149,9 +151,14 @@ FIELDS = {
 
 
 def fields_table(record: type) -> str:
-    """Write the fields of a dataclass as a table."""
-    rows = (f"| `{name}` | {cell(text)} |" for name, text in documented(record).items())
-    return "\n".join(["| key | what it is |", "|---|---|", *rows])
+    """Write the fields of a dataclass as a table of the keys that JSON makes of them."""
+    hints, lines = get_type_hints(record), ["| key | what it is |", "|---|---|"]
+    for name, text in documented(record).items():
+        first = text[:1].lower() + text[1:] if re.match("[A-Z][a-z]* ", text) else text
+        words = ", ".join(f"`{word}`" for word in choices(hints[name]) or ())
+        told = cell(first.replace("None", "``null``"))
+        lines.append(f"| `{name}` | {words}{': ' if words else ''}{told} |")
+    return "\n".join(lines)
 
 
 def cell(text: str) -> str:

@@ -30,7 +30,8 @@ class Seen(HTMLParser):
         self.links: list[str] = []
         self.fetched: list[str] = []
         self.text = ""
-        self.feed(page.read_text())
+        self.html = page.read_text()
+        self.feed(self.html)
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         found = {name: value or "" for name, value in attributes}
@@ -82,6 +83,7 @@ def test_a_command_has_a_page_with_each_of_its_options(site, pages, command, cap
     seen = pages[site / "reference" / "cli" / f"{command.name}.html"]
     assert options <= set(re.findall(r"--[a-z-]+", seen.text))
     assert {option.removeprefix("--") for option in options} <= seen.ids
+    assert not re.search("<dd>\\s*</dd>", seen.html), "an argument without a word on it"
     assert f"{command.name}.html" in pages[site / "reference/cli/index.html"].links
 
 
@@ -99,7 +101,7 @@ def test_each_public_name_is_documented(site, pages):
 def test_fields_become_tables(site, pages):
     text = pages[site / "reference" / "json.html"].text
     assert "<!-- fields" not in (site / "reference" / "json.html").read_text()
-    for key in ("lateral_over_cubic", "best_psnr", "membrane_dice"):
+    for key in ("lateral_over_cubic", "best_psnr", "membrane_dice", "terminated"):
         assert key in text
 
 
