@@ -8,7 +8,7 @@ PYTHON ?=
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint bench reliability clean
+.PHONY: help demo test check lint bench docs reliability clean
 
 help:
 	@echo "make demo    a little real tissue made isotropic by local workers, audited, compared with the truth"
@@ -16,6 +16,7 @@ help:
 	@echo "make check   lint and the tests that take seconds"
 	@echo "make lint    ruff, its formatter, the rooms' imports and mypy"
 	@echo "make bench   measure the benchmarks"
+	@echo "make docs    the documentation as a site, build/site/index.html; a warning is an error"
 	@echo "make reliability  the fault tests, and their tables in docs/reliability.md"
 	@echo "make clean   remove what was set up and built"
 
@@ -37,7 +38,7 @@ $(READY): pyproject.toml constraints.txt Makefile
 	    "$$found" -m venv $(VENV); \
 	fi; \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-	    -c constraints.txt -e '.[view,dev]'; \
+	    -c constraints.txt -e '.[view,dev,docs]'; \
 	touch $@
 
 demo: $(READY)
@@ -57,6 +58,10 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m pytest --benchmark-enable --benchmark-only benchmarks
+
+# The variable keeps Material from announcing its successor.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 reliability: $(READY)
 	$(BIN)/python -m pytest tests/cluster/test_faults.py tests/storage/test_faults.py tests/cluster/test_slurm.py \

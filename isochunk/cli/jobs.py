@@ -18,6 +18,7 @@ from isochunk.cli.options import DONE, INCOMPLETE, Command, Result, add_fields, 
 from isochunk.cli.words import jobs as words
 from isochunk.cli.words.demo import demo as demo_words
 from isochunk.core.codec import JsonObject
+from isochunk.core.fields import documented, help_text
 from isochunk.core.job import Job
 from isochunk.errors import UsageError
 from isochunk.planning.plan import Plan
@@ -40,7 +41,7 @@ POSITIONAL = ("source", "target")
 def run_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``isochunk run``."""
     for name in POSITIONAL:
-        parser.add_argument(name, nargs="?")
+        parser.add_argument(name, nargs="?", help=help_text(documented(Job)[name]))
     parser.add_argument("--config", help="TOML file with the same fields")
     named = (f.name for f in fields(Job) if f.name not in (*POSITIONAL, "endpoint_url"))
     add_fields(parser, Job, tuple(named))

@@ -29,7 +29,7 @@ AUDIT_OPTIONS = (
 
 def target_argument(parser: argparse.ArgumentParser) -> None:
     """Add the argument that names a target."""
-    parser.add_argument("target")
+    parser.add_argument("target", help="URL of a volume that a run has written")
 
 
 def status_arguments(parser: argparse.ArgumentParser) -> None:

@@ -35,8 +35,8 @@ PREVIEWED = (
 
 def view_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``isochunk view``."""
-    parser.add_argument("target")
-    parser.add_argument("source", nargs="?")
+    parser.add_argument("target", help="URL of the volume to look at")
+    parser.add_argument("source", nargs="?", help="URL of the volume that it was made of")
     add_fields(parser, Job, READING)
 
 
@@ -57,8 +57,8 @@ def view(options: argparse.Namespace) -> Result:
 
 def serve_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``isochunk serve``."""
-    parser.add_argument("source")
-    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("source", help="URL of the anisotropic volume")
+    parser.add_argument("--port", type=int, default=0, help="to listen on; default: a free one")
     add_fields(parser, Job, (*PREVIEWED, *READING))
 
 

@@ -22,7 +22,7 @@ PLACE = ("scheduler", "cluster", "workers")
 
 def info_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``isochunk info``."""
-    parser.add_argument("url")
+    parser.add_argument("url", help="URL of the volume")
     add_fields(parser, Job, READING)
 
 
@@ -36,7 +36,7 @@ def info(options: argparse.Namespace) -> Result:
 
 def inspect_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``isochunk inspect``."""
-    parser.add_argument("source")
+    parser.add_argument("source", help="URL of the anisotropic volume")
     parser.add_argument("--out", metavar="FILE", help="section table to write, TOML to be edited")
     parser.add_argument("--level", type=int, help="level to read; default: the finest small one")
     parser.add_argument("--report", metavar="DIR", help="folder for a page that shows what is told")

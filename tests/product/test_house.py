@@ -108,6 +108,7 @@ SHOWN = [
     for path in ((ROOT / folder).rglob("*") if folder != "." else ROOT.glob("*.md"))
     if path.suffix in {".md", ".py", ".ipynb"}
     and path.name not in {"CONTRIBUTING.md", "architecture.md"}
+    and path.parent.name != "hooks"  # what builds the site looks inside
 ]
 
 
