@@ -171,10 +171,10 @@ def volumes(folder: Path) -> Mapping[str, np.ndarray]:
 
 
 def table(rows: Mapping[str, Mapping[str, Row]], names: list[str]) -> Iterator[str]:
-    """Write what was measured as Markdown: encodings down, volumes across, then means."""
+    """Write what was measured as Markdown: encodings down, volumes across, then sums."""
     prices = read_prices()
     month = prices.s3.gib_month * TERA / GIB
-    price = f"{prices.currency} a month for 10^12 B"
+    price = f"{prices.currency} a month for 10^12 B restored"
     yield f"| encoding | {' | '.join(names)} | {price} | write MB/s | read MB/s |"
     yield f"|---|{'---|' * (len(names) + 3)}"
     for encoding, found in rows.items():
@@ -182,7 +182,7 @@ def table(rows: Mapping[str, Mapping[str, Row]], names: list[str]) -> Iterator[s
         if not some:
             continue
         shares = " | ".join(f"{row.share:.3f}" for row in some)
-        mean = np.mean([row.share for row in some])
+        mean = np.mean([found[n].share for n in names if "restored" in n and n in found])
         # Seconds are summed, not rates.
         write, read = (
             len(some) / sum(1 / s for s in speeds)

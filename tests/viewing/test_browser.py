@@ -209,6 +209,8 @@ def test_source_and_result_lie_on_one_another(
         ("precomputed", "gzip", "uint16"),
         ("zarr3", "blosc-zstd:7", "uint16"),
         ("zarr3", "zstd:9", "uint8"),
+        ("zarr3", "blosc", "uint8"),
+        ("zarr3", "gzip", "uint16"),
     ],
 )
 def test_every_encoding_is_drawn(
