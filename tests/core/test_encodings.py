@@ -38,6 +38,7 @@ def test_every_level_has_a_share_and_more_make_no_more_of_it() -> None:
             shares = [encoded_share(encoding, dtype) for encoding in levels or [word]]
             assert shares == sorted(shares, reverse=True)
             assert 0 < min(shares) <= max(shares) <= 1
+    assert encoded_share("zstd:9", "uint8") < encoded_share("zstd:8", "uint8")
     assert encoded_share("zstd", "uint8") == encoded_share("zstd:1", "uint8")
     assert encoded_share("blosc-zstd", "uint8") == encoded_share("blosc-zstd:6", "uint8")
 
