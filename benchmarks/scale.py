@@ -114,6 +114,7 @@ def volume(folder: Path, times: int) -> dict[str, Any]:
         memory="3GiB",
         shard="128,128,128",
         block="128,128,128",
+        encoding="raw",  # as the figures in docs/performance.md
     )
     plan = isochunk.plan(job)
     report = isochunk.run(plan)

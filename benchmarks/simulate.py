@@ -179,6 +179,7 @@ def sleeping_job(folder: Path, blocks: int) -> isochunk.Job:
         chunk=(BLOCK,) * 3,
         shard="none",
         block=(BLOCK,) * 3,
+        encoding="raw",  # as the figures in docs/performance.md
     )
 
 

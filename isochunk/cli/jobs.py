@@ -20,7 +20,6 @@ from isochunk.cli.words.demo import demo as demo_words
 from isochunk.core.codec import JsonObject
 from isochunk.core.fields import documented, help_text
 from isochunk.core.job import Job
-from isochunk.errors import UsageError
 from isochunk.planning.plan import Plan
 from isochunk.storage.access import Access
 
@@ -58,18 +57,16 @@ def plan_arguments(parser: argparse.ArgumentParser) -> None:
 
 def plan(options: argparse.Namespace) -> Result:
     """``isochunk plan``."""
-    if options.calibrate is None:
-        if options.prices:
-            raise UsageError("--prices says what calibrated blocks cost; add --calibrate N")
-        made = isochunk.plan(job_of(options))
-        return {**made.summary(), **hinted(made)}, DONE
-    from isochunk.engine.cost import estimate, read_prices
+    from isochunk.engine.cost import estimate, month_of, read_prices
 
     prices = read_prices(options.prices)
     made = isochunk.plan(job_of(options))
+    month = month_of(made, prices)
+    if options.calibrate is None:
+        return {**made.summary(), "storage_month": month, **hinted(made)}, DONE
     measured = isochunk.calibrate(made, options.calibrate)
     cost = estimate(made, measured, prices).summary()
-    found = {**made.summary(), **hinted(made)}
+    found = {**made.summary(), "storage_month": month, **hinted(made)}
     return {**found, "calibration": measured.summary(), "cost": cost}, DONE
 
 

@@ -13,6 +13,7 @@ from html import escape
 from typing import Any, Literal, TypeAlias, get_type_hints
 
 from isochunk.core.codec import LATER
+from isochunk.core.encodings import EncodingField
 from isochunk.core.option_names import option_of
 from isochunk.core.text_forms import (
     BoxField,
@@ -32,7 +33,6 @@ from isochunk.core.window import Window
 from isochunk.errors import UsageError
 
 TargetFormat: TypeAlias = Literal["precomputed", "ome-zarr"]
-Encoding: TypeAlias = Literal["raw", "jpeg", "png", "zstd", "blosc", "gzip"]
 VoxelType: TypeAlias = Literal["uint8", "uint16"]
 Precision: TypeAlias = Literal["fp32", "tf32", "fp16", "bf16"]
 Missing: TypeAlias = Literal["auto", "background", "error"]
@@ -107,8 +107,10 @@ class Job(RunOptions):
     """Target voxels Z,Y,X of one unit of work; whole shards."""
     format: TargetFormat | None = None
     """Target format; default: what the URL names, else precomputed."""
-    encoding: Encoding | None = None
-    """Target compression; default: raw for precomputed, zstd for OME-Zarr."""
+    encoding: EncodingField | None = None
+    """Target compression. Precomputed: ``png`` (default of uint8), ``raw`` (of uint16), ``gzip``
+    (in shards), ``jpeg`` (loses). OME-Zarr: ``blosc-zstd`` (default) and ``zstd``, with a level if
+    wanted, as ``zstd:9``; ``blosc``, ``gzip``, ``raw``."""
     chunk: ShapeField = (64, 64, 64)
     """Target chunk shape Z,Y,X."""
     shard: ShardField = "auto"

@@ -49,17 +49,21 @@ def measure(plan: Plan, backend: Backend, blocks: int) -> Calibration:
     log.info("timing %d of %d blocks", len(chosen), plan.block_count(0))
     start = time.perf_counter()
     reports = list(run(backend, chosen))
+    elapsed_s = time.perf_counter() - start
+    stored = [r for r in reports if not r.empty]
+    voxel_bytes = sum(r.bytes_written for r in stored)
     return Calibration(
         blocks=len(reports),
         voxels=sum(r.voxels for r in reports),
         read_voxels=sum(r.voxels for r in reports if r.bytes_read),
-        stored_voxels=sum(r.voxels for r in reports if not r.empty),
+        stored_voxels=sum(r.voxels for r in stored),
         workers=backend.workers,
         depth=plan.depth,
         read_s=sum(r.read_s for r in reports),
         compute_s=sum(r.compute_s for r in reports),
         write_s=sum(r.write_s for r in reports),
-        elapsed_s=time.perf_counter() - start,
+        elapsed_s=elapsed_s,
+        encoded_share=sum(r.bytes_encoded for r in stored) / voxel_bytes if voxel_bytes else None,
     )
 
 

@@ -7,7 +7,8 @@
     wall      = job / workers
     machines  = job / 3600 / workers a machine * price of its hour
     requests  = number / 1000 * price of a thousand
-    moved     = GiB * price of moving one;  stored = GiB * price of one for a month
+    stored    = voxel bytes * share that the encoding makes of them, measured or assumed, in GiB
+    moved     = GiB * price of moving one;  kept = GiB stored * price of one for a month
 
 The first line is how a worker goes about it: one block computes at a time, ``depth`` blocks are
 read, computed or written at once, and whichever of the two is slower sets the pace.
@@ -257,6 +258,8 @@ class Calibration:
     """Seconds encoding and writing into memory."""
     elapsed_s: float
     """Seconds from the first block to the last, the pipeline's filling and emptying included."""
+    encoded_share: float | None = None
+    """Bytes stored over voxel bytes, of blocks that are not all background; None if all are."""
 
     @property
     def worker_s(self) -> float:
@@ -276,6 +279,7 @@ class Calibration:
             "voxels": self.voxels,
             "read_share": rounded(self.read_voxels / self.voxels),
             "stored_share": rounded(self.stored_voxels / self.voxels),
+            "encoded_share": None if self.encoded_share is None else rounded(self.encoded_share),
             "stages_s": {
                 "read": rounded(self.read_s),
                 "compute": rounded(self.compute_s),
@@ -367,7 +371,8 @@ def estimate(plan: Plan, measured: Calibration, prices: Prices) -> Estimate:
     machine = prices.chosen()
     # The record is stored at most once in RECORD_S, and read again when it is folded.
     records = min(plan.total_blocks, math.ceil(job_s / measured.workers / RECORD_S))
-    written_gib = plan.bytes_written() * stored / GIB
+    encoded = plan.encoded_share if measured.encoded_share is None else measured.encoded_share
+    written_gib = plan.bytes_written() * encoded * stored / GIB
     items = (
         BillItem(machine.name, job_s / 3600 / machine.workers, "machine hours", machine.hour),
         BillItem("source", round(counted.source_gets * read), "GETs", source.get_per_1000, 1000),
@@ -386,6 +391,16 @@ def estimate(plan: Plan, measured: Calibration, prices: Prices) -> Estimate:
         items=items,
         stored=BillItem("target", written_gib, "GiB months", target.gib_month),
     )
+
+
+def month_of(plan: Plan, prices: Prices) -> dict[str, Any]:
+    """Say as JSON what a target costs a month, as if none of it were background.
+
+    Its size is assumed; an :class:`Estimate` has it as measured.
+    """
+    cost = plan.bytes_stored() / GIB * prices.service(plan.target).gib_month
+    said = {"currency": prices.currency, "prices_as_of": prices.as_of}
+    return {"cost": rounded(cost), **said}
 
 
 def item_json(item: BillItem) -> dict[str, Any]:

@@ -219,15 +219,20 @@ class Pipeline:
         computed = time.perf_counter()
         arrays = block_arrays(self.job.plan, block, found)
         crc = write_block(self.job.plan, self.job.target, block, arrays)
+        written = time.perf_counter()
         return replace(
             report,
             checksum=crc,
             empty=not arrays[0].any(),
             bytes_read=source.size * read_from.itemsize,  # as stored, whatever was made of it
             bytes_written=sum(a.nbytes for a in arrays),
+            bytes_encoded=sum(
+                self.job.target.encoded_bytes(box, level)
+                for level, box in block_levels(self.job.plan, block)
+            ),
             read_s=read - start,
             compute_s=compute_s,
-            write_s=time.perf_counter() - computed,
+            write_s=written - computed,
             halvings=self.job.predictor.halvings,
         )
 

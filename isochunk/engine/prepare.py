@@ -95,7 +95,8 @@ def resolve(job: Job, place: TargetPlace, begun: Plan | None = None) -> Plan:
         job: what to do.
         place: where it is written.
         begun: by what the target was begun: its block is kept, though the memory that is free now
-            may suggest another, and so is what ``auto`` found then, window and sections.
+            may suggest another, and so are its encoding, whose default may have been another, and
+            what ``auto`` found then, window and sections.
 
     Raises:
         UsageError: the job cannot be done.
@@ -119,6 +120,8 @@ def resolve(job: Job, place: TargetPlace, begun: Plan | None = None) -> Plan:
     workers, device = _workers(job, network=model.arch not in INTERPOLATIONS)
     found = replace(found, workers=workers, device=device, costs=described.costs, block=block)
     found = replace(found, window=window, sections=table)
+    if begun is not None and begun.target.format == place.format:
+        found = replace(found, encoding=begun.target.encoding)
     plan = make_plan(job, found)
     _warn_beyond_training(plan.model)
     intensity = measure_intensity(mended(grey, plan.mending), model.normalisation)

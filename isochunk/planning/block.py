@@ -58,6 +58,8 @@ class BlockReport:
     """Voxel bytes read."""
     bytes_written: int = 0
     """Voxel bytes written over all levels."""
+    bytes_encoded: int = 0
+    """Of these, bytes as stored; 0 where that would have to be asked, which is all but memory."""
     read_s: float = 0.0
     """Seconds reading."""
     compute_s: float = 0.0
@@ -81,6 +83,7 @@ REPORT_DTYPE = np.dtype(
         ("empty", "?"),
         ("bytes_read", "<i8"),
         ("bytes_written", "<i8"),
+        ("bytes_encoded", "<i8"),
         ("read_s", "<f8"),
         ("compute_s", "<f8"),
         ("write_s", "<f8"),

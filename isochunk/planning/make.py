@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 from isochunk.core.consistency import require_consistent
+from isochunk.core.encodings import default_encoding
 from isochunk.core.geometry import AXES, Box, Triple, factor_between, sub, target_box, triple
 from isochunk.core.job import FoundDevice, Job, Precision
 from isochunk.core.limits import MAX_DEPTH
@@ -47,6 +48,8 @@ class Inputs:
     """Where they were found to compute; None where that is not known, or was not asked."""
     block: Triple | None = None
     """The block by which the target was begun, if it was; taken up where the job asks for none."""
+    encoding: str | None = None
+    """The encoding by which the target was begun, as with the block."""
     costs: Callable[[ModelSpec, Precision], TileCosts | None] | None = None
     """Tells what tiles cost, once factor and plane are fixed."""
 
@@ -75,7 +78,8 @@ def make_plan(job: Job, found: Inputs) -> Plan:
         require_consistent(model)
     anchored = target_box(region, factor, source.box)
     shift, corner = placement(source, anchored, found.target_format, spacing=tuple(spacing))
-    encoding = job.encoding or ("raw" if found.target_format == "precomputed" else "zstd")
+    dtype = job.dtype or (source.dtype if found.window is None else GREY)
+    encoding = job.encoding or found.encoding or default_encoding(found.target_format, dtype)
     options = LayoutOptions(
         found.target_format, job.chunk, job.shard, job.block, job.levels, lossy=encoding == "jpeg"
     )
@@ -89,7 +93,7 @@ def make_plan(job: Job, found: Inputs) -> Plan:
             target=VolumeSpec(
                 url=found.target_url,
                 format=found.target_format,
-                dtype=job.dtype or (source.dtype if found.window is None else GREY),
+                dtype=dtype,
                 encoding=encoding,
                 corner_nm=corner,
                 levels=levels,

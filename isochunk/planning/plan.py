@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isochunk.core.codec import LATER, to_json
+from isochunk.core.encodings import encoded_share
 from isochunk.core.geometry import Box, Triple, sub, triple
 from isochunk.core.job import Device, FoundDevice, Job, Precision
 from isochunk.core.limits import (
@@ -177,6 +178,8 @@ class Plan:
         """Return what decides the output's bytes, as JSON; equal for the same job."""
         model = {name: to_json(getattr(self.model, name)) for name in MODEL_IDENTITY}
         found = {**{name: to_json(getattr(self, name)) for name in IDENTITY}, "model": model}
+        for read in filter(None, (found["source"], found["mask"])):
+            del read["encoding"]  # voxels are what they are, and its name here has changed
         if self.window is not None:
             found["window"] = self.window.summary()
         if self.sections is not None and self.mending is not None:
@@ -201,6 +204,7 @@ class Plan:
             "bytes_read": read,
             "read_amplification": round(read / needed, 4),
             "bytes_written": self.bytes_written(),
+            "bytes_stored": self.bytes_stored(),
             "objects_written": self.objects_written(),
             "compute_overhead": round(self.compute_overhead(), 4),
             "with_twice_the_memory": self._alternative(),
@@ -363,6 +367,15 @@ class Plan:
     def bytes_written(self) -> int:
         """Return voxel bytes over all levels."""
         return sum(level.box.size for level in self.target.levels) * self.target.itemsize
+
+    @property
+    def encoded_share(self) -> float:
+        """Bytes stored over voxel bytes, as measured of EM that networks restored."""
+        return encoded_share(self.target.encoding, self.target.dtype)
+
+    def bytes_stored(self) -> int:
+        """Return bytes stored over all levels, about."""
+        return round(self.bytes_written() * self.encoded_share)
 
     def objects_written(self) -> int:
         """Return stored objects over all levels."""

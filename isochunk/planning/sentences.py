@@ -60,8 +60,24 @@ def planned(found: Mapping[str, Any]) -> Iterator[Sentence]:
         f"{counted(found['objects_written'], 'object')}, "
         f"{in_bytes(found['bytes_written'])} before compression",
     )
+    yield Sentence("", _stored(found))
     yield Sentence("memory", f"{in_memory(found['worker_memory_bytes'])} for each worker")
     yield _exactness(found)
+
+
+def _stored(found: Mapping[str, Any]) -> str:
+    size, month, how = found["bytes_stored"], found.get("storage_month"), "as EM has it"
+    if cost := found.get("cost"):
+        kept, how = cost["storage"][0], "as measured"
+        size = kept["quantity"] * 2**30
+        month = {**cost, "cost": kept["cost"]}
+    said = f"about {in_bytes(size)} as {found['target']['encoding']}, {how}"
+    if not month or not month["cost"]:
+        return said
+    return (
+        f"{said}: {month['cost']:,.2f} {month['currency']} a month at prices of "
+        f"{month['prices_as_of']}"
+    )
 
 
 def _exactness(found: Mapping[str, Any]) -> Sentence:

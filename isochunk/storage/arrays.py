@@ -7,26 +7,32 @@ from dataclasses import dataclass
 import numpy as np
 
 from isochunk.core.codec import JsonObject
+from isochunk.core.encodings import USUAL_LEVELS, word_and_level
 from isochunk.core.geometry import Triple
 from isochunk.core.spec import Format, LevelSpec
 from isochunk.errors import CorruptDataError, UsageError
 
-ENCODINGS = ("raw", "zstd", "blosc", "gzip")
+ENCODINGS = ("raw", "zstd", "blosc", "gzip", "blosc-zstd")
 """Compressions that can be written."""
 
-# Level 1: EM is noise to a compressor, higher levels cost time and win little.
+# Levels are put in; docs/cost.md has what they make of EM.
 _ZARR3_CODECS: dict[str, JsonObject] = {
-    "zstd": {"name": "zstd", "configuration": {"level": 1, "checksum": False}},
+    "zstd": {"name": "zstd", "configuration": {"checksum": False}},
     "gzip": {"name": "gzip", "configuration": {"level": 1}},
     "blosc": {
         "name": "blosc",
         "configuration": {"cname": "lz4", "clevel": 5, "shuffle": "bitshuffle", "blocksize": 0},
     },
+    "blosc-zstd": {
+        "name": "blosc",
+        "configuration": {"cname": "zstd", "shuffle": "bitshuffle", "blocksize": 0},
+    },
 }
 _ZARR2_COMPRESSORS: dict[str, JsonObject] = {
-    "zstd": {"id": "zstd", "level": 1},
+    "zstd": {"id": "zstd"},
     "gzip": {"id": "gzip", "level": 1},
     "blosc": {"id": "blosc", "cname": "lz4", "clevel": 5, "shuffle": 2, "blocksize": 0},
+    "blosc-zstd": {"id": "blosc", "cname": "zstd", "shuffle": 2, "blocksize": 0},
 }
 
 
@@ -65,7 +71,8 @@ def read_zarr3(url: str, meta: JsonObject) -> ArrayMeta:
         if codecs[0]["name"] == "sharding_indexed":
             inner = codecs[0]["configuration"]
             chunk, shard, codecs = tuple(inner["chunk_shape"]), outer, inner["codecs"]
-        packed = [c["name"] for c in codecs if c["name"] not in ("bytes", "crc32c", "transpose")]
+        packed = [c for c in codecs if c["name"] not in ("bytes", "crc32c", "transpose")]
+        how = packed[-1].get("configuration", {}) if packed else {}
         names = meta.get("dimension_names")
         named = tuple(str(n).lower() for n in names) if names and all(names) else None
         return ArrayMeta(
@@ -74,7 +81,7 @@ def read_zarr3(url: str, meta: JsonObject) -> ArrayMeta:
             str(meta["data_type"]),
             chunk,
             shard,
-            packed[-1] if packed else "raw",
+            _word(packed[-1]["name"], how) if packed else "raw",
             named,
             meta.get("attributes", {}),
         )
@@ -97,7 +104,7 @@ def read_zarr2(url: str, meta: JsonObject, attributes: JsonObject) -> ArrayMeta:
             np.dtype(meta["dtype"]).name,
             tuple(meta["chunks"]),
             None,
-            compressor["id"] if compressor else "raw",
+            _word(compressor["id"], compressor) if compressor else "raw",
             tuple(str(n).lower() for n in names) if names else None,
             attributes,
         )
@@ -157,8 +164,21 @@ def axis_names(url: str, array: ArrayMeta) -> tuple[str, ...]:
     return order + extra if array.format == "n5" else extra + order
 
 
+def _word(codec: str, how: JsonObject) -> str:
+    """Return the word for an array's compression; blosc is a frame for several."""
+    return "blosc-zstd" if codec == "blosc" and how.get("cname") == "zstd" else codec
+
+
+def _level(encoding: str) -> JsonObject:
+    """Return the level of an encoding as its codec has it, for those whose level may be chosen."""
+    word, level = word_and_level(encoding)
+    if word not in USUAL_LEVELS:
+        return {}
+    return {"clevel" if word == "blosc-zstd" else "level": level or USUAL_LEVELS[word]}
+
+
 def _check(level: LevelSpec, dtype: str, encoding: str) -> None:
-    if encoding not in ENCODINGS:
+    if word_and_level(encoding)[0] not in ENCODINGS:
         raise UsageError(
             f"zarr cannot be written with encoding {encoding!r}; choose {', '.join(ENCODINGS)}"
         )
@@ -182,11 +202,11 @@ def zarr3_metadata(level: LevelSpec, dtype: str, encoding: str) -> JsonObject:
     _check(level, dtype, encoding)
     codecs: list[JsonObject] = [{"name": "bytes", "configuration": {"endian": "little"}}]
     if encoding != "raw":
-        codec = _ZARR3_CODECS[encoding]
-        if encoding == "blosc":
-            size = np.dtype(dtype).itemsize
-            codec = {**codec, "configuration": {**codec["configuration"], "typesize": size}}
-        codecs.append(codec)
+        codec = _ZARR3_CODECS[word_and_level(encoding)[0]]
+        how = {**codec["configuration"], **_level(encoding)}
+        if codec["name"] == "blosc":
+            how["typesize"] = np.dtype(dtype).itemsize
+        codecs.append({**codec, "configuration": how})
     if level.shard is not None:
         _check_shard(level.shard, level.chunk)
         index = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
@@ -222,11 +242,14 @@ def zarr2_metadata(level: LevelSpec, dtype: str, encoding: str) -> JsonObject:
         raise UsageError(
             f"zarr v2 has no shards, {level.shard} was asked for; write OME-Zarr 0.5 or no shards"
         )
+    compressor = None
+    if encoding != "raw":
+        compressor = {**_ZARR2_COMPRESSORS[word_and_level(encoding)[0]], **_level(encoding)}
     return {
         "shape": list(level.box.shape),
         "chunks": list(level.chunk),
         "dtype": np.dtype(dtype).newbyteorder("<").str,
-        "compressor": None if encoding == "raw" else _ZARR2_COMPRESSORS[encoding],
+        "compressor": compressor,
         "fill_value": 0,
         "filters": None,
         "order": "C",

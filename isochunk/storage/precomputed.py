@@ -16,10 +16,16 @@ from isochunk.errors import CorruptDataError, UsageError
 from isochunk.storage.axes import Pick, pick_from
 from isochunk.storage.keys import precomputed_sharding, shard_shape
 
-ENCODINGS = {"raw": ("uint8", "uint16"), "jpeg": ("uint8",), "png": ("uint8", "uint16")}
-"""Encodings that can be written, and the voxel types each can hold."""
+ENCODINGS = {
+    "raw": ("uint8", "uint16"),
+    "jpeg": ("uint8",),
+    "png": ("uint8", "uint16"),
+    "gzip": ("uint8", "uint16"),
+}
+"""Encodings that can be written, and the voxel types each can hold. ``gzip`` is raw chunks, packed
+within shards."""
 
-READABLE = ("raw", "jpeg", "png", "compressed_segmentation")
+READABLE = ("raw", "gzip", "jpeg", "png", "compressed_segmentation")
 """Encodings that tensorstore decodes; cloud-volume reads the others."""
 
 NO_PICK = Pick()
@@ -47,7 +53,7 @@ def volume_spec(url: str, info: JsonObject, asked: Pick = NO_PICK) -> VolumeSpec
     try:
         channels = int(info.get("num_channels", 1))
         levels = tuple(sorted((_level(s) for s in info["scales"]), key=_voxel_volume))
-        encoding = str(info["scales"][0].get("encoding", "raw"))
+        encoding = _encoding(info["scales"][0])
         dtype = str(info["data_type"]).lower()
         z, y, x = info.get(MARK, {}).get("corner_nm", ("0", "0", "0"))
         corner = (Fraction(z), Fraction(y), Fraction(x))
@@ -59,6 +65,12 @@ def volume_spec(url: str, info: JsonObject, asked: Pick = NO_PICK) -> VolumeSpec
         raise CorruptDataError(f"{url}/info lists no scales")
     pick = pick_from(url, STORED_AXES, (*reversed(levels[0].box.shape), channels), asked)
     return VolumeSpec(url, "precomputed", dtype, encoding, corner, levels, pick.channel)
+
+
+def _encoding(scale: JsonObject) -> str:
+    encoding = str(scale.get("encoding", "raw"))
+    packed = (scale.get("sharding") or {}).get("data_encoding") == "gzip"
+    return "gzip" if encoding == "raw" and packed else encoding
 
 
 def _voxel_volume(level: LevelSpec) -> Fraction:
@@ -87,7 +99,8 @@ def info_json(spec: VolumeSpec) -> bytes:
     """Return the ``info`` file of a new volume.
 
     Raises:
-        UsageError: encoding and voxel type do not go together, or keys repeat.
+        UsageError: encoding and voxel type, or encoding and objects, do not go together, or keys
+            repeat.
         GeometryError: a shard shape that precomputed cannot have.
     """
     dtypes = ENCODINGS.get(spec.encoding, ())
@@ -96,6 +109,11 @@ def info_json(spec: VolumeSpec) -> bytes:
         raise UsageError(
             f"precomputed cannot be written as {spec.dtype} with encoding {spec.encoding!r}; "
             f"--encoding can be {options}"
+        )
+    if spec.encoding == "gzip" and spec.levels[0].shard is None:
+        raise UsageError(
+            "precomputed has gzip within shards only, and level 0 would have none; use "
+            "--encoding png, or shards"
         )
     keys = [level.key for level in spec.levels]
     if len(set(keys)) != len(keys) or not all(keys):
@@ -118,10 +136,11 @@ def _scale(level: LevelSpec, encoding: str) -> JsonObject:
         "voxel_offset": list(reversed(level.box.lo)),
         "resolution": [json_number(s) for s in reversed(tuple(level.spacing))],
         "chunk_sizes": [list(reversed(level.chunk))],
-        "encoding": encoding,
+        "encoding": "raw" if encoding == "gzip" else encoding,
     }
     if level.shard is not None:
-        scale["sharding"] = precomputed_sharding(level).as_json()
+        packed = "gzip" if encoding == "gzip" else "raw"
+        scale["sharding"] = {**precomputed_sharding(level).as_json(), "data_encoding": packed}
     return scale
 
 

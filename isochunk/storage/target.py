@@ -65,6 +65,10 @@ class TensorStoreTarget(TensorStoreVolume):
         view = self.view(level)
         return self._store.start(lambda: part_of(view, box).write(voxels), doing)
 
+    def encoded_bytes(self, box: Box, level: int = 0) -> int:
+        """Return 0: storage would have to be asked for it."""
+        return 0
+
     def _start_padded(self, box: Box, voxels: Voxels, level: int, doing: str) -> Callable[[], None]:
         """Write zarr objects in full, as they are stored.
 
@@ -122,6 +126,7 @@ class MemoryTarget(TensorStoreTarget):
         create(spec, store, {})
         super().__init__(spec, store, stored_axes(spec), strict=False)
         self._kept: deque[tuple[int, Box]] = deque()
+        self._sizes: dict[tuple[int, Box], int] = {}
         self._keeping = threading.Lock()
 
     def start_write(self, box: Box, voxels: Voxels, level: int = 0) -> Callable[[], None]:
@@ -130,13 +135,19 @@ class MemoryTarget(TensorStoreTarget):
 
         def finish() -> None:
             written()
+            stored = self._store.get_all(list(object_keys(self._spec, level, box)))
             with self._keeping:
+                self._sizes[level, box] = sum(len(one or b"") for one in stored)
                 self._kept.append((level, box))
                 old = [self._kept.popleft() for _ in range(len(self._kept) - KEPT_BOXES)]
             for past, gone in old:
                 self._store.delete(object_keys(self._spec, past, gone))
 
         return finish
+
+    def encoded_bytes(self, box: Box, level: int = 0) -> int:
+        """Return the bytes of the objects of a box, which may be forgotten by now."""
+        return self._sizes.get((level, box), 0)
 
 
 def stored_axes(spec: VolumeSpec) -> tuple[str, ...]:

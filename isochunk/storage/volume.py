@@ -48,6 +48,13 @@ class WritableVolume(Volume, Protocol):
         """
         ...
 
+    def encoded_bytes(self, box: Box, level: int = 0) -> int:
+        """Return the bytes of the objects of a box, as they were stored last.
+
+        0 where storage would have to be asked for it: it is told by targets in memory.
+        """
+        ...
+
 
 class ObjectStore(Protocol):
     """Bytes by key below one URL."""

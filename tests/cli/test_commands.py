@@ -45,7 +45,9 @@ PLAN = {
     "bytes_read",
     "read_amplification",
     "bytes_written",
+    "bytes_stored",
     "objects_written",
+    "storage_month",
     "worker_memory_bytes",
     "exact",
 }
@@ -193,6 +195,7 @@ def test_output_for_people(
     out, _ = run.text("plan", source, target, "--model=cubic")
     assert re.search(r"^make +sections of 10 nm from those of 40 nm, by cubic$", out, re.M)
     assert re.search(rf"^write +file://{target}$", out, re.M)
+    assert re.search(r"^ +about \d+ kB as png, as EM has it$", out, re.M)
     assert re.search(r"^exact +blocks join as if the volume were one; every voxel", out, re.M)
     out, _ = run.text("run", source, target, "--model=cubic")
     assert re.search(r"^result +complete: 1 of 1 block$", out, re.M)
@@ -280,8 +283,11 @@ def test_a_factor_that_a_network_was_not_trained_for(
 OPTIONS = {
     "spacing": ("--spacing=20,10,10", {"spacing_nm": [20, 10, 10], "shape": [18, 64, 70]}),
     "box": ("--box=3:8,4:24,-6:34", {"offset": [12, 4, -6], "shape": [20, 20, 40]}),
-    "format": ("--format=ome-zarr", {"format": "zarr3", "offset": [0, 0, 0], "encoding": "zstd"}),
-    "encoding": ("--encoding=png", {"encoding": "png"}),
+    "format": (
+        "--format=ome-zarr",
+        {"format": "zarr3", "offset": [0, 0, 0], "encoding": "blosc-zstd"},
+    ),
+    "encoding": ("--encoding=gzip", {"encoding": "gzip"}),
     "chunk": ("--chunk=32,32,16", {"chunk": [32, 32, 16]}),
     "shard": ("--shard=none", {"shard": None}),
     "levels": ("--levels=2", {"levels": 2}),

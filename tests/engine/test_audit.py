@@ -27,7 +27,7 @@ from isochunk.errors import ClusterError
 from isochunk.planning.block import BlockTask
 from isochunk.planning.plan import Plan
 
-CHUNKS = {"chunk": "16,16,16", "shard": "none", "block": "32,32,32", "levels": 3}
+CHUNKS = {"chunk": "16,16,16", "shard": "none", "block": "32,32,32", "levels": 3, "encoding": "raw"}
 
 
 @pytest.fixture(scope="module")

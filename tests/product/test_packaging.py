@@ -18,7 +18,7 @@ from rattler_build import Stage0Recipe
 import isochunk
 
 ROOT = Path(__file__).parents[2]
-CONDA_NAMES = {"torch": "pytorch", "dask[array]": "dask"}
+CONDA_NAMES = {"torch": "pytorch", "dask[array]": "dask", "cloud-volume[png]": "cloud-volume"}
 
 
 @pytest.mark.slow

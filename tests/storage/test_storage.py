@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 from fractions import Fraction
@@ -31,15 +32,21 @@ LAYOUTS = [
     ("precomputed", "png", None),
     ("precomputed", "png", (32, 64, 64)),
     ("precomputed", "jpeg", (16, 32, 32)),
+    ("precomputed", "gzip", (16, 32, 32)),
     ("zarr2", "raw", None),
     ("zarr2", "zstd", None),
     ("zarr2", "blosc", None),
     ("zarr2", "gzip", None),
+    ("zarr2", "blosc-zstd", None),
+    ("zarr2", "zstd:9", None),
     ("zarr3", "raw", None),
     ("zarr3", "raw", (32, 32, 32)),
     ("zarr3", "zstd", (16, 32, 64)),
     ("zarr3", "blosc", (32, 32, 32)),
     ("zarr3", "gzip", (32, 32, 32)),
+    ("zarr3", "zstd:9", None),
+    ("zarr3", "blosc-zstd", (32, 32, 32)),
+    ("zarr3", "blosc-zstd:9", None),
 ]
 
 
@@ -67,7 +74,7 @@ def voxels_for(box, dtype="uint8"):
 
 
 def as_stored(spec):
-    """Clip shards to the grid: larger ones hold the same objects."""
+    """Clip shards to the grid: larger ones hold the same objects. Levels are not read back."""
     levels = tuple(
         level
         if level.shard is None
@@ -80,7 +87,7 @@ def as_stored(spec):
         )
         for level in spec.levels
     )
-    return replace(spec, levels=levels)
+    return replace(spec, levels=levels, encoding=spec.encoding.partition(":")[0])
 
 
 def write_and_read(spec, access=Access()):  # noqa: B008
@@ -149,11 +156,18 @@ def test_endpoint_given_by_argument_or_url(s3, monkeypatch, s3_server):
     assert open_volume(f"s3+http://{host}/{bucket}/v").spec.levels == spec.levels
 
 
-@pytest.mark.parametrize("shard", [None, (16, 32, 32)])
-@pytest.mark.parametrize("place", ["file", "s3", "gcs"])
-def test_precomputed_is_read_by_cloudvolume(request, tmp_path, place, shard):
+@pytest.mark.parametrize(
+    ("place", "encoding", "shard", "dtype"),
+    [
+        *itertools.product(["file", "s3", "gcs"], ["raw"], [None, (16, 32, 32)], ["uint8"]),
+        *itertools.product(["file"], ["gzip"], [(16, 32, 32)], ["uint8", "uint16"]),
+        *itertools.product(["file"], ["png"], [None, (16, 32, 32)], ["uint8"]),
+        ("s3", "png", (16, 32, 32), "uint8"),
+    ],
+)
+def test_precomputed_is_read_by_cloudvolume(request, tmp_path, place, encoding, shard, dtype):
     root = f"file://{tmp_path}" if place == "file" else request.getfixturevalue(place)
-    spec = make_spec(f"{root}/v", "precomputed", "raw", shard)
+    spec = make_spec(f"{root}/v", "precomputed", encoding, shard, dtype)
     arrays = write_and_read(spec)
     for mip, array in enumerate(arrays):
         volume = CloudVolume(f"precomputed://{spec.url}", mip=mip, progress=False)
@@ -161,6 +175,30 @@ def test_precomputed_is_read_by_cloudvolume(request, tmp_path, place, shard):
         assert tuple(volume.voxel_offset) == spec.levels[mip].box.lo[::-1]
         np.testing.assert_array_equal(np.asarray(volume[:, :, :])[..., 0].T, array)
     assert volume.provenance["processing"][0]["method"]["model"] == "none"
+
+
+@pytest.mark.parametrize(
+    ("format_", "encoding", "stored"),
+    [
+        ("zarr3", "zstd", ("zstd", {"level": 1, "checksum": False})),
+        ("zarr3", "zstd:9", ("zstd", {"level": 9, "checksum": False})),
+        ("zarr3", "blosc-zstd", ("blosc", {"cname": "zstd", "clevel": 5, "typesize": 2})),
+        ("zarr3", "blosc", ("blosc", {"cname": "lz4", "clevel": 5, "typesize": 2})),
+        ("zarr2", "zstd", {"id": "zstd", "level": 1}),
+        ("zarr2", "blosc-zstd:7", {"id": "blosc", "cname": "zstd", "clevel": 7, "shuffle": 2}),
+    ],
+)
+def test_an_encoding_is_stored_with_its_level(tmp_path, format_, encoding, stored):
+    create_volume(make_spec(f"file://{tmp_path}/v", format_, encoding, dtype="uint16"))
+    file = "zarr.json" if format_ == "zarr3" else ".zarray"
+    meta = json.loads((tmp_path / "v" / "s0" / file).read_text())
+    if format_ == "zarr3":
+        codec = meta["codecs"][-1]
+        assert codec["name"] == stored[0]
+        found, wanted = codec["configuration"], stored[1]
+    else:
+        found, wanted = meta["compressor"], stored
+    assert {key: found[key] for key in wanted} == wanted
 
 
 @pytest.mark.parametrize(
@@ -302,6 +340,9 @@ def test_writing_needs_whole_objects_of_the_right_type(tmp_path):
         ({"format": "n5"}, "cannot be written"),
         ({"format": "zarr3", "encoding": "jpeg"}, "choose raw, zstd, blosc, gzip"),
         ({"format": "precomputed", "encoding": "zstd"}, "raw: uint8, uint16"),
+        ({"format": "precomputed", "encoding": "gzip"}, "--encoding png, or shards"),
+        ({"format": "zarr3", "encoding": "zstd:23"}, "a level from 1 to 22"),
+        ({"format": "zarr2", "encoding": "gzip:5"}, "of levels gzip takes none"),
         ({"format": "zarr2", "shard": (32, 32, 32)}, "zarr v2 has no shards"),
         ({"format": "zarr3", "shard": (24, 32, 32)}, "no multiple of chunk"),
         ({"format": "precomputed", "shard": (16, 64, 16)}, "--shard"),

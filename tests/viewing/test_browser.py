@@ -26,6 +26,7 @@ import zarr
 from jobs import command, start, write_source
 from scipy import ndimage
 
+from isochunk.core.encodings import default_encoding
 from isochunk.core.geometry import AXES, Box, Spacing
 from isochunk.core.sections import Section
 from isochunk.core.spec import LevelSpec, VolumeSpec
@@ -62,14 +63,21 @@ def pattern() -> np.ndarray:
     return voxels
 
 
-def stored(folder: Path, format_: str, spacing: Spacing, corner_nm: Corner) -> VolumeSpec:
+def stored(
+    folder: Path,
+    format_: str,
+    spacing: Spacing,
+    corner_nm: Corner,
+    encoding: str | None = None,
+    dtype: str = "uint8",
+) -> VolumeSpec:
     """Write the test pattern; what is returned is what its metadata says."""
     repeat = int(SOURCE_NM.z / spacing.z)
-    voxels = pattern().repeat(repeat, axis=0)
+    voxels = pattern().astype(dtype).repeat(repeat, axis=0)
     shard = (32, 64, 64) if repeat > 1 else None
     level = LevelSpec("0", Box.from_shape(voxels.shape), spacing, (16, 32, 32), shard)
-    encoding = "zstd" if format_ == "zarr3" else "raw"
-    spec = VolumeSpec(str(folder), format_, "uint8", encoding, corner_nm, (level,))
+    encoding = encoding or default_encoding(format_, dtype)
+    spec = VolumeSpec(str(folder), format_, dtype, encoding, corner_nm, (level,))
     create_volume(spec).write(level.box, voxels)
     return open_volume(str(folder)).spec
 
@@ -191,6 +199,35 @@ def test_source_and_result_lie_on_one_another(
         shown_source = marker_outline(image, places[index + 4])
         np.testing.assert_allclose(shown_result, shown_source, atol=1)
         np.testing.assert_allclose(shown_result, [*down, *across], atol=1.5)
+
+
+@pytest.mark.parametrize(
+    ("format_", "encoding", "dtype"),
+    [
+        ("precomputed", "png", "uint16"),
+        ("precomputed", "gzip", "uint8"),
+        ("precomputed", "gzip", "uint16"),
+        ("zarr3", "blosc-zstd:7", "uint16"),
+        ("zarr3", "zstd:9", "uint8"),
+        ("zarr3", "blosc", "uint8"),
+        ("zarr3", "gzip", "uint16"),
+    ],
+)
+def test_every_encoding_is_drawn(
+    page: Any, tmp_path: Path, format_: str, encoding: str, dtype: str
+) -> None:
+    source = stored(tmp_path / "source", "precomputed", SOURCE_NM, ORIGIN, "raw")
+    result = stored(tmp_path / "result", format_, RESULT_NM, ORIGIN, encoding, dtype)
+    contrast = contrast_range(np.array([[[BACKGROUND]], [[MARKER]]], np.uint8))
+    with view(result, source, contrast) as viewer:
+        quiet(viewer)
+        page.goto(viewer.url)
+        image = screenshot(page, tmp_path, f"{format_}-{encoding.replace(':', '-')}-{dtype}")
+        places = panels(page)
+        page.goto("about:blank")
+    for index in (0, 1, 3):  # xy, xz and zy, of the result and of the source
+        outlines = [marker_outline(image, places[index + of]) for of in (0, 4)]
+        np.testing.assert_allclose(*outlines, atol=1)
 
 
 def orange(page: Any) -> np.ndarray:
