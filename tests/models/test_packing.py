@@ -90,7 +90,7 @@ def test_what_is_described_gives_the_test_output(exported):
     inner = tuple(slice(r, -r) for r in rims)
     error = np.abs(wanted[0, 0][inner] - fine[inner].astype(float)).mean()
     thick = np.abs(block[0, 0].repeat(4, 0)[inner] - fine[inner].astype(float)).mean()
-    assert error < 0.75 * thick
+    assert error < 0.9 * thick
     assert [getattr(axis, "halo", 0) for axis in target.axes] == [0, 0, *rims]
 
 
