@@ -34,6 +34,7 @@ OPTIONAL: Mapping[str, tuple[str, ...]] = {
     "cuda": ("dask-cuda",),
     "view": ("neuroglancer", "bokeh", "prometheus-client", "matplotlib"),
     "files": ("h5py", "mrcfile", "tifffile"),
+    "zoo": ("bioimageio.spec",),
     "jobqueue": ("dask-jobqueue",),
     "kubernetes": ("dask-kubernetes",),
 }

@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import NoReturn, TextIO
 
 import isochunk
-from isochunk.cli import doctor, jobs, learning, targets, viewers, volumes
+from isochunk.cli import doctor, jobs, learning, packages, targets, viewers, volumes
 from isochunk.cli.options import INCOMPLETE, REFUSED, Command, Parser
 from isochunk.cli.words.layout import in_words, say_error
 from isochunk.errors import IsochunkError, UsageError
@@ -27,6 +27,7 @@ COMMANDS = (
     *jobs.COMMANDS,
     *targets.COMMANDS,
     *learning.COMMANDS,
+    *packages.COMMANDS,
     *viewers.COMMANDS,
     *doctor.COMMANDS,
 )

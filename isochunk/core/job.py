@@ -46,7 +46,8 @@ class RunOptions:
     """How and where a job is carried out; nothing here changes the output."""
 
     model: str
-    """Interpolation, shipped checkpoint, checkpoint folder, ``.pt2`` or ``file.py:make``."""
+    """Interpolation, shipped checkpoint, checkpoint folder, ``.pt2``, package of bioimage.io or
+    ``file.py:make``."""
     device: Device = "auto"
     """Where networks run."""
     memory: BytesField | None = None

@@ -1,4 +1,4 @@
-"""What ``--model`` takes: names, checkpoint folders, exported programs, trusted Python files."""
+"""What ``--model`` takes: names, checkpoint folders, and networks that users bring."""
 
 from __future__ import annotations
 
@@ -22,11 +22,13 @@ from isochunk.models.checkpoint import MODEL_FILE, load_module, read_spec
 from isochunk.models.interface import Predictor
 from isochunk.models.interpolation import INTERPOLATIONS, Interpolation, interpolation_spec
 from isochunk.models.threads import choose_threads
+from isochunk.models.zoo.package import is_package
 
 if TYPE_CHECKING:
     import torch
 
     from isochunk.models.tiling import Engine
+    from isochunk.models.user_model import UserModel
 
 log = logging.getLogger(__name__)
 
@@ -127,10 +129,8 @@ def examine(name: str, *, trust: bool = False) -> Examined:
     """
     if name in INTERPOLATIONS:
         return Examined(interpolation_spec(name))
-    if _is_user_model(name):
-        from isochunk.models.user_model import open_user_model
-
-        opened = open_user_model(name, trust=trust)
+    if _is_users(name):
+        opened = _opened(name, trust=trust)
         return Examined(opened.spec, lambda spec: opened.engine(spec, device_of("cpu"), "fp32"))
     folder = checkpoint_folder(name)
     if folder.name == RETIRED.get(name):
@@ -147,7 +147,8 @@ def load(name: str, runtime: Runtime) -> Predictor:
 
     Args:
         name: ``identity``, ``nearest``, ``linear``, ``cubic``; a shipped checkpoint; a checkpoint
-            folder; a ``torch.export`` program ``file.pt2``; or ``file.py:make``.
+            folder; a ``torch.export`` program ``file.pt2``; a package of bioimage.io, folder or
+            ``file.zip``; or ``file.py:make``.
         runtime: how and where.
 
     Raises:
@@ -163,11 +164,10 @@ def load(name: str, runtime: Runtime) -> Predictor:
 
     device = device_of(runtime.device)
     engine: Engine
-    if _is_user_model(name):
-        from isochunk.models.user_model import open_user_model
-
-        opened = open_user_model(name, trust=runtime.trust, known=runtime.known)
+    if _is_users(name):
+        opened = _opened(name, trust=runtime.trust, known=runtime.known)
         spec = opened.spec.for_factor(runtime.factor)
+        _require_own_plane(spec, runtime)
         _require_exact(spec, opened.inexact_because, runtime)
         engine = opened.engine(spec, device, runtime.precision)
     else:
@@ -202,6 +202,15 @@ def _require_exact(spec: ModelSpec, reason: str, runtime: Runtime) -> None:
         )
 
 
+def _require_own_plane(spec: ModelSpec, runtime: Runtime) -> None:
+    """Refuse to turn what a user brings: only networks of ours run on planes that they are told."""
+    if runtime.plane not in (None, spec.plane):
+        raise ModelError(
+            f"model {spec.name!r} runs on {spec.plane}, not on {runtime.plane}; leave "
+            f"{option('plane')} out"
+        )
+
+
 def _require_consistent(spec: ModelSpec, runtime: Runtime) -> None:
     if runtime.consistent:
         require_consistent(spec)
@@ -222,8 +231,20 @@ def _in(home: Path) -> dict[str, Path]:
     return {folder.name: folder for folder in folders}
 
 
-def _is_user_model(name: str) -> bool:
-    return name.endswith((".pt2", ".py")) or ".py:" in name
+def _is_users(name: str) -> bool:
+    """Tell whether users bring a network, rather than name a checkpoint."""
+    return name.endswith((".pt2", ".py")) or ".py:" in name or is_package(name)
+
+
+def _opened(name: str, *, trust: bool, known: ModelSpec | None = None) -> UserModel:
+    """Open a network that users bring."""
+    if is_package(name):
+        from isochunk.models.zoo.open import open_package
+
+        return open_package(name, trust=trust, known=known)
+    from isochunk.models.user_model import open_user_model
+
+    return open_user_model(name, trust=trust, known=known)
 
 
 def checkpoint_folder(name: str) -> Path:
@@ -241,7 +262,8 @@ def checkpoint_folder(name: str) -> Path:
         return found
     raise ModelError(
         f"no model {name!r}: it is no checkpoint folder and no name; names are "
-        f"{', '.join([*INTERPOLATIONS, *here])}; files can be model.pt2 or my_model.py:make"
+        f"{', '.join([*INTERPOLATIONS, *here])}; files can be model.pt2, "
+        "a bioimage.io package.zip, or my_model.py:make"
     )
 
 

@@ -198,8 +198,9 @@ class Resized:
         _, given = split_spans(self.needs(want)[0], dims)
         sizes = [int((hi - lo) / r) for (lo, hi), r in zip(given, self.ratio, strict=True)]
         smooth = self.mode.endswith("linear")
+        source = arguments["input" if "input" in arguments else "self"]  # as its overload names it
         answer = functional.interpolate(
-            arguments["input"], sizes, mode=self.mode, align_corners=False if smooth else None
+            source, sizes, mode=self.mode, align_corners=False if smooth else None
         )
         starts = [int(lo / r) for (lo, _), r in zip(given, self.ratio, strict=True)]
         parts = zip(wanted, starts, strict=True)

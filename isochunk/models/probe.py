@@ -78,11 +78,6 @@ class Probe:
         """
         grid = alignment
         if grid is None:
-            if self.shape is not None:
-                raise ModelError(
-                    f"the model takes inputs of {self.shape} only, so its alignment cannot be "
-                    "measured; declare alignment, or export it with dynamic shapes"
-                )
             grid = triple(self._grid(axis) for axis in range(3))
         return Reach(triple(self._halo(axis, grid, grid[axis]) for axis in range(3)), grid)
 
@@ -137,19 +132,28 @@ class Probe:
 
     def _grid(self, axis: int) -> int:
         """Return the smallest shift of the input after which the answer is only shifted."""
-        coarsest = ALIGNMENTS[-1]
+        coarsest, only = ALIGNMENTS[-1], self.shape
         # One phase tells the halo to within one cell of any grid that is tried.
-        halo = self._halo(axis, (coarsest,) * 3, 1) + coarsest
-        shape = [coarsest] * 3
-        shape[axis] = math.ceil((2 * halo + 2 * coarsest) / coarsest) * coarsest + coarsest
+        halo = self._halo(axis, (1, 1, 1) if only else (coarsest,) * 3, 1)
+        shape = list(only or (coarsest,) * 3)
+        if only is None:
+            shape[axis] = math.ceil((2 * halo + 4 * coarsest) / coarsest) * coarsest
+        n, f, dim = shape[axis], self.factor[axis], axis + 2
+        shape[axis] += coarsest
         noise = torch.rand(1, 1, *shape, generator=torch.Generator().manual_seed(0))
-        n, f, dim = shape[axis] - coarsest, self.factor[axis], axis + 2
         whole = self.forward(noise.narrow(dim, 0, n))
         for shift in ALIGNMENTS:
+            rim = halo + (shift if only else coarsest)
+            inner = n - shift - 2 * rim
+            if inner < 1:
+                raise ModelError(
+                    f"the model takes inputs of {only} only, too small to measure its alignment "
+                    f"along {AXES[axis]}; declare alignment, or export it with a larger example or "
+                    "dynamic shapes"
+                )
             shifted = self.forward(noise.narrow(dim, shift, n))
-            inner = n - shift - 2 * halo
-            a = whole.narrow(dim, (shift + halo) * f, inner * f)
-            b = shifted.narrow(dim, halo * f, inner * f)
+            a = whole.narrow(dim, (shift + rim) * f, inner * f)
+            b = shifted.narrow(dim, rim * f, inner * f)
             if torch.allclose(a, b, rtol=1e-4, atol=1e-5):
                 return shift
         raise ModelError(

@@ -57,6 +57,9 @@ TOLERANCE = 1e-4
 answer. A grey level of uint8 is 4e-3 of its range."""
 
 
+TALKATIVE = ("torch.fx.experimental.symbolic_shapes", "torch._export.non_strict_utils")
+"""Loggers that say what torch thinks of a network that is traced."""
+
 ATTEMPTS = (1, 4, 16)
 """Cells of the examples compared, several times over: exported programs have a least extent."""
 
@@ -212,29 +215,45 @@ def trace(module: nn.Module, factor: Triple, shape: Triple) -> TracedEngine:
     """
     try:
         with torch.no_grad(), _quiet():
-            program = torch.export.export(module, (torch.zeros(1, 1, *shape),))
-        graph_module = program.module()
+            graph_module = _graph(module, torch.zeros(1, 1, *shape))
     except Exception as error:  # the network's own code may raise anything
         said = str(error).strip().splitlines() or [""]
         raise UninterpretableError(
             f"it cannot be traced: {type(error).__name__}: {said[0]}"
         ) from error
     assert isinstance(graph_module, fx.GraphModule)
-    return _understood(graph_module, factor)
+    try:
+        return _understood(graph_module, factor)
+    except UninterpretableError:
+        raise
+    except (TypeError, ValueError, IndexError) as error:  # graphs of TorchScript have odd arguments
+        raise UninterpretableError(f"its graph has arguments not known here: {error}") from error
+
+
+def _graph(module: nn.Module, example: Tensor) -> nn.Module:
+    """Return the operations of a network; TorchScript within it is turned into these first."""
+    if any(isinstance(part, torch.jit.ScriptModule) for part in module.modules()):
+        from torch._export.converter import TS2EPConverter  # what torch.export says to use
+
+        script = torch.jit.trace(module, example, check_trace=False)  # type: ignore[no-untyped-call]
+        module = TS2EPConverter(script, (example,)).convert().module()  # of symbolic extents
+    return torch.export.export(module, (example,)).module()
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep torch from showing what it thinks of a network; what matters is raised."""
-    talkative = logging.getLogger("torch.fx.experimental.symbolic_shapes")
-    was = talkative.disabled
-    talkative.disabled = True
+    talkative = [logging.getLogger(name) for name in TALKATIVE]
+    was = [log.disabled for log in talkative]
+    for log in talkative:
+        log.disabled = True
     try:
         with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        talkative.disabled = was
+        for log, disabled in zip(talkative, was, strict=True):
+            log.disabled = disabled
 
 
 def _understood(module: fx.GraphModule, factor: Triple) -> TracedEngine:

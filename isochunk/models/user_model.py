@@ -72,6 +72,8 @@ class UserModel:
     """The only input shape it takes; None for any multiple of its alignment."""
     inexact_because: str = ""
     """Why it cannot be tiled exactly; empty where it can."""
+    one_precision: bool = False
+    """Whether constants among its operations tie it to the precision it was made in."""
 
     def engine(self, spec: ModelSpec, device: torch.device, precision: Precision) -> Engine:
         """Return what runs it on tiles.
@@ -84,7 +86,7 @@ class UserModel:
         Raises:
             ModelError: an exported program is asked for another precision.
         """
-        if self.program is not None and precision not in ("fp32", "tf32"):
+        if self.one_precision and precision not in ("fp32", "tf32"):
             raise ModelError(
                 f"{self.spec.name} was exported in one precision; use --precision fp32, or export "
                 f"it in {precision} with float32 at its ends"
@@ -143,7 +145,7 @@ def _open_python(name: str, known: ModelSpec | None) -> UserModel:
     for key, value in module.state_dict().items():
         digest.update(key.encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return _examine(name, module.eval(), declared, digest.hexdigest(), known)
+    return examine_module(name, module.eval(), declared, digest.hexdigest(), known)
 
 
 def _open_program(path: Path, known: ModelSpec | None) -> UserModel:
@@ -173,8 +175,8 @@ def _open_program(path: Path, known: ModelSpec | None) -> UserModel:
             f"{path} is no torch.export program of this torch: {type(error).__name__}: {error}"
         ) from error
     digest = hashlib.sha256(path.read_bytes() + declaration).hexdigest()
-    found = _examine(str(path), module, declared, digest, known, shape)
-    return replace(found, program=program, shape=shape)
+    found = examine_module(str(path), module, declared, digest, known, shape)
+    return replace(found, program=program, shape=shape, one_precision=True)
 
 
 def _only_shape(program: ExportedProgram, path: Path) -> Triple | None:
@@ -196,7 +198,7 @@ def _only_shape(program: ExportedProgram, path: Path) -> Triple | None:
     return triple(shape[2:]) if static[2] else None
 
 
-def _examine(
+def examine_module(
     name: str,
     module: nn.Module,
     declared: Mapping[str, Any],
@@ -204,7 +206,19 @@ def _examine(
     known: ModelSpec | None,
     shape: Triple | None = None,
 ) -> UserModel:
-    """Check what is declared and measure what is not."""
+    """Check what is declared of a network and measure what is not.
+
+    Args:
+        name: what the user called it.
+        module: maps (1, 1, z, y, x) to (1, 1, fz*z, fy*y, fx*x), on the CPU and in eval mode.
+        declared: ``factor``, and where they are known ``halo``, ``alignment`` and ``plane``.
+        sha256: over all that defines its answers.
+        known: what was found of a model; where this is the same, it is traced and no more.
+        shape: the only input shape it takes; None for any.
+
+    Raises:
+        ModelError: it declares something that cannot be read, or less halo than it has, or fails.
+    """
     factor = _declared(name, declared, "factor")
     if factor is None:
         raise ModelError(f"model {name!r} declares no factor; set factor = (fz, fy, fx)")
@@ -214,8 +228,10 @@ def _examine(
         raise ModelError(
             f"model {name!r} has plane {plane!r}; choose one of {', '.join(get_args(Plane))}"
         )
-    if known is not None and known.sha256 == sha256 and known.exact and not known.padded_because:
-        return UserModel(known, module, _trace(module, factor, alignment, shape), shape=shape)
+    if known is not None and known.sha256 == sha256 and known.exact:
+        padded = known.padded_because
+        again = None if padded else _trace(module, factor, alignment, shape)
+        return UserModel(known, module, again, shape=shape)
     probe = Probe(module, factor, shape)
     traced, padded, inexact = None, "", ""
     layers = untileable_layers(module)
