@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ def export_arguments(parser: argparse.ArgumentParser) -> None:
 
 def export(options: argparse.Namespace) -> Result:
     """``isochunk export``."""
-    from isochunk.cli.demo.tissue import truth
+    from isochunk.core.tissue import attribution, truth
     from isochunk.models.packing.write import Packing, Tissue, write_package
 
     told: dict[str, Any] = {}
@@ -43,9 +42,8 @@ def export(options: argparse.Namespace) -> Result:
         told["block"] = read_shape(options.block, "--block")
     if options.source is not None:
         told["intensity"] = intensity_of(options)
-    card = (files("isochunk.cli.demo") / "medulla.md").read_text()
     packing = Packing(Path(options.bioimageio), **told)
-    return write_package(options.name, packing, Tissue(truth(), card)).summary(), DONE
+    return write_package(options.name, packing, Tissue(truth(), attribution())).summary(), DONE
 
 
 def intensity_of(options: argparse.Namespace) -> Any:

@@ -30,6 +30,11 @@ def truth() -> Voxels:
     return rows.reshape(SECTIONS, -1, rows.shape[1])
 
 
+def attribution() -> str:
+    """Return whose it is, and what was done to it, as Markdown."""
+    return (files("isochunk.core") / "medulla.md").read_text(encoding="utf-8")
+
+
 def coarse() -> Voxels:
     """Return what a microscope with thick sections would have recorded, (40, 160, 160) uint8."""
     fine = truth()

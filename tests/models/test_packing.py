@@ -16,7 +16,7 @@ from bioimageio.spec.utils import load_array
 from jobs import command, read_all
 
 import isochunk
-from isochunk.cli.demo.tissue import truth, write_source
+from isochunk.core.tissue import truth
 from isochunk.errors import ModelError, UsageError
 from isochunk.models.packing.write import Packing, Tissue, write_package
 
@@ -97,7 +97,7 @@ def test_what_is_described_gives_the_test_output(exported):
 @pytest.mark.slow
 def test_an_export_that_is_imported_gives_the_networks_own_voxels(exported, tmp_path):
     name, out, _ = exported
-    source, got = write_source(tmp_path), {}
+    source, got = isochunk.sample_tissue(tmp_path / "in"), {}
     for model in (name, str(out)):
         target = f"{tmp_path}/{len(got)}"
         job = isochunk.Job(

@@ -11,7 +11,7 @@ from jobs import command, read_all, write_source
 from zoo_packages import FACTOR, MEAN, STD, Author, Restorer, seeded
 
 import isochunk
-from isochunk.cli.demo.tissue import truth
+from isochunk.core.tissue import truth
 
 SHAPE = (11, 37, 41)
 HALO = 6  # more than the network sees, and whole cells of its pooling
