@@ -36,7 +36,7 @@ class Volume:
 
     ``volume[0:10, 512:1024, 512:1024]`` reads those voxels and no others; steps and negative
     numbers mean what they mean to numpy. Nothing is kept of what was read but the chunks that
-    tensorstore caches.
+    tensorstore caches. It can be sent to other processes, which open it anew.
     """
 
     stored: storage.Volume
@@ -130,6 +130,10 @@ class Volume:
 
         return stored_array(self.spec, self.access, self.number)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle without open handles."""
+        return _reopened, (self.spec.url, self.access, self.number)
+
     def __repr__(self) -> str:
         z, y, x = self.shape
         return f"<isochunk.Volume {self.spec.url} ({z}, {y}, {x}) {self.dtype}>"
@@ -139,6 +143,10 @@ class Volume:
         from isochunk.pages.thumbnail import volume_html
 
         return volume_html(self.stored)
+
+
+def _reopened(url: str, access: Access, number: int) -> Volume:
+    return Volume(open_volume(url, access, again=True), access, number)
 
 
 def _ranges(index: Index | tuple[Index, ...], shape: Triple) -> list[range | int]:

@@ -103,6 +103,8 @@ def test_workers_read_it_as_a_lazy_array(volume: isochunk.Volume) -> None:
     ):
         part = client.compute(lazy[2:9, :, ::5]).result()
         mean = client.compute(lazy.mean(axis=0)).result()
+        last = client.submit(lambda sent: sent[-1], volume).result()
+    np.testing.assert_array_equal(last, VOXELS[-1])
     np.testing.assert_array_equal(part, VOXELS[2:9, :, ::5])
     np.testing.assert_allclose(mean, VOXELS.mean(axis=0))
 
