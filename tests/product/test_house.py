@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 import tomllib
-import zipfile
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -174,26 +173,6 @@ def test_what_is_tested_is_what_is_pinned():
     for name in ("torch", "dask", "distributed", "tensorstore", "zarr", "numpy"):
         installed = version(name).partition("+")[0]
         assert f"{name}=={installed}" in (ROOT / "constraints.txt").read_text()
-
-
-def test_the_wheel_holds_the_package_and_nothing_else(tmp_path):
-    subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
-        check=True,
-        capture_output=True,
-        cwd=ROOT,
-    )
-    (wheel,) = tmp_path.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        names = set(archive.namelist())
-    files = {
-        str(path.relative_to(ROOT))
-        for path in PACKAGE.rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
-    }
-    assert {name for name in names if ".dist-info/" not in name} == files
-    assert "isochunk/py.typed" in files
-    assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
 def test_the_drawing_of_the_rooms_is_as_they_are():

@@ -10,6 +10,7 @@ import sys
 import tomllib
 import urllib.request
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -21,16 +22,37 @@ ROOT = Path(__file__).parents[2]
 CONDA_NAMES = {"torch": "pytorch", "dask[array]": "dask", "cloud-volume[png]": "cloud-volume"}
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_the_wheel_alone_runs_demo_audit_and_view(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel as it would be published."""
+    out = tmp_path_factory.mktemp("wheel")
     subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(out)],
         check=True,
         capture_output=True,
         cwd=ROOT,
     )
-    (wheel,) = tmp_path.glob("*.whl")
+    (built,) = out.glob("*.whl")
+    return built
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    package = ROOT / "isochunk"
+    files = {
+        str(path.relative_to(ROOT))
+        for path in package.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert {name for name in names if ".dist-info/" not in name} == files
+    assert "isochunk/py.typed" in files
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_wheel_alone_runs_demo_audit_and_view(wheel: Path, tmp_path: Path) -> None:
     venv.create(tmp_path / "clean", with_pip=True)
     program = tmp_path / "clean/bin/isochunk"
     pins = ROOT / "constraints.txt"
