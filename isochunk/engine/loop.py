@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 PROGRESS_S = 10.0
 """Time between lines of progress in the event log."""
 
+COUNTING = ("started", "workers")
+"""Events that say how many workers there are."""
+
 LOGGED_FAILURES = 1000
 """Failed blocks that the event log names; the ledger knows them all."""
 
@@ -74,11 +77,14 @@ class Recorder:
         self.ledger = ledger
         self.events = events
         self.timeouts = timeouts
+        self.workers = 1
         self._tried = self._stored = self._progressed = time.monotonic()
         self._failures = 0
 
     def event(self, name: str, details: Mapping[str, Any]) -> None:
-        """Take an event."""
+        """Take an event; those that count workers are remembered."""
+        if name in COUNTING:
+            self.workers = details["workers"]
         self.events.add(name, details)
 
     def take(self, reports: Reports) -> None:
@@ -182,7 +188,7 @@ def execute(
         for stage in range(len(plan.stages)):
             for reports, retried in run_stage(plan, stage, recorder, backend):
                 report = report.after(reports, time.monotonic() - started)
-                report = replace(report, retries=report.retries + retried, workers=backend.workers)
+                report = replace(report, retries=report.retries + retried, workers=recorder.workers)
                 if report.first_block_s is None and len(reports.done):
                     report = replace(report, first_block_s=time.monotonic() - begun)
                 recorder.tick(report)
