@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
-from distributed import Client, LocalCluster
+from distributed import Client
 from jobs import noise, read_all, write_source
 from PIL import Image
 
 import isochunk
+from isochunk.core.geometry import Box
 from isochunk.core.tissue import coarse
 from isochunk.errors import UsageError
+from isochunk.pages.thumbnail import shown_level
 
 VOXELS = noise((20, 40, 50), "uint16")
 INDICES: list[Any] = [
@@ -94,19 +97,15 @@ def test_coarser_levels_are_volumes_too(tmp_path: Path) -> None:
         level.level(3)
 
 
-def test_workers_read_it_as_a_lazy_array(volume: isochunk.Volume) -> None:
+def test_workers_read_it_as_a_lazy_array(volume: isochunk.Volume, client: Client) -> None:
     lazy = volume.dask()
     assert (lazy.shape, lazy.dtype) == (VOXELS.shape, VOXELS.dtype)
-    with (
-        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
-        Client(cluster) as client,
-    ):
-        part = client.compute(lazy[2:9, :, ::5]).result()
-        mean = client.compute(lazy.mean(axis=0)).result()
-        last = client.submit(lambda sent: sent[-1], volume).result()
-    np.testing.assert_array_equal(last, VOXELS[-1])
+    part = client.compute(lazy[2:9, :, ::5]).result()
+    mean = client.compute(lazy.mean(axis=0)).result()
+    last = client.submit(lambda sent: sent[-1], volume).result()
     np.testing.assert_array_equal(part, VOXELS[2:9, :, ::5])
     np.testing.assert_allclose(mean, VOXELS.mean(axis=0))
+    np.testing.assert_array_equal(last, VOXELS[-1])
 
 
 def test_its_chunks_are_whole_stored_objects(tmp_path: Path) -> None:
@@ -137,6 +136,17 @@ def test_a_notebook_shows_what_it_is_and_its_middle(tmp_path: Path) -> None:
     assert [size for _, size in pictures(html)] == [(256, 256)] * 3  # sections are drawn thick
     assert np.corrcoef(xy.ravel(), tissue[20].ravel())[0, 1] > 0.99
     assert np.corrcoef(xz.ravel(), tissue[:, 80].ravel())[0, 1] > 0.99
+
+
+@pytest.mark.parametrize(
+    ("sizes", "shown"), [((1000, 500, 250, 125), 2), ((1000, 500), 1), ((200, 100), 0)]
+)
+def test_its_picture_is_of_the_finest_level_that_is_small(
+    volume: isochunk.Volume, sizes: tuple[int, ...], shown: int
+) -> None:
+    (level,) = volume.spec.levels
+    levels = tuple(replace(level, box=Box.from_shape((9, n, n))) for n in sizes)
+    assert shown_level(replace(volume.spec, levels=levels)) == shown
 
 
 def test_a_picture_that_cannot_be_had_is_told(tmp_path: Path) -> None:
