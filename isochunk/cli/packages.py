@@ -32,8 +32,7 @@ def export_arguments(parser: argparse.ArgumentParser) -> None:
 
 def export(options: argparse.Namespace) -> Result:
     """``isochunk export``."""
-    from isochunk.core.tissue import attribution, truth
-    from isochunk.models.packing.write import Packing, Tissue, write_package
+    from isochunk.models.packing.write import Packing, write_package
 
     told: dict[str, Any] = {}
     if options.factor is not None:
@@ -43,7 +42,7 @@ def export(options: argparse.Namespace) -> Result:
     if options.source is not None:
         told["intensity"] = intensity_of(options)
     packing = Packing(Path(options.bioimageio), **told)
-    return write_package(options.name, packing, Tissue(truth(), attribution())).summary(), DONE
+    return write_package(options.name, packing).summary(), DONE
 
 
 def intensity_of(options: argparse.Namespace) -> Any:

@@ -18,9 +18,8 @@ from jobs import command, read_all
 import isochunk
 from isochunk.core.tissue import truth
 from isochunk.errors import ModelError, UsageError
-from isochunk.models.packing.write import Packing, Tissue, write_package
+from isochunk.models.packing.write import Packing, write_package
 
-TISSUE = Tissue(truth(), "medulla of a fly")
 BLOCKS = {"fsrcnn-z4": "20,32,32", "anyz-z4": "32,36,36"}
 
 
@@ -117,7 +116,7 @@ def test_an_export_that_is_imported_gives_the_networks_own_voxels(exported, tmp_
 
 
 def pack(name: str, out: Path, **told) -> None:
-    write_package(name, Packing(out, **told), TISSUE)
+    write_package(name, Packing(out, **told))
 
 
 @pytest.mark.parametrize(

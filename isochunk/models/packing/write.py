@@ -17,9 +17,11 @@ from PIL import Image
 from isochunk.core.codec import JsonObject
 from isochunk.core.geometry import Triple, ceil_div, triple
 from isochunk.core.spec import Intensity, ModelSpec
+from isochunk.core.tissue import attribution, truth
 from isochunk.core.voxels import Voxels
 from isochunk.errors import ModelError, UsageError
 from isochunk.models.checkpoint import load_module, read_spec
+from isochunk.models.degrade import degrade
 from isochunk.models.interpolation import INTERPOLATIONS
 from isochunk.models.load import checkpoint_folder
 from isochunk.models.network import Network
@@ -32,16 +34,6 @@ INSIDE = 48
 """Source voxels of a block beside its halo, along each axis, where the user names no block."""
 CELL = 8
 """Blocks have multiples of so many."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tissue:
-    """Real tissue for a package's test and cover."""
-
-    voxels: Voxels
-    """(z, y, x) uint8, isotropic."""
-    card: str
-    """Whose it is, in Markdown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +88,12 @@ class Packed:
         }
 
 
-def write_package(name: str, packing: Packing, tissue: Tissue) -> Packed:
-    """Write a network as a package of bioimage.io.
+def write_package(name: str, packing: Packing) -> Packed:
+    """Write a network as a package of bioimage.io, with a test on a little real tissue.
 
     Args:
         name: of a shipped network, or a checkpoint folder.
         packing: what the package is to be.
-        tissue: for its test.
 
     Raises:
         ModelError: the network cannot be found, has no whole factor, cannot be tiled exactly or
@@ -129,10 +120,10 @@ def write_package(name: str, packing: Packing, tissue: Tissue) -> Packed:
             f"model {spec.name!r} cannot be tiled exactly ({network.inexact_because}); export "
             "another network"
         )
-    factor = _factor(spec, packing.factor)
-    block = packing.block or _block(network, spec, factor, tissue.voxels.shape)
+    factor, tissue = _factor(spec, packing.factor), truth()
+    block = packing.block or _block(network, spec, factor, tissue.shape)
     script = script_of(network, spec, factor, block)
-    coarse = _made_coarse(tissue.voxels, int(factor), spec)
+    coarse = _made_coarse(tissue, int(factor), spec)
     intensity = packing.intensity or _measured(spec, coarse)
     with TemporaryDirectory() as scratch:
         files = Files(
@@ -143,7 +134,7 @@ def write_package(name: str, packing: Packing, tissue: Tissue) -> Packed:
         )
         script.save(files.weights)
         _write_test(script, intensity, coarse, files)
-        files.card.write_text(_documentation(folder, script, intensity, tissue))
+        files.card.write_text(_documentation(folder, script, intensity))
         warnings = save(describe(script, intensity, files, torch.__version__), packing.out)
     return Packed(
         str(packing.out),
@@ -193,11 +184,10 @@ def _block(network: Network, spec: ModelSpec, factor: Fraction, tissue: Triple) 
 
 def _made_coarse(fine: Voxels, factor: int, spec: ModelSpec) -> NDArray[np.uint8]:
     """Make thick sections of tissue, as the network was trained for: means, or samples."""
-    sections = fine[: len(fine) // factor * factor].reshape(-1, factor, *fine.shape[1:])
-    if spec.phase == "sample":
-        return sections[:, 0].astype(np.uint8)
-    means: NDArray[np.uint8] = sections.mean(1).round().astype(np.uint8)
-    return means
+    whole = torch.tensor(fine[: len(fine) // factor * factor], dtype=torch.float32)[None, None]
+    made = degrade(whole, factor, "skip" if spec.phase == "sample" else "avg")[0, 0]
+    sections: NDArray[np.uint8] = made.round().to(torch.uint8).numpy()
+    return sections
 
 
 def _measured(spec: ModelSpec, coarse: NDArray[np.uint8]) -> Intensity:
@@ -236,7 +226,7 @@ def _cover(coarse: NDArray[np.uint8], fine: NDArray[np.float32], script: Script)
     return Image.fromarray(np.concatenate(pictures, 1)).resize((512, 256), Image.Resampling.NEAREST)
 
 
-def _documentation(folder: Path, script: Script, intensity: Intensity, tissue: Tissue) -> str:
+def _documentation(folder: Path, script: Script, intensity: Intensity) -> str:
     """Return the network's card, with what is particular to the package."""
     card = folder / "CARD.md"
     begun = card.read_text() if card.is_file() else f"# {script.spec.name}\n"
@@ -254,5 +244,5 @@ def _documentation(folder: Path, script: Script, intensity: Intensity, tissue: T
         "interpolation beside it: `isochunk evaluate --truth VOLUME --model PACKAGE.zip --factor "
         f"{script.factor[0]}`.\n\n"
         "## Test tissue\n"
-        f"{tissue.card}"
+        f"{attribution()}"
     )
